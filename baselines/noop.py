@@ -1,0 +1,16 @@
+"""No change: what every other method is measured against."""
+
+from dataclasses import dataclass
+
+from riebench.interventions import Intervention
+from riebench.methods import Case
+
+
+@dataclass(frozen=True)
+class NoOp:
+    name: str = "noop"
+    strength: float = 0.0
+    sites: str = ""
+
+    def plan(self, case: Case) -> Intervention:
+        return Intervention()

@@ -1,0 +1,16 @@
+"""The edited prompt itself: the ceiling of the edit and the floor of preservation."""
+
+from dataclasses import dataclass
+
+from riebench.interventions import Intervention
+from riebench.methods import Case
+
+
+@dataclass(frozen=True)
+class OraclePrompt:
+    name: str = "oracle-prompt"
+    strength: float = 1.0
+    sites: str = ""
+
+    def plan(self, case: Case) -> Intervention:
+        return Intervention(prompt="edited")

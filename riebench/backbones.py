@@ -1,0 +1,62 @@
+"""The models under test, as a frozen table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from riebench.errors import UserError
+from riebench.registry import Registry
+
+#: Short name of a block -> its module path in the U-Net (protocol §2), in the order in which the U-Net runs them.
+BLOCKS = {
+    "down.2.1": "down_blocks.2.attentions.1",
+    "mid.0": "mid_block.attentions.0",
+    "up.0.0": "up_blocks.0.attentions.0",
+    "up.0.1": "up_blocks.0.attentions.1",
+}
+BLOCK_NAMES = tuple(BLOCKS)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A diffusion model, and how the benchmark samples it."""
+
+    name: str
+    """As in `riebench run`: the model, `@`, its number of steps."""
+    folder: str
+    """Folder of a `StableDiffusionXLPipeline`, relative to the shipped data or absolute."""
+    steps: int
+    """Denoising steps."""
+    guidance: float
+    """Classifier-free guidance scale; 0 samples without it."""
+    grounder: str
+    """Name of the grounder that reads its pictures."""
+    summary: str = ""
+
+
+BACKBONES: Registry[Backbone] = Registry("backbone", "riebench.backbones")
+BACKBONES.add(
+    "tinyworld-turbo@1",
+    Backbone(
+        name="tinyworld-turbo@1",
+        folder="tinyworld/turbo",
+        steps=1,
+        guidance=0.0,
+        grounder="tinyworld",
+        summary="the embedded small SDXL, one step, 64 px",
+    ),
+    summary="the embedded small SDXL, one step, 64 px",
+)
+
+
+def check_blocks(names: tuple[str, ...] | list[str]) -> tuple[str, ...]:
+    """The given block names in U-Net order. Raises `UserError` for a name that is not a block."""
+    for name in names:
+        if name not in BLOCKS:
+            raise UserError(f"unknown block {name!r}", remedy=f"use blocks out of {', '.join(BLOCKS)}")
+    return tuple(name for name in BLOCKS if name in names)
+
+
+def blocks_text(names: tuple[str, ...]) -> str:
+    """As in the `blocks` column: names joined by "+" in U-Net order, "" for none."""
+    return "+".join(check_blocks(names))

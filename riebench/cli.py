@@ -1,0 +1,189 @@
+"""The command line: verbs only. Each parses its words, calls one function and prints. Imports no torch itself."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from riebench.errors import UserError, did_you_mean
+
+KINDS = ("backbones", "blocks", "categories", "dictionaries", "edits", "grounders", "methods", "metrics", "runs")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a verb. A user's error is one line on stderr and exit status 2; Ctrl-C is 130."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.verb(arguments)
+    except UserError as error:
+        print(f"riebench: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("riebench: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="riebench", description="Benchmark of representation-based image editing in diffusion models."
+    )
+    verbs = parser.add_subparsers(required=True, metavar="verb")
+
+    run = verbs.add_parser("run", help="run a benchmark and write its report")
+    run.add_argument("name", help="a shipped run (riebench ls runs) or a YAML file")
+    run.add_argument("--out", type=Path, help="folder for the results (default: runs/<name>)")
+    run.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    run.add_argument("--edits-per-category", type=int, help="how many edits of each category; 0 for all")
+    run.set_defaults(verb=_run)
+
+    ls = verbs.add_parser("ls", help="list what there is")
+    ls.add_argument("kind", help=", ".join(KINDS))
+    ls.set_defaults(verb=_ls)
+
+    train = verbs.add_parser("train", help="train sparse autoencoders on a backbone's block updates")
+    train.add_argument("--backbone", default="tinyworld-turbo@1", help="see riebench ls backbones")
+    train.add_argument("--blocks", default="", help="comma-separated (default: all four)")
+    train.add_argument("--out", type=Path, required=True, help="folder for the dictionaries, their index and state")
+    train.add_argument("--k", type=int, default=16, help="active features a vector")
+    train.add_argument("--width", type=int, default=8, help="features, as a multiple of the channels")
+    train.add_argument("--prompts", type=int, default=8192, help="images whose updates are trained on")
+    train.add_argument("--steps", type=int, default=800, help="training steps of 2048 vectors")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    train.set_defaults(verb=_train)
+
+    world = verbs.add_parser("tinyworld", help="make or judge the embedded world").add_subparsers(
+        required=True, metavar="verb"
+    )
+    world_train = world.add_parser("train", help="train every model of tinyworld from nothing; resumable")
+    world_train.add_argument("--out", type=Path, required=True, help="folder for weights and checkpoints")
+    world_train.add_argument("--only", default="", help="comma-separated: vae, turbo, oracle, grounder, clip")
+    world_train.add_argument("--seed", type=int, default=0)
+    world_train.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    world_train.set_defaults(verb=_tinyworld_train)
+    world_evaluate = world.add_parser("evaluate", help="judge the shipped models against the renderer's truth")
+    world_evaluate.add_argument("--json", action="store_true", help="print JSON")
+    world_evaluate.add_argument("--count", type=int, default=512, help="pictures for each figure")
+    world_evaluate.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    world_evaluate.set_defaults(verb=_tinyworld_evaluate)
+    world_edits = world.add_parser("edits", help="write tinyworld's edit set, the same bytes every time")
+    world_edits.add_argument("--out", type=Path, required=True, help="folder for one file a category")
+    world_edits.set_defaults(verb=_tinyworld_edits)
+    return parser
+
+
+def _run(arguments) -> None:
+    from riebench.config import read_config
+
+    overrides = {}
+    if arguments.edits_per_category is not None:
+        overrides["edits_per_category"] = arguments.edits_per_category
+    config = read_config(arguments.name, overrides)
+    out = arguments.out or Path("runs") / Path(arguments.name).stem
+
+    from riebench.analysis import block_table
+    from riebench.runs import run
+
+    done = run(config, out, device=arguments.device)
+    print(f"\n{block_table(done.summary)}\n\n{done.manifest['results']} results in {done.manifest['seconds']:.0f} s")
+    print(f"report: {done.report.resolve()}")
+
+
+def _ls(arguments) -> None:
+    if arguments.kind not in KINDS:
+        raise UserError(
+            f"there is nothing to list as {arguments.kind!r}{did_you_mean(arguments.kind, KINDS)}",
+            remedy=f"use {', '.join(KINDS)}",
+        )
+    rows = _listed(arguments.kind)
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, summary in rows:
+        print(f"{name:<{width}}  {summary}".rstrip())
+
+
+def _listed(kind: str) -> list[tuple[str, str]]:
+    if kind == "blocks":
+        from riebench.backbones import BLOCKS
+
+        return list(BLOCKS.items())
+    if kind == "categories":
+        from riebench.edits import CATEGORIES
+
+        return [(category.name, f"{category.id}  {category.title}") for category in CATEGORIES]
+    if kind == "runs":
+        from riebench.config import preset_names, read_config
+
+        configs = [(name, read_config(name)) for name in preset_names()]
+        return [(name, f"{c.backbone}, {len(c.methods)} methods, {len(c.seeds)} seeds") for name, c in configs]
+    if kind == "edits":
+        from riebench.edits import load_edits, shipped_sets
+
+        return [(name, f"{len(load_edits(name))} edits") for name in shipped_sets()]
+    if kind == "dictionaries":
+        from sae_models.index import entries
+
+        return [
+            (
+                entry.name,
+                f"{entry.backbone}  {entry.block}  {entry.kind}  k={entry.k}  {entry.num_features} features  "
+                f"EV {entry.evaluation['explained_variance_pooled']:.3f}  dead {entry.evaluation['dead_share']:.1%}",
+            )
+            for entry in entries()
+        ]
+    registry = _registries()[kind]
+    return [(name, registry.summary(name)) for name in registry.names()]
+
+
+def _registries() -> dict:
+    from riebench.backbones import BACKBONES
+    from riebench.grounders import GROUNDERS
+    from riebench.methods import METHODS
+    from riebench.metrics import METRICS
+
+    return {"backbones": BACKBONES, "grounders": GROUNDERS, "methods": METHODS, "metrics": METRICS}
+
+
+def _train(arguments) -> None:
+    from riebench.backbones import BLOCK_NAMES, check_blocks
+    from riebench.harvest import train_dictionaries
+
+    train_dictionaries(
+        arguments.backbone,
+        check_blocks(arguments.blocks.split(",")) if arguments.blocks else BLOCK_NAMES,
+        arguments.out,
+        k=arguments.k,
+        expansion=arguments.width,
+        prompts=arguments.prompts,
+        steps=arguments.steps,
+        seed=arguments.seed,
+        device=arguments.device,
+    )
+
+
+def _tinyworld_train(arguments) -> None:
+    from riebench.tinyworld.train import PARTS, train_world
+
+    only = tuple(part for part in arguments.only.split(",") if part) or PARTS
+    train_world(arguments.out, only, seed=arguments.seed, device=arguments.device)
+
+
+def _tinyworld_evaluate(arguments) -> None:
+    import json
+
+    from riebench.tinyworld.evaluate import evaluate_world, format_evaluation
+
+    found = evaluate_world(arguments.count, arguments.device)
+    print(json.dumps(found, indent=2) if arguments.json else format_evaluation(found))
+
+
+def _tinyworld_edits(arguments) -> None:
+    from riebench.tinyworld.edit_set import write_edit_set
+
+    for path in write_edit_set(arguments.out):
+        print(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""RunConfig: what a run is asked to do, read from YAML and overridden by flags. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from riebench.edits import CATEGORY_NAMES
+from riebench.errors import UserError, did_you_mean
+from riebench.methods import METHODS
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """A method by name, with the settings of its dataclass."""
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self):
+        """The method. Raises `UserError` for an unknown name or setting."""
+        factory = METHODS.get(self.name)
+        known = [f.name for f in dataclasses.fields(factory)] if dataclasses.is_dataclass(factory) else None
+        for key in self.settings:
+            if known is not None and key not in known:
+                raise UserError(
+                    f"method {self.name!r} has no setting {key!r}{did_you_mean(key, known)}",
+                    remedy=f"use {', '.join(known)}",
+                )
+        try:
+            return factory(**self.settings)
+        except TypeError as error:
+            raise UserError(f"method {self.name!r}: {error}", remedy="check its settings") from error
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a run is asked to do."""
+
+    backbone: str = "tinyworld-turbo@1"
+    """Name out of `riebench ls backbones`."""
+    edits: str = "tinyworld"
+    """Name of a shipped edit set, or a path."""
+    categories: tuple[str, ...] = CATEGORY_NAMES
+    """Which categories of it."""
+    edits_per_category: int = 0
+    """The first so many edits of each category; 0 takes all."""
+    seeds: tuple[int, ...] = (42, 43, 44)
+    """Seeds of the noise: a case is an edit with a seed."""
+    methods: tuple[MethodConfig, ...] = (MethodConfig("noop"), MethodConfig("sae"))
+    """Methods, in the order of the tables. `noop` must be among them: gains are measured from it."""
+    subsets_of: str = "sae"
+    """The method that is run on every subset of the blocks, to attribute its effect to them."""
+    mask_rule: str = "touched"
+    """How an image mask becomes cells: touched or half (protocol section 4)."""
+    batch_size: int = 32
+    """Images generated at once."""
+    resamples: int = 10_000
+    """Bootstrap resamples behind every interval."""
+
+    def __post_init__(self) -> None:
+        for name in self.categories:
+            if name not in CATEGORY_NAMES:
+                raise UserError(
+                    f"unknown category {name!r}{did_you_mean(name, CATEGORY_NAMES)}",
+                    remedy=f"use {', '.join(CATEGORY_NAMES)}",
+                )
+        names = [method.name for method in self.methods]
+        for needed in ("noop", self.subsets_of):
+            if needed not in names:
+                raise UserError(f"the run has no method {needed!r}", remedy=f"add {needed!r} to methods")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise UserError(f"seeds {list(self.seeds)} are empty or repeated", remedy="give distinct whole numbers")
+        if self.batch_size < 1 or self.resamples < 1 or self.edits_per_category < 0:
+            raise UserError("batch_size and resamples are at least 1, edits_per_category at least 0", remedy="mend them")
+
+
+def preset_names() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def read_config(name: str, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """The configuration of a preset or a YAML file. Raises `UserError` for unknown keys, wrong types, broken YAML."""
+    path = PRESETS / f"{name}.yaml" if name in preset_names() else Path(name)
+    if not path.is_file():
+        raise UserError(
+            f"there is no run {name!r}{did_you_mean(name, preset_names())}",
+            remedy=f"use {', '.join(preset_names())} or a YAML file",
+        )
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}", remedy="mend that line") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no settings", remedy="write `key: value` lines, as in the shipped presets")
+    return build_config({**values, **(overrides or {})}, where=str(path))
+
+
+def build_config(values: Mapping[str, Any], where: str) -> RunConfig:
+    """A RunConfig of plain values, as YAML gives them."""
+    known = {f.name: f.default for f in dataclasses.fields(RunConfig)}
+    checked: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known:
+            raise UserError(
+                f"{where}: unknown key {key!r}{did_you_mean(key, known)}", remedy=f"the keys are {', '.join(known)}"
+            )
+        checked[key] = _typed(where, key, value, known[key])
+    return RunConfig(**checked)
+
+
+def _typed(where: str, key: str, value: Any, default: Any) -> Any:
+    if key == "methods":
+        return tuple(_method(where, item) for item in _list(where, key, value))
+    if isinstance(default, tuple):
+        kind = type(default[0])
+        return tuple(_scalar(where, key, item, kind) for item in _list(where, key, value))
+    return _scalar(where, key, value, type(default))
+
+
+def _list(where: str, key: str, value: Any) -> list:
+    if not isinstance(value, list | tuple):
+        raise UserError(f"{where}: {key} is {value!r}, not a list", remedy=f"write {key}: [..., ...]")
+    return list(value)
+
+
+def _scalar(where: str, key: str, value: Any, kind: type) -> Any:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise UserError(f"{where}: {key} holds {value!r}", remedy=f"give {'a whole number' if kind is int else 'text'}")
+    return value
+
+
+def _method(where: str, item: Any) -> MethodConfig:
+    if isinstance(item, str):
+        item = {"name": item}
+    if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+        raise UserError(f"{where}: a method is {item!r}", remedy="write `- name: sae` and its settings")
+    METHODS.summary(item["name"])  # an unknown name is an error before anything is loaded
+    return MethodConfig(item["name"], {key: value for key, value in item.items() if key != "name"})

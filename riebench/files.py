@@ -1,0 +1,75 @@
+"""Files written whole or not at all, and where the shipped data lies."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from riebench.errors import UserError
+
+
+def data_folder() -> Path:
+    """The shipped `data/`: beside the code in a wheel, at the repository's root in a clone or an editable install."""
+    here = Path(__file__).resolve().parent
+    for folder in (here / "_data", here.parent / "data"):
+        if folder.is_dir():
+            return folder
+    raise UserError(f"riebench's data folder is missing from {here}", remedy="install riebench again")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; what was written there is flushed and renamed to `path` on success.
+
+    Raises `UserError` when the folder cannot be written or the disk is full; an older file stays as it was.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        temporary.chmod(0o644)
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}",
+            remedy="choose a folder you may write to, on a disk with room",
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: object) -> None:
+    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def read_json(path: Path, what: str) -> dict:
+    """The JSON object in a file. Raises `UserError` naming the file where it is missing or broken."""
+    try:
+        value = json.loads(Path(path).read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{what} {path} does not exist", remedy="check the path") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{what} {path} cannot be read: {error}", remedy="mend the file or remove it") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{what} {path} is not a JSON object", remedy="mend the file or remove it")
+    return value

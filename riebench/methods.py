@@ -1,0 +1,61 @@
+"""Methods: from all that a method may see of a case to an intervention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from riebench.edits import Edit
+from riebench.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from riebench.interventions import Intervention
+    from riebench.lens import Site
+    from sae_models.dictionary import Dictionary
+
+
+@dataclass(frozen=True)
+class Case:
+    """One edit with one seed: all that a method may see. It sees the edited image's trace, so it is an oracle too."""
+
+    edit: Edit
+    seed: int
+    original: Mapping[Site, Tensor]
+    """Trace of the original image: site -> `[steps, C, h, w]`."""
+    edited: Mapping[Site, Tensor]
+    """Trace of the edited image, from the same noise."""
+    original_cells: Mapping[str, Tensor]
+    """Block -> the original image's region on that block's grid, bool `[h, w]`."""
+    edited_cells: Mapping[str, Tensor]
+    """Block -> the edited image's region."""
+    sae: Callable[[str], Dictionary]
+    """Block -> its sparse autoencoder."""
+
+
+@runtime_checkable
+class Method(Protocol):
+    """One way of editing. `name` is its name in tables; `strength` its strength there; `sites` is the kind of trace
+    it needs: "update" or "neurons", or "" where it adds nothing to any block."""
+
+    name: str
+    strength: float
+    sites: str
+
+    def plan(self, case: Case) -> Intervention:
+        """The intervention on all blocks; the benchmark restricts it to subsets of blocks."""
+        ...
+
+
+METHODS: Registry[Callable[..., Method]] = Registry("method", "riebench.methods")
+for _name, _target, _summary in (
+    ("noop", "baselines.noop:NoOp", "no change: the original image"),
+    ("oracle-prompt", "baselines.oracle_prompt:OraclePrompt", "the edited prompt itself: the ceiling of the edit"),
+    ("dense", "baselines.dense:Dense", "the whole update in place of selected features"),
+    ("neurons", "baselines.neurons:Neurons", "feed-forward neurons in place of SAE features"),
+    ("random", "baselines.random_features:RandomFeatures", "random SAE features, same count and injected norm"),
+    ("sae", "baselines.sae:SAE", "SAE features turned on and off"),
+):
+    METHODS.add(_name, _target, summary=_summary)

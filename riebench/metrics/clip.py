@@ -1,0 +1,118 @@
+"""CLIP cosines of the intervened image with the prompts and with the reference images (protocol §7)."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+
+import numpy as np
+import torch
+
+from riebench.metrics import METRICS, ScoreBatch
+
+if TYPE_CHECKING:
+    from riebench.metrics.models import ScoringModels
+
+REMEMBERED_IMAGES = 4096
+
+
+class ClipEncoder(Protocol):
+    """An image and a text encoder with one space. Both return unit vectors."""
+
+    def encode_images(self, images_bchw: torch.Tensor) -> torch.Tensor:
+        """`[b, e]` of images in [0, 1]."""
+        ...
+
+    def encode_texts(self, texts: list[str]) -> torch.Tensor:
+        """`[b, e]` of texts."""
+        ...
+
+
+def strip_marks(prompt: str) -> str:
+    """The prompt without the `[ ]` that mark its edited words, single-spaced."""
+    return " ".join(prompt.replace("[", "").replace("]", "").split())
+
+
+class Embeddings:
+    """One encoder's embeddings, each computed once: of prompts for good, of images by content for the last 4096.
+
+    A reference image comes back with every method and every block subset of its case, and within a batch with every
+    metric; its pixels are the key.
+    """
+
+    def __init__(self, encoder: ClipEncoder, device: torch.device | str = "cpu", keep_marks: bool = False) -> None:
+        self._encoder, self._device, self._keep_marks = encoder, device, keep_marks
+        self._texts: dict[str, np.ndarray] = {}
+        self._images: dict[bytes, np.ndarray] = {}
+
+    def texts(self, prompts: list[str]) -> np.ndarray:
+        """Float64 `[b, e]` of prompts, by default without their marks."""
+        texts = prompts if self._keep_marks else [strip_marks(prompt) for prompt in prompts]
+        new = [text for text in dict.fromkeys(texts) if text not in self._texts]
+        if new:
+            self._texts.update(zip(new, _numpy(self._encoder.encode_texts(new)), strict=True))
+        return np.stack([self._texts[text] for text in texts])
+
+    def images(self, images_bchw: torch.Tensor) -> np.ndarray:
+        """Float64 `[b, e]` of images in [0, 1]."""
+        keys = [_content(image) for image in images_bchw]
+        new = {key: row for row, key in enumerate(keys) if key not in self._images}
+        if new:
+            rows = images_bchw[list(new.values())].to(self._device, torch.float32)
+            self._images.update(zip(new, _numpy(self._encoder.encode_images(rows)), strict=True))
+        found = np.stack([self._images[key] for key in keys])
+        for key in list(self._images)[:-REMEMBERED_IMAGES]:
+            del self._images[key]
+        return found
+
+
+def _numpy(embeddings_be: torch.Tensor) -> np.ndarray:
+    return embeddings_be.detach().double().cpu().numpy()
+
+
+def _content(image_chw: torch.Tensor) -> bytes:
+    pixels = image_chw.detach().float().cpu().contiguous().numpy()
+    return hashlib.blake2b(pixels.tobytes(), key=repr(pixels.shape).encode(), digest_size=16).digest()
+
+
+@dataclass(frozen=True)
+class ClipScore:
+    """Cosine of the intervened image's embedding with that of one side's prompt or image."""
+
+    embeddings: Embeddings
+    kind: Literal["text", "image"]
+    side: Literal["original", "edited"]
+    higher_is_better: ClassVar[bool] = True
+    bounds: ClassVar[tuple[float, float]] = (-1.0, 1.0)
+
+    @property
+    def name(self) -> str:
+        return f"clip_{self.kind}_{self.side}"
+
+    @property
+    def summary(self) -> str:
+        return METRICS.summary(self.name)
+
+    def score(self, batch: ScoreBatch) -> np.ndarray:
+        if self.kind == "text":
+            reference = self.embeddings.texts([getattr(edit, f"{self.side}_prompt") for edit in batch.edits])
+        else:
+            reference = self.embeddings.images(getattr(batch, self.side))
+        return (self.embeddings.images(batch.intervened) * reference).sum(axis=1)
+
+
+def text_edited(models: ScoringModels) -> ClipScore:
+    return ClipScore(models.clip, "text", "edited")
+
+
+def text_original(models: ScoringModels) -> ClipScore:
+    return ClipScore(models.clip, "text", "original")
+
+
+def image_edited(models: ScoringModels) -> ClipScore:
+    return ClipScore(models.clip, "image", "edited")
+
+
+def image_original(models: ScoringModels) -> ClipScore:
+    return ClipScore(models.clip, "image", "original")

@@ -1,0 +1,68 @@
+"""The networks that metrics share, each loaded when a metric first asks for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+
+from riebench.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from riebench.metrics.clip import Embeddings
+    from riebench.metrics.lpips import LpipsAlex
+    from riebench.tinyworld.oracle import Oracle
+
+FAMILIES = ("tinyworld", "sdxl")
+OPENAI_CLIP = "ViT-L-14-quickgelu/openai"  # plain ViT-L-14 runs the wrong activation on those weights
+
+
+@dataclass(frozen=True)
+class ScoringModels:
+    """Which networks score. Raises `UserError` for an unknown family of backbones."""
+
+    family: str = "tinyworld"
+    """Family of the backbone: it decides which CLIP scores, and whether there is an oracle."""
+    device: torch.device | str = "cpu"
+    """Where the networks run; images may come from anywhere."""
+    keep_marks: bool = False
+    """Whether prompts keep their `[ ]` marks."""
+
+    def __post_init__(self) -> None:
+        if self.family not in FAMILIES:
+            raise UserError(
+                f"no metrics for backbones of the family {self.family!r}{did_you_mean(self.family, FAMILIES)}",
+                remedy=f"use one of {', '.join(FAMILIES)}",
+            )
+
+    @cached_property
+    def clip(self) -> Embeddings:
+        from riebench.metrics.clip import Embeddings
+
+        if self.family == "tinyworld":
+            from riebench.tinyworld.clip import load_clip
+
+            return Embeddings(load_clip(self.device), self.device, self.keep_marks)
+        from riebench.metrics.openclip import OpenClip
+
+        return Embeddings(OpenClip(OPENAI_CLIP, self.device), self.device, self.keep_marks)
+
+    @cached_property
+    def lpips(self) -> LpipsAlex:
+        from riebench.metrics.lpips import LpipsAlex
+
+        return LpipsAlex(self.device)
+
+    @cached_property
+    def oracle(self) -> Oracle:
+        """Raises `UserError` for a family other than tinyworld."""
+        from riebench.tinyworld.oracle import load_oracle
+
+        if self.family != "tinyworld":
+            raise UserError(
+                f"the oracle reads tinyworld's pictures, not those of {self.family}",
+                remedy="leave oracle_success and oracle_preservation out",
+            )
+        return load_oracle(self.device)

@@ -1,0 +1,142 @@
+"""The grounder: finds the pixels of a tinyworld phrase, as GroundingDINO and SAM do for photographs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from riebench.errors import UserError, did_you_mean
+from riebench.files import data_folder
+from riebench.tinyworld.augment import degrade, training_scenes, unit_images
+from riebench.tinyworld.fit import fit
+from riebench.tinyworld.render import Rendering
+from riebench.tinyworld.scenes import ACCESSORIES, SHAPES
+from riebench.tinyworld.train_vae import random_scenes
+from riebench.tinyworld.weights import load_weights, save_weights
+
+STEPS, BATCH = 1000, 48
+MIN_PIXELS = 8  # a smaller mask is a speck, and becomes empty
+#: What a pixel can be: the background, the object, or a kind of accessory.
+CLASSES = ("background", "object", *ACCESSORIES[1:])
+_CLASS_WEIGHTS = (1.0, 1.0, 3.0, 3.0, 3.0)
+#: Noun -> the classes it covers. Every shape noun means the object, whatever its shape.
+NOUNS: dict[str, tuple[str, ...]] = {
+    **{shape: ("object",) for shape in SHAPES},
+    "object": ("object",),
+    **{kind: (kind,) for kind in CLASSES[2:]},
+    "foreground": CLASSES[1:],
+}
+
+
+def phrase_noun(phrase: str) -> str:
+    """The last word of the phrase that is one of `NOUNS`. Raises `UserError` where there is none."""
+    words = phrase.lower().split()
+    for word in reversed(words):
+        if word in NOUNS:
+            return word
+    raise UserError(
+        f"tinyworld's grounder knows no noun of the phrase {phrase!r}"
+        + next((hint for word in reversed(words) if (hint := did_you_mean(word, NOUNS))), ""),
+        remedy=f"use one of {', '.join(NOUNS)}",
+    )
+
+
+def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+class Grounder(nn.Module):
+    """A small U-shaped segmentation network. Images are `[b, 3, 64, 64]` in [0, 1]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down32 = _conv(3, 16, 5, 2)
+        self.down16 = _conv(16, 32, 3, 2)
+        self.down8 = nn.Sequential(_conv(32, 64, 3, 2), _conv(64, 64))
+        self.up16 = nn.Conv2d(64, 32, 1)
+        self.merge16 = _conv(32, 32)
+        self.up32 = nn.Conv2d(32, 16, 1)
+        self.merge32 = _conv(16, 24)
+        self.head = nn.Sequential(nn.Conv2d(24, 4 * len(CLASSES), 3, padding=1), nn.PixelShuffle(2))
+
+    def forward(self, images_bchw: torch.Tensor) -> torch.Tensor:
+        """Logits `[b, 5, 64, 64]` of `CLASSES`."""
+        at32 = self.down32(images_bchw * 2 - 1)
+        at16 = self.down16(at32)
+        at8 = self.down8(at16)
+        at16 = self.merge16(at16 + F.interpolate(self.up16(at8), scale_factor=2, mode="bilinear"))
+        at32 = self.merge32(at32 + F.interpolate(self.up32(at16), scale_factor=2, mode="bilinear"))
+        return self.head(at32)
+
+    @torch.no_grad()
+    def masks(self, images_bchw: torch.Tensor, phrases: list[str]) -> torch.Tensor:
+        """The pixels of each image's phrase, bool `[b, 64, 64]`; all False where what it names is not in the image.
+
+        The phrase's last known noun decides (`NOUNS`). A mask below `MIN_PIXELS` pixels becomes empty. Raises
+        `UserError` for a phrase without a known noun.
+        """
+        if len(phrases) != len(images_bchw):
+            raise ValueError(f"{len(images_bchw)} images want as many phrases, got {len(phrases)}")
+        covered = torch.tensor(
+            [[name in NOUNS[phrase_noun(phrase)] for name in CLASSES] for phrase in phrases], device=images_bchw.device
+        )
+        classes = self(images_bchw).argmax(dim=1)
+        masks = covered.gather(1, classes.flatten(1)).view_as(classes)
+        return masks & (masks.sum(dim=(1, 2), keepdim=True) >= MIN_PIXELS)
+
+
+def train_grounder(folder: Path, device: torch.device, *, seed: int = 0, steps: int = STEPS) -> Grounder:
+    """Weighted cross-entropy per pixel, on degraded renderings of scenes that are not held out."""
+    torch.manual_seed(seed)
+    weights = torch.tensor(_CLASS_WEIGHTS, device=device)
+
+    def loss(model: Grounder, step: int) -> torch.Tensor:
+        attributes, _, rendering = training_scenes(seed, step, BATCH)
+        generator = torch.Generator("cpu").manual_seed(seed * 1_000_003 + step)
+        logits = model(degrade(unit_images(rendering).to(device), generator))
+        return F.cross_entropy(logits, _true_classes(attributes, rendering).to(device), weights)
+
+    return fit("grounder", Grounder().to(device), loss, steps=steps, folder=folder, lr=3e-3, warmup=100, ema=0.99)
+
+
+def save_grounder(grounder: Grounder, path: Path) -> None:
+    """Writes the weights as safetensors."""
+    save_weights(grounder, path)
+
+
+def load_grounder(device: torch.device | str = "cpu", path: Path | None = None) -> Grounder:
+    """The shipped grounder, or the one saved at `path`. Raises `UserError` naming a missing or broken file."""
+    return load_weights(Grounder(), path or data_folder() / "tinyworld" / "grounder.safetensors", device)
+
+
+def _true_classes(attributes, rendering: Rendering) -> torch.Tensor:
+    """Index into `CLASSES` of every pixel, int64 `[b, 64, 64]`."""
+    accessory = torch.from_numpy(attributes[:, 5] + 1)[:, None, None]
+    item, body = torch.from_numpy(rendering.accessory_bhw), torch.from_numpy(rendering.object_bhw)
+    return torch.where(item, accessory, body.long())
+
+
+def evaluate_grounder(grounder: Grounder, seed: int, count: int, *, split: str = "held_out") -> dict[str, float]:
+    """Mean intersection over union per phrase, on those of `count` rendered scenes that show what it names.
+
+    "mean" is over the phrases. "absent" is the share of accessory phrases that rightly get an empty mask.
+    """
+    attributes, _, rendering = random_scenes(seed, 0, count, split)
+    images = unit_images(rendering).to(next(grounder.parameters()).device)
+    truth = _true_classes(attributes, rendering)
+    scores, empty = {}, []
+    for phrase in ("object", "foreground", *CLASSES[2:]):
+        found = grounder.masks(images, [phrase] * count).cpu()
+        wanted = torch.isin(truth, torch.tensor([CLASSES.index(name) for name in NOUNS[phrase]]))
+        shown = wanted.any(dim=(1, 2))
+        overlap = (found & wanted).sum(dim=(1, 2)) / (found | wanted).sum(dim=(1, 2))
+        scores[phrase] = overlap[shown].double().mean().item()
+        empty.append(~found.any(dim=(1, 2))[~shown])
+    return scores | {"mean": sum(scores.values()) / len(scores), "absent": torch.cat(empty).double().mean().item()}

@@ -1,0 +1,30 @@
+"""Dictionaries of activation vectors: architectures, training, evaluation, checkpoints and the index of known ones.
+
+Knows tensors, not diffusion. Importing the package, and `sae_models.index`, does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+_ROOMS = {
+    "Dictionary": "dictionary",
+    "Evaluation": "evaluation",
+    "Identity": "dictionary",
+    "TopKConfig": "topk",
+    "TopKSAE": "topk",
+    "TrainConfig": "trainer",
+    "evaluate": "evaluation",
+    "load": "checkpoint",
+    "save": "checkpoint",
+    "shuffled_batches": "trainer",
+    "train": "trainer",
+}
+
+__all__ = sorted(_ROOMS)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)

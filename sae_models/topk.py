@@ -1,0 +1,82 @@
+"""The TopK sparse autoencoder (Gao et al. 2024, arXiv 2406.04093)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from riebench.errors import UserError
+
+
+@dataclass(frozen=True)
+class TopKConfig:
+    """The shape of a `TopKSAE`. Raises `UserError` where no such autoencoder exists."""
+
+    width: int
+    """d: the number of values in an input row."""
+    num_features: int
+    """f: the number of latents."""
+    k: int
+    """The most latents that may be active on a row."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "num_features", "k"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UserError(f"a TopK SAE's {name} is {value!r}", remedy="give a whole number of at least 1")
+        if self.k > self.num_features:
+            raise UserError(
+                f"k={self.k} is more than the {self.num_features} features there are",
+                remedy="lower k or raise num_features",
+            )
+
+
+def keep_top(h_nf: Tensor, k: int) -> Tensor:
+    """relu of the k largest values of each row, zero elsewhere; the shape stays."""
+    values, indices = h_nf.topk(k, dim=-1, sorted=False)
+    return torch.zeros_like(h_nf).scatter(-1, indices, values.relu())
+
+
+class TopKSAE(nn.Module):
+    """z = relu(topk((x - b_dec) W_enc + b_enc)), x_hat = z W_dec + b_dec.
+
+    Parameters, laid out and named as SAELens does: `W_enc` [d, f], `b_enc` [f], `W_dec` [f, d], `b_dec` [d].
+    The rows of `W_dec` have unit norm, so a latent is in the units of the input. Inputs are cast to the weights' dtype.
+    """
+
+    def __init__(self, config: TopKConfig, *, seed: int = 0) -> None:
+        """Random unit decoder rows drawn from `seed`, the encoder a copy of their transpose, biases zero."""
+        super().__init__()
+        self.config = config
+        generator = torch.Generator().manual_seed(seed)
+        rows_fd = nn.functional.normalize(torch.randn(config.num_features, config.width, generator=generator), dim=-1)
+        self.W_dec = nn.Parameter(rows_fd)
+        self.W_enc = nn.Parameter(rows_fd.T.clone(memory_format=torch.contiguous_format))
+        self.b_enc = nn.Parameter(torch.zeros(config.num_features))
+        self.b_dec = nn.Parameter(torch.zeros(config.width))
+
+    @property
+    def width(self) -> int:
+        return self.config.width
+
+    @property
+    def num_features(self) -> int:
+        return self.config.num_features
+
+    def preactivations(self, x_nd: Tensor) -> Tensor:
+        """`[n, f]`, before all but the k largest are set to zero."""
+        return (x_nd.to(self.W_enc.dtype) - self.b_dec) @ self.W_enc + self.b_enc
+
+    def encode(self, x_nd: Tensor) -> Tensor:
+        return keep_top(self.preactivations(x_nd), self.config.k)
+
+    def decode(self, z_nf: Tensor) -> Tensor:
+        return self.decode_linear(z_nf) + self.b_dec
+
+    def decode_linear(self, z_nf: Tensor) -> Tensor:
+        return z_nf @ self.W_dec
+
+    def forward(self, x_nd: Tensor) -> Tensor:
+        return self.decode(self.encode(x_nd))

@@ -1,0 +1,51 @@
+"""What an installation must hold: lazy imports, the data, and the same names in code and metadata."""
+
+import os
+import subprocess
+import sys
+from importlib.metadata import distribution
+
+import pytest
+
+from riebench.files import data_folder
+
+
+@pytest.mark.parametrize(
+    "module", ["riebench", "riebench.cli", "riebench.registry", "riebench.metrics", "riebench.edits"]
+)
+def test_importing_does_not_import_torch(module):
+    code = f"import sys, {module}; print(sorted({{'torch', 'diffusers', 'transformers'}} & set(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=_environment()
+    )
+    assert result.stdout.strip() == "[]"
+
+
+def test_help_does_not_import_torch():
+    code = (
+        "import sys\nfrom riebench.cli import main\nsys.argv = ['riebench', '--help']\n"
+        "try:\n    code = main()\nexcept SystemExit as stop:\n    code = stop.code\n"
+        "assert not code, code\nassert 'torch' not in sys.modules\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=_environment())
+    assert result.returncode == 0, result.stderr
+    assert "riebench" in result.stdout
+
+
+@pytest.mark.parametrize("path", ["lpips/alex.safetensors", "lpips/NOTICE.md", "edits/tinyworld", "tinyworld/turbo"])
+def test_the_data_is_there(path):
+    assert (data_folder() / path).exists()
+
+
+def test_the_command_is_declared():
+    try:
+        points = distribution("riebench").entry_points
+    except ModuleNotFoundError:
+        pytest.skip("riebench is run from a clone that is not installed")
+    assert [(point.name, point.value) for point in points if point.group == "console_scripts"] == [
+        ("riebench", "riebench.cli:main")
+    ]
+
+
+def _environment():
+    return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

@@ -1,0 +1,476 @@
+"""The dictionary library against slow formulas, planted dictionaries and broken files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from scipy.optimize import minimize
+
+from riebench.errors import UserError
+from sae_models import checkpoint, index, trainer
+from sae_models.dictionary import Dictionary, Identity
+from sae_models.evaluation import evaluate
+from sae_models.topk import TopKConfig, TopKSAE, keep_top
+from sae_models.trainer import (
+    STATE_FILE,
+    TrainConfig,
+    geometric_median,
+    project_from_rows,
+    shuffled_batches,
+    train,
+)
+
+
+@pytest.fixture
+def sae() -> TopKSAE:
+    """Untied and with biases, so that every term of the formula counts."""
+    sae = TopKSAE(TopKConfig(width=5, num_features=12, k=3), seed=1)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in (sae.W_enc, sae.b_enc, sae.b_dec):
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return sae.requires_grad_(False)
+
+
+def planted_rows(num_rows: int, width: int = 16, num_atoms: int = 32, active: int = 3, seed: int = 0):
+    """Rows that are sparse sums of random unit atoms, off centre and in units of about 30; and the atoms."""
+    generator = torch.Generator().manual_seed(seed)
+    atoms_fd = torch.nn.functional.normalize(torch.randn(num_atoms, width, generator=generator), dim=-1)
+    chosen = torch.rand(num_rows, num_atoms, generator=generator).topk(active, dim=-1).indices
+    values = torch.zeros(num_rows, num_atoms).scatter(
+        -1, chosen, 20 + 20 * torch.rand(num_rows, active, generator=generator)
+    )
+    return values @ atoms_fd + 7.0, atoms_fd
+
+
+SMALL = TrainConfig(steps=30, batch_size=64, dead_after=300, auxk=8)
+SMALL_SAE = TopKConfig(width=16, num_features=48, k=3)
+
+
+# encode and decode
+
+
+def test_encode_and_decode_follow_the_formula(sae):
+    x_nd = torch.randn(7, 5, generator=torch.Generator().manual_seed(3))
+    w_enc, b_enc, w_dec, b_dec = (getattr(sae, name).numpy() for name in ("W_enc", "b_enc", "W_dec", "b_dec"))
+    z_nf, x_hat_nd = sae.encode(x_nd), sae.decode(sae.encode(x_nd))
+    for n, x in enumerate(x_nd.numpy()):
+        h = [float(np.dot(x - b_dec, w_enc[:, f]) + b_enc[f]) for f in range(12)]
+        kept = sorted(range(12), key=lambda f: h[f])[-3:]
+        z = np.array([max(h[f], 0.0) if f in kept else 0.0 for f in range(12)])
+        np.testing.assert_allclose(z_nf[n], z, atol=1e-5)
+        np.testing.assert_allclose(x_hat_nd[n], sum(z[f] * w_dec[f] for f in range(12)) + b_dec, atol=1e-5)
+
+
+def test_decode_linear_is_decode_without_the_bias(sae):
+    z_nf = torch.rand(4, 12)
+    torch.testing.assert_close(sae.decode_linear(z_nf) + sae.b_dec, sae.decode(z_nf))
+    assert not sae.decode_linear(torch.zeros(1, 12)).any()
+
+
+def test_keep_top_keeps_k_and_no_negative_value():
+    h_nf = torch.randn(200, 30, generator=torch.Generator().manual_seed(0))
+    assert ((keep_top(h_nf, 5) > 0).sum(-1) == 5).all()
+    assert not keep_top(-h_nf.abs(), 5).any()
+    assert torch.equal(keep_top(h_nf, 30), h_nf.relu())
+
+
+def test_leading_dimensions_pass_through_and_half_precision_is_cast(sae):
+    x = torch.randn(2, 3, 4, 5)
+    torch.testing.assert_close(sae.encode(x).reshape(-1, 12), sae.encode(x.reshape(-1, 5)))
+    assert sae.encode(x.bfloat16()).dtype == torch.float32
+
+
+def test_identity_codes_exactly(sae):
+    identity = Identity(5)
+    x_nd = torch.randn(3, 5)
+    assert torch.equal(identity.decode(identity.encode(x_nd)), x_nd)
+    assert torch.equal(identity.decode_linear(x_nd), x_nd)
+    assert isinstance(identity, Dictionary) and isinstance(sae, Dictionary)
+    assert (identity.width, identity.num_features) == (5, 5)
+
+
+@pytest.mark.parametrize("bad", [{"k": 13}, {"k": 0}, {"width": -1}, {"num_features": 2.5}])
+def test_impossible_shapes_are_refused(bad):
+    with pytest.raises(UserError):
+        TopKConfig(**({"width": 5, "num_features": 12, "k": 3} | bad))
+
+
+# training
+
+
+def test_encoder_starts_as_a_copy_of_the_decoder():
+    sae = TopKSAE(SMALL_SAE)
+    assert torch.equal(sae.W_enc, sae.W_dec.T)
+    assert sae.W_enc.untyped_storage().data_ptr() != sae.W_dec.untyped_storage().data_ptr()
+    with torch.no_grad():
+        sae.W_dec.zero_()
+    assert sae.W_enc.abs().sum() > 0
+
+
+def test_decoder_rows_have_unit_norm_after_training():
+    rows_nd, _ = planted_rows(500)
+    for steps in (1, 7):
+        config = dataclasses.replace(SMALL, steps=steps, lr=0.1)
+        sae = train(shuffled_batches(rows_nd, 64), config, SMALL_SAE)
+        torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.ones(48), atol=1e-6, rtol=0)
+        assert not torch.allclose(sae.W_enc, sae.W_dec.T, atol=1e-3)
+
+
+def test_projected_gradient_is_orthogonal_to_the_rows():
+    weight_fd = torch.nn.functional.normalize(torch.randn(6, 4), dim=-1).requires_grad_()
+    weight_fd.grad = torch.randn(6, 4)
+    before = weight_fd.grad.clone()
+    project_from_rows(weight_fd)
+    inner_f = (weight_fd.grad * weight_fd).sum(-1)
+    torch.testing.assert_close(inner_f, torch.zeros(6), atol=1e-6, rtol=0)
+    along_fd = (before * weight_fd).sum(-1, keepdim=True) * weight_fd
+    torch.testing.assert_close(weight_fd.grad + along_fd, before)
+
+
+def test_no_optimiser_step_sees_a_gradient_along_the_decoder_rows(monkeypatch):
+    along, length = [], []
+    plain_step = torch.optim.Adam.step
+
+    def watched_step(optimiser, *arguments):
+        (w_dec,) = (p for p in optimiser.param_groups[0]["params"] if p.shape == (48, 16))
+        along.append((w_dec.grad * w_dec).sum(-1).abs().max().item())
+        length.append(w_dec.grad.norm(dim=-1).max().item())
+        return plain_step(optimiser, *arguments)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", watched_step)
+    train(shuffled_batches(planted_rows(500)[0], 64), SMALL, SMALL_SAE)
+    assert len(along) == SMALL.steps
+    assert max(along) < 1e-5 * max(length)
+
+
+def test_training_recovers_a_planted_dictionary():
+    rows_nd, atoms_fd = planted_rows(22_000)
+    config = TrainConfig(steps=500, batch_size=256, lr=5e-3, dead_after=5_000, auxk=8)
+    sae = train(shuffled_batches(rows_nd[:20_000], 256), config, TopKConfig(width=16, num_features=64, k=3))
+    scores = evaluate(sae, rows_nd[20_000:])
+    assert scores.explained_variance_pooled > 0.9
+    assert scores.l0 <= 3
+    best_f = (atoms_fd @ sae.W_dec.T).max(-1).values
+    assert best_f.median() > 0.9
+
+
+def test_folding_the_scale_leaves_raw_rows_to_the_sae():
+    """The same rows in other units give the same autoencoder, in those units."""
+    rows_nd, _ = planted_rows(500)
+    small = train(shuffled_batches(rows_nd, 64), SMALL, SMALL_SAE)
+    large = train(shuffled_batches(1024 * rows_nd, 64), SMALL, SMALL_SAE)
+    torch.testing.assert_close(large.encode(1024 * rows_nd), 1024 * small.encode(rows_nd), rtol=1e-3, atol=1.0)
+    torch.testing.assert_close(large(1024 * rows_nd), 1024 * small(rows_nd), rtol=1e-3, atol=1.0)
+
+
+def test_auxk_revives_dead_features(monkeypatch):
+    """Half of the features start so far below the others that only AuxK ever gives them a gradient."""
+
+    class HalfDead(TopKSAE):
+        def __init__(self, config: TopKConfig, *, seed: int = 0) -> None:
+            super().__init__(config, seed=seed)
+            with torch.no_grad():
+                self.b_enc[: config.num_features // 2] -= 4
+
+    monkeypatch.setattr(trainer, "TopKSAE", HalfDead)
+    rows_nd, _ = planted_rows(8_000, width=32, num_atoms=64, active=6)
+    shares = []
+    for weight in (0.0, 1 / 32):
+        config = TrainConfig(steps=200, batch_size=128, lr=5e-3, dead_after=1_000, auxk=16, auxk_weight=weight)
+        sae = train(shuffled_batches(rows_nd, 128), config, TopKConfig(width=32, num_features=128, k=4))
+        shares.append(evaluate(sae, rows_nd).dead_share)
+    without, with_auxk = shares
+    assert without > 0.3
+    assert with_auxk < 0.15
+
+
+def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path):
+    batch_at = shuffled_batches(planted_rows(500)[0], 64, seed=4)
+    whole = train(batch_at, SMALL, SMALL_SAE)
+    asked = []
+
+    def stopped_in_training(step: int) -> torch.Tensor:
+        asked.append(step)
+        if asked.count(23) == 2:  # the first time is for calibration
+            raise KeyboardInterrupt
+        return batch_at(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped_in_training, SMALL, SMALL_SAE, folder=tmp_path, checkpoint_every=10)
+    asked = []
+    resumed = train(lambda step: asked.append(step) or batch_at(step), SMALL, SMALL_SAE, folder=tmp_path)
+    assert asked == [0, *range(20, 30)]  # the first batch again for its device, then on from the last checkpoint
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    assert torch.equal(train(batch_at, SMALL, SMALL_SAE, folder=tmp_path).W_dec, whole.W_dec)  # nothing left to do
+
+
+def test_a_state_of_another_run_or_a_broken_one_is_not_resumed(tmp_path):
+    batch_at = shuffled_batches(planted_rows(500)[0], 64)
+    train(batch_at, SMALL, SMALL_SAE, folder=tmp_path)
+    with pytest.raises(UserError, match="seed=0"):
+        train(batch_at, dataclasses.replace(SMALL, seed=1), SMALL_SAE, folder=tmp_path)
+    path = tmp_path / STATE_FILE
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot be resumed"):
+        train(batch_at, SMALL, SMALL_SAE, folder=tmp_path)
+
+
+def test_training_is_decided_by_its_seed():
+    batch_at = shuffled_batches(planted_rows(500)[0], 64)
+    first, again = (train(batch_at, SMALL, SMALL_SAE) for _ in range(2))
+    other = train(batch_at, dataclasses.replace(SMALL, seed=1), SMALL_SAE)
+    assert torch.equal(first.W_dec, again.W_dec)
+    assert not torch.equal(first.W_dec, other.W_dec)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_rows_that_are_not_finite_are_refused(value, tmp_path):
+    rows_nd, _ = planted_rows(64)
+    spoilt_nd = rows_nd.clone()
+    spoilt_nd[3, 5] = value
+    with pytest.raises(UserError, match="step 2 "):
+        train(lambda step: spoilt_nd if step == 2 else rows_nd, SMALL, SMALL_SAE)
+    calls = []
+
+    def spoilt_after_calibration(step: int) -> torch.Tensor:
+        calls.append(step)
+        return spoilt_nd if calls.count(7) == 2 and step == 7 else rows_nd
+
+    with pytest.raises(UserError, match="step 7 "):
+        train(spoilt_after_calibration, SMALL, SMALL_SAE, folder=tmp_path, checkpoint_every=10)
+    assert not (tmp_path / STATE_FILE).exists()
+
+
+def test_rows_of_a_wrong_shape_or_without_variance_are_refused():
+    with pytest.raises(UserError, match="shape"):
+        train(lambda step: torch.randn(64, 15), SMALL, SMALL_SAE)
+    with pytest.raises(UserError, match="shape"):
+        train(lambda step: torch.randn(63, 16), SMALL, SMALL_SAE)
+    with pytest.raises(UserError, match="all the same"):
+        train(lambda step: torch.ones(64, 16), SMALL, SMALL_SAE)
+
+
+def test_shuffled_batches_go_through_every_row_once_an_epoch():
+    rows_nd = torch.arange(20.0)[:, None]
+    batch_at = shuffled_batches(rows_nd, 5, seed=1)
+    first, second = ([int(row) for step in range(e * 4, e * 4 + 4) for row in batch_at(step)[:, 0]] for e in (0, 1))
+    assert sorted(first) == sorted(second) == list(range(20))
+    assert first != second
+    assert batch_at(2)[:, 0].tolist() == first[10:15]  # asked out of order
+    with pytest.raises(UserError):
+        shuffled_batches(rows_nd, 21)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"steps": 0}, {"lr": 0.0}, {"lr": float("nan")}, {"warmup": 1.5}, {"auxk_weight": -1.0}]
+)
+def test_impossible_training_is_refused(bad):
+    with pytest.raises(UserError):
+        TrainConfig(**bad)
+
+
+def test_geometric_median_is_the_minimum_of_the_summed_distances():
+    rng = np.random.default_rng(0)
+    rows = np.concatenate([rng.normal(size=(60, 4)), rng.normal(30, 1, size=(12, 4))])
+    found = geometric_median(torch.from_numpy(rows)).numpy()
+    best = minimize(lambda x: np.linalg.norm(rows - x, axis=1).sum(), rows.mean(0), method="BFGS", tol=1e-10).x
+    np.testing.assert_allclose(found, best, atol=1e-4)
+    assert np.linalg.norm(found - rows.mean(0)) > 3  # the mean is drawn to the outliers, the median is not
+
+
+def test_geometric_median_of_equal_rows_is_that_row():
+    np.testing.assert_allclose(geometric_median(torch.full((5, 3), 2.5)), 2.5)
+
+
+# evaluation
+
+
+def test_evaluation_against_numpy(sae):
+    rows_nd = 3 * torch.randn(50, 5, generator=torch.Generator().manual_seed(5)) + 1
+    scores = evaluate(sae, rows_nd, batch_size=16)
+    x, z, x_hat = (value.double().numpy() for value in (rows_nd, sae.encode(rows_nd), sae(rows_nd)))
+    pooled = 1 - ((x - x_hat) ** 2).sum() / ((x - x.mean(0)) ** 2).sum()
+    by_dimension = np.mean([1 - np.var(x[:, d] - x_hat[:, d]) / np.var(x[:, d]) for d in range(5)])
+    cosine = np.mean([a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(x, x_hat, strict=True)])
+    assert scores.num_rows == 50
+    assert scores.explained_variance_pooled == pytest.approx(pooled, abs=1e-6)
+    assert scores.explained_variance_mean == pytest.approx(by_dimension, abs=1e-6)
+    assert scores.explained_variance_pooled != pytest.approx(scores.explained_variance_mean, abs=1e-3)
+    assert scores.l0 == pytest.approx(np.mean([(row != 0).sum() for row in z]))
+    assert scores.dead_share == pytest.approx(np.mean([not z[:, f].any() for f in range(12)]))
+    assert scores.cosine == pytest.approx(cosine, abs=1e-6)
+
+
+def test_dead_share_counts_features_never_active(sae):
+    with torch.no_grad():
+        sae.b_enc[:4] = -1e6
+    assert evaluate(sae, torch.randn(4_000, 5)).dead_share == pytest.approx(4 / 12)
+
+
+def test_identity_explains_everything_and_constant_dimensions_are_left_out():
+    rows_nd = torch.randn(20, 3)
+    rows_nd[:, 1] = 4.0
+    scores = evaluate(Identity(3), rows_nd)
+    assert scores.explained_variance_pooled == scores.explained_variance_mean == 1.0
+    assert (scores.l0, scores.dead_share) == (3.0, 0.0)
+    assert scores.cosine == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    "rows_nd",
+    [torch.full((4, 3), torch.nan), torch.tensor([[1.0, 2, torch.inf]] * 2), torch.ones(4, 3), torch.ones(0, 3),
+     torch.randn(4, 2)],
+)  # fmt: skip
+def test_rows_that_cannot_be_evaluated_on_are_refused(rows_nd):
+    with pytest.raises(UserError):
+        evaluate(Identity(3), rows_nd)
+
+
+# checkpoints
+
+
+def test_a_saved_sae_gives_equal_latents(sae, tmp_path):
+    sha256 = checkpoint.save(tmp_path, sae, {"block": "up.0.1"})
+    loaded = checkpoint.load(tmp_path)
+    rows_nd = torch.randn(30, 5)
+    assert torch.equal(loaded.encode(rows_nd), sae.encode(rows_nd))
+    assert torch.equal(loaded(rows_nd), sae(rows_nd))
+    assert loaded.config == sae.config
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    assert sha256 == checkpoint.weights_sha256(tmp_path) == checkpoint.save(tmp_path / "again", sae, {})
+
+
+def test_the_files_are_laid_out_as_saelens_does(sae, tmp_path):
+    checkpoint.save(tmp_path, sae, {"block": "up.0.1"})
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    assert (config["d_in"], config["d_sae"], config["k"]) == (5, 12, 3)
+    assert (config["architecture"], config["dtype"], config["apply_b_dec_to_input"]) == ("topk", "float32", True)
+    assert config["metadata"] == {"block": "up.0.1"}
+    shapes = {name: tuple(value.shape) for name, value in load_file(tmp_path / "sae_weights.safetensors").items()}
+    assert shapes == {"W_enc": (5, 12), "b_enc": (12,), "W_dec": (12, 5), "b_dec": (5,)}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cfg.json", "sae_weights.safetensors"]
+
+
+def test_broken_weights_are_refused(sae, tmp_path):
+    checkpoint.save(tmp_path, sae, {})
+    path = tmp_path / "sae_weights.safetensors"
+    whole, tensors = path.read_bytes(), load_file(path)
+    for size in (0, 4, 60, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(UserError, match="not a whole safetensors file"):
+            checkpoint.load(tmp_path)
+    path.write_bytes(pickle.dumps({"W_enc": [1.0]}))
+    with pytest.raises(UserError, match="pickles are not read"):
+        checkpoint.load(tmp_path)
+    for change in ({"W_enc": tensors["W_enc"].T.contiguous()}, {"b_dec": torch.zeros(6)}, {"extra": torch.zeros(1)}):
+        save_file(tensors | change, path)
+        with pytest.raises(UserError, match=next(iter(change))):
+            checkpoint.load(tmp_path)
+    save_file({name: value for name, value in tensors.items() if name != "b_enc"}, path)
+    with pytest.raises(UserError, match="b_enc is missing"):
+        checkpoint.load(tmp_path)
+    save_file(tensors | {"b_enc": torch.full((12,), torch.nan)}, path)
+    with pytest.raises(UserError, match="NaN"):
+        checkpoint.load(tmp_path)
+    path.unlink()
+    with pytest.raises(UserError, match="does not exist"):
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"architecture": "jumprelu"}, {"apply_b_dec_to_input": False}, {"normalize_activations": "layer_norm"},
+     {"rescale_acts_by_decoder_norm": True}, {"k": 13}, {"k": None}, {"d_sae": "12"}],
+)  # fmt: skip
+def test_a_configuration_that_is_another_function_is_refused(sae, tmp_path, change):
+    checkpoint.save(tmp_path, sae, {})
+    path = tmp_path / "cfg.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError):
+        checkpoint.load(tmp_path)
+
+
+def test_weights_that_are_not_finite_are_not_saved(sae, tmp_path):
+    with torch.no_grad():
+        sae.b_dec[0] = torch.nan
+    with pytest.raises(UserError, match="b_dec"):
+        checkpoint.save(tmp_path, sae, {})
+    assert not list(tmp_path.iterdir())
+
+
+# the index
+
+
+def entry_of(sae: TopKSAE, root, name: str = "topk-k3", block: str = "mid.0") -> index.Entry:
+    sha256 = checkpoint.save(root / block / name, sae, {})
+    return index.Entry(
+        name=name, backbone="tinyworld-turbo", block=block, kind="topk", k=3, num_features=12, width=5,
+        folder=f"{block}/{name}", sha256=sha256, evaluation={"l0": 3.0}, training={"steps": 5},
+    )  # fmt: skip
+
+
+def test_what_is_registered_is_found_and_opened(sae, tmp_path):
+    assert index.entries(tmp_path) == []
+    first, second = entry_of(sae, tmp_path), entry_of(sae, tmp_path, block="up.0.1")
+    third = dataclasses.replace(second, name="other", training={})
+    for entry in (first, second, third):
+        index.register(entry, root=tmp_path)
+    assert index.entries(tmp_path) == [first, second, third]
+    assert index.find("tinyworld-turbo", "up.0.1", root=tmp_path) == second
+    assert index.find("tinyworld-turbo", "up.0.1", "other", root=tmp_path) == third
+    rows_nd = torch.randn(9, 5)
+    assert torch.equal(index.open(first, root=tmp_path).encode(rows_nd), sae.encode(rows_nd))
+    replaced = dataclasses.replace(second, evaluation={"l0": 2.0})
+    index.register(replaced, root=tmp_path)
+    assert index.entries(tmp_path) == [first, replaced, third]
+
+
+def test_what_is_not_there_is_told_with_what_is(sae, tmp_path):
+    with pytest.raises(UserError, match="no dictionary is known"):
+        index.find("tinyworld-turbo", "mid.0", root=tmp_path)
+    index.register(entry_of(sae, tmp_path), root=tmp_path)
+    with pytest.raises(UserError, match="did you mean 'topk-k3'"):
+        index.find("tinyworld-turbo", "mid.0", "topk-k4", root=tmp_path)
+    with pytest.raises(UserError, match="tinyworld-turbo mid.0"):
+        index.find("tinyworld-turbo", "mid.1", root=tmp_path)
+
+
+def test_a_checkpoint_that_was_changed_is_not_opened(sae, tmp_path):
+    entry = entry_of(sae, tmp_path)
+    with pytest.raises(UserError, match="the index says"):
+        index.open(dataclasses.replace(entry, k=2), root=tmp_path)
+    with torch.no_grad():
+        sae.b_dec[0] += 1
+    checkpoint.save(tmp_path / entry.folder, sae, {})
+    with pytest.raises(UserError, match="sha256"):
+        index.open(entry, root=tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{}", "[", "[1]", '[{"name": "a"}]', '[{"nmae": "a"}]'])
+def test_a_broken_index_is_refused(tmp_path, text):
+    (tmp_path / "index.json").write_text(text)
+    with pytest.raises(UserError, match="index.json"):
+        index.entries(tmp_path)
+
+
+def test_the_index_is_read_without_torch():
+    code = "import sys, sae_models, sae_models.index as index; index.Entry; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_public_name_can_be_imported():
+    import sae_models
+
+    assert all(callable(getattr(sae_models, name)) for name in sae_models.__all__)
+    with pytest.raises(AttributeError):
+        sae_models.nothing  # noqa: B018
