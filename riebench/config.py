@@ -15,6 +15,7 @@ from riebench.errors import UserError, did_you_mean
 from riebench.methods import METHODS
 
 PRESETS = Path(__file__).parent / "presets"
+MASK_RULES = ("touched", "half")
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class RunConfig:
         for needed in ("noop", self.subsets_of):
             if needed not in names:
                 raise UserError(f"the run has no method {needed!r}", remedy=f"add {needed!r} to methods")
+        if self.mask_rule not in MASK_RULES:
+            raise UserError(f"unknown mask rule {self.mask_rule!r}", remedy=f"use {' or '.join(MASK_RULES)}")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise UserError(f"seeds {list(self.seeds)} are empty or repeated", remedy="give distinct whole numbers")
         if self.batch_size < 1 or self.resamples < 1 or self.edits_per_category < 0:

@@ -26,6 +26,7 @@ from riebench.errors import UserError
 from riebench.methods import Method
 from riebench.progress import Progress
 from riebench.report import write_report
+from riebench.sampling import choose_device
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def run(
     """
     out = Path(out)
     BACKBONES.get(config.backbone)
+    choose_device(device)
     chosen = choose_edits(load_edits(config.edits) if edits is None else list(edits), config)
     all_methods = [*(method.build() for method in config.methods), *methods]
     names = [method.name for method in all_methods]

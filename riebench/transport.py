@@ -14,6 +14,7 @@ from riebench.selection import Selected, mean_features, select
 from sae_models.dictionary import Dictionary
 
 
+@torch.no_grad()
 def features_at(dictionary: Dictionary, trace_tchw: Tensor, cells_hw: Tensor) -> Tensor:
     """Features `[steps, cells, F]` at the given cells of a trace `[steps, C, h, w]`."""
     rows = trace_tchw.permute(0, 2, 3, 1)[:, cells_hw]
@@ -34,6 +35,7 @@ def select_features(
     return select(mu_edited, mu_original, k, pool)
 
 
+@torch.no_grad()
 def static_transport(
     case: Case, dictionaries: Mapping[Site, Dictionary], selected: Mapping[Site, Selected], strength: float
 ) -> Intervention:

@@ -23,7 +23,7 @@ from riebench.tinyworld.scenes import ATTRIBUTES, VALUES, Scene, sample_attribut
 from riebench.tinyworld.train_vae import random_scenes
 from riebench.tinyworld.weights import load_weights, reading, save_weights
 
-STEPS, NUM_GROUPS, GROUP = 1200, 16, 4
+STEPS, NUM_GROUPS, GROUP = 1400, 16, 4
 EMBED_DIM = 64
 WEIGHTS_FILE, CONFIG_FILE = "open_clip_model.safetensors", "open_clip_config.json"
 _HEAD_SCALE = 10.0  # of the unit embeddings that the training-only classifiers read
@@ -78,6 +78,9 @@ class _Trainee(nn.Module):
     def __init__(self, vocab_size: int) -> None:
         super().__init__()
         self.clip = open_clip.CLIP(**model_config(vocab_size))
+        for name, weight in self.clip.visual.named_parameters():
+            if name.endswith("bn3.weight"):
+                nn.init.ones_(weight)  # open_clip's zero shuts the convolutions out, and patterns are averaged away
         self.heads = nn.Linear(EMBED_DIM, sum(map(len, VALUES.values())))
 
 
@@ -127,7 +130,7 @@ def train_clip(folder: Path, device: torch.device, *, seed: int = 0, steps: int 
         targets = torch.from_numpy(attributes).to(device).repeat(2, 1)
         answers = model.heads(_HEAD_SCALE * torch.cat([seen, read])).split([*map(len, VALUES.values())], dim=1)
         auxiliary = torch.stack([F.cross_entropy(answer, targets[:, i]) for i, answer in enumerate(answers)])
-        return contrastive + auxiliary.mean()
+        return contrastive + 2 * auxiliary.mean()
 
     trainee = _Trainee(len(tokenizer)).to(device)
     trained = fit("clip", trainee, loss, steps=steps, folder=folder, lr=2e-3, warmup=100, ema=0.99)

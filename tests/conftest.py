@@ -1,0 +1,31 @@
+"""Things that many tests share: the loaded backbone and one small run."""
+
+from __future__ import annotations
+
+import pytest
+
+from riebench.config import read_config
+
+
+@pytest.fixture(scope="session")
+def engine():
+    from riebench.engine import open_engine
+
+    return open_engine("tinyworld-turbo@1", "cpu", batch_size=8)
+
+
+@pytest.fixture(scope="session")
+def sampler(engine):
+    return engine.sampler
+
+
+@pytest.fixture(scope="session")
+def small_config():
+    return read_config("quickstart", {"edits_per_category": 1, "seeds": [42, 7], "resamples": 200, "batch_size": 16})
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory, small_config):
+    from riebench.runs import run
+
+    return run(small_config, tmp_path_factory.mktemp("run"), device="cpu")

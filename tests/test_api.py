@@ -1,0 +1,62 @@
+"""The Python API: one's own pair, one's own method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+import riebench
+
+RED = "flat poster of a standing red plain heart in the sky"
+BLUE = RED.replace("red", "blue")
+
+
+def test_edit_one_pair_of_ones_own(engine):
+    result = riebench.edit(RED, BLUE, region="heart", engine=engine)
+    assert result.original.size == result.edited.size == result.intervened.size == (64, 64)
+    assert result.strip(scale=2).size == (3 * 128 + 4, 128)
+    assert result.scores["status"] == "ok" and np.isfinite(result.scores["clip_text_edited"])
+    nothing = riebench.edit(RED, BLUE, region="heart", method="noop", engine=engine)
+    assert nothing.intervened.tobytes() == nothing.original.tobytes() == result.original.tobytes()
+    other = riebench.edit(RED, BLUE, region="heart", seed=5, engine=engine)
+    assert other.original.tobytes() != result.original.tobytes()
+
+
+def test_a_method_of_ones_own(engine):
+    @dataclass(frozen=True)
+    class Mean:
+        name: str = "mean-difference"
+        strength: float = 1.0
+        sites: str = "update"
+
+        def plan(self, case):
+            additions = {}
+            for site, edited in case.edited.items():
+                cells = case.edited_cells[site.block]
+                difference = (edited - case.original[site])[:, :, cells].mean(-1)
+                additions[site] = self.strength * difference[:, :, None, None] * cells
+            return riebench.Intervention(additions)
+
+    result = riebench.edit(RED, BLUE, region="heart", method=Mean(), engine=engine)
+    assert result.scores["method"] == "mean-difference" and result.scores["injected_norm"] > 0
+    still = riebench.edit(RED, BLUE, region="heart", method=Mean(strength=0.0), engine=engine)
+    assert still.intervened.tobytes() == still.original.tobytes()
+
+
+def test_what_cannot_be_edited_says_why(engine):
+    with pytest.raises(riebench.UserError, match="no region found"):
+        riebench.edit(RED, BLUE, region="hat", engine=engine)
+    with pytest.raises(riebench.UserError, match="did you mean 'sae'"):
+        riebench.edit(RED, BLUE, method="sea", engine=engine)
+    with pytest.raises(riebench.UserError, match="unknown block"):
+        riebench.edit(RED, BLUE, blocks=["up.7.7"], engine=engine)
+    with pytest.raises(riebench.UserError, match="magenta"):
+        riebench.edit(RED, RED.replace("red", "magenta"), region="heart", engine=engine)
+
+
+def test_names_are_found_and_unknown_ones_are_not():
+    assert set(riebench.__all__) <= {name for name in riebench.__all__ if getattr(riebench, name)}
+    with pytest.raises(AttributeError, match="no attribute 'runn'"):
+        _ = riebench.runn
