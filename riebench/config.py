@@ -82,7 +82,9 @@ class RunConfig:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise UserError(f"seeds {list(self.seeds)} are empty or repeated", remedy="give distinct whole numbers")
         if self.batch_size < 1 or self.resamples < 1 or self.edits_per_category < 0:
-            raise UserError("batch_size and resamples are at least 1, edits_per_category at least 0", remedy="mend them")
+            raise UserError(
+                "batch_size and resamples are at least 1, edits_per_category at least 0", remedy="mend them"
+            )
 
 
 def preset_names() -> list[str]:

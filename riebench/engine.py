@@ -1,7 +1,8 @@
-"""The stages of a run: references, interventions, scores. Work goes through in chunks of cases, so memory stays flat."""
+"""The stages of a run: references, interventions, scores. Work goes through in chunks, so memory stays flat."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Iterator, Sequence
@@ -17,13 +18,14 @@ from riebench.errors import UserError
 from riebench.grounders import GROUNDERS
 from riebench.grounding import dilate, ground, mask_to_grid
 from riebench.interventions import Intervention
-from riebench.lens import Site, find_sites
+from riebench.lens import find_sites
 from riebench.methods import Case, Method
 from riebench.metrics import METRICS, ScoreBatch, score_batch, scorers
 from riebench.sampling import Request, Sampler, choose_device, load_sampler
 from sae_models import index
 
 CASES_PER_CHUNK = 16
+SIDES = ("original", "edited")
 OUTSIDE_PX, OUTSIDE_REFERENCE_PX = 12, 512  # how far the region is dilated before "outside" begins (protocol §7)
 
 
@@ -47,6 +49,22 @@ class Reference:
     """bool `[h, w]`: pixels outside both images' regions, dilated."""
     failure: str
     """Why the case cannot be run; empty where it can."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A result to be generated, or the reason why it cannot be."""
+
+    reference: Reference
+    variant: Variant
+    intervention: Intervention
+    failure: str
+
+    @property
+    def request(self) -> Request:
+        edit, seed = self.reference.case.edit, self.reference.case.seed
+        prompt = edit.edited_prompt if self.intervention.prompt == "edited" else edit.original_prompt
+        return Request(prompt, seed, self.intervention)
 
 
 @dataclass(frozen=True)
@@ -108,50 +126,22 @@ class Engine:
 
     def results(self, references: Sequence[Reference], variants: Sequence[Variant]) -> Iterator[Result]:
         """Generates and scores every variant of every reference, in batches."""
-        planned = [item for reference in references for item in self._plan(reference, variants)]
+        planned = [item for reference in references for item in _plan(reference, variants)]
         for start in range(0, len(planned), self.sampler.batch_size):
             yield from self._batch(planned[start : start + self.sampler.batch_size])
 
-    def _plan(self, reference: Reference, variants: Sequence[Variant]):
-        plans: dict[int, Intervention | str] = {}
-        for variant in variants:
-            key = id(variant.method)
-            if key not in plans:
-                plans[key] = reference.failure or self._plan_one(reference.case, variant.method)
-            plan = plans[key]
-            yield reference, variant, plan if isinstance(plan, str) else plan.restricted(variant.blocks)
-
-    @staticmethod
-    def _plan_one(case: Case, method: Method) -> Intervention | str:
-        seen = {site: value for site, value in case.original.items() if (site.layer is None) == (method.sites == "update")}
-        view = Case(
-            case.edit, case.seed, seen, {site: case.edited[site] for site in seen},
-            case.original_cells, case.edited_cells, case.sae,
-        )  # fmt: skip
-        try:
-            return method.plan(view)
-        except UserError as error:
-            return f"{method.name}: {error}"
-
-    def _batch(self, planned) -> list[Result]:
-        working = [item for item in planned if not isinstance(item[2], str)]
-        requests = [Request(_prompt(reference.case.edit, plan), reference.case.seed, plan) for reference, _, plan in working]
-        images = iter([sample.image for sample in self.sampler.generate(requests)])
-        results: list[tuple] = []
-        for reference, variant, plan in planned:
-            image = None if isinstance(plan, str) else next(images)
-            reason = plan if isinstance(plan, str) else ""
-            if image is not None and not torch.isfinite(image).all():
-                image, reason = None, "the image holds NaN"
-            results.append((reference, variant, plan, image, reason))
-        scores = iter(self._score([(reference, image) for reference, _, _, image, _ in results if image is not None]))
+    def _batch(self, planned: list[Planned]) -> list[Result]:
+        samples = iter(self.sampler.generate([item.request for item in planned if not item.failure]))
+        images = [None if item.failure else next(samples).image for item in planned]
+        broken = [image is not None and not torch.isfinite(image).all() for image in images]
+        images = [None if bad else image for image, bad in zip(images, broken, strict=True)]
+        reasons = ["the image holds NaN" if bad else item.failure for item, bad in zip(planned, broken, strict=True)]
+        pairs = [(item.reference, image) for item, image in zip(planned, images, strict=True) if image is not None]
+        scores = iter(self._score(pairs))
+        unscored = dict.fromkeys(METRICS.names(), float("nan"))
         return [
-            Result(
-                self._row(reference, variant, plan, reason)
-                | (next(scores) if image is not None else dict.fromkeys(METRICS.names(), float("nan"))),
-                image,
-            )
-            for reference, variant, plan, image, reason in results
+            Result(self._row(item, reason) | (unscored if image is None else next(scores)), image)
+            for item, image, reason in zip(planned, images, reasons, strict=True)
         ]
 
     def _score(self, pairs: list[tuple[Reference, Tensor]]) -> list[dict[str, float]]:
@@ -169,10 +159,9 @@ class Engine:
         columns = score_batch(self.metrics, batch)
         return [{name: float(values[i]) for name, values in columns.items()} for i in range(len(pairs))]
 
-    def _row(self, reference: Reference, variant: Variant, plan: Intervention | str, reason: str) -> dict[str, object]:
-        case = reference.case
+    def _row(self, item: Planned, reason: str) -> dict[str, object]:
+        case, method = item.reference.case, item.variant.method
         first = next(iter(case.original_cells))
-        features = {} if isinstance(plan, str) else dict(plan.features)
         return {
             "edit": case.edit.id,
             "category": case.edit.category,
@@ -180,12 +169,12 @@ class Engine:
             "backbone": self.backbone.name,
             "steps": self.backbone.steps,
             "mode": "strict",
-            "method": variant.method.name,
-            "strength": float(variant.method.strength),
-            "blocks": blocks_text(variant.blocks),
-            "features": json.dumps(features, sort_keys=True),
-            "num_features": sum(features.values()),
-            "injected_norm": 0.0 if isinstance(plan, str) else plan.norm,
+            "method": method.name,
+            "strength": float(method.strength),
+            "blocks": blocks_text(item.variant.blocks),
+            "features": json.dumps(dict(item.intervention.features), sort_keys=True),
+            "num_features": sum(item.intervention.features.values()),
+            "injected_norm": item.intervention.norm,
             "cells_original": int(case.original_cells[first].sum()),
             "cells_edited": int(case.edited_cells[first].sum()),
             "status": "failed" if reason else "ok",
@@ -193,7 +182,32 @@ class Engine:
         }
 
 
-def open_engine(backbone: str | Backbone, device: str = "auto", *, batch_size: int = 32, mask_rule: str = "touched") -> Engine:
+def _plan(reference: Reference, variants: Sequence[Variant]) -> Iterator[Planned]:
+    """Every variant of a reference. Each method plans once, on all blocks; a variant is that plan restricted."""
+    plans: dict[int, tuple[Intervention, str]] = {}
+    for variant in variants:
+        method = variant.method
+        if id(method) not in plans:
+            plans[id(method)] = (
+                (Intervention(), reference.failure) if reference.failure else _ask(method, reference.case)
+            )
+        intervention, failure = plans[id(method)]
+        yield Planned(reference, variant, intervention.restricted(variant.blocks), failure)
+
+
+def _ask(method: Method, case: Case) -> tuple[Intervention, str]:
+    """A method's plan of a case, of which it sees the sites it asked for; or why it has none."""
+    wanted = {site for site in case.original if method.sites == ("update" if site.layer is None else "neurons")}
+    traces = {side: {site: getattr(case, side)[site] for site in case.original if site in wanted} for side in SIDES}
+    try:
+        return method.plan(dataclasses.replace(case, **traces)), ""
+    except UserError as error:
+        return Intervention(), f"{method.name}: {error}"
+
+
+def open_engine(
+    backbone: str | Backbone, device: str = "auto", *, batch_size: int = 32, mask_rule: str = "touched"
+) -> Engine:
     """Loads a backbone by name, with all that judges its pictures. Raises `UserError` where something is missing."""
     found = BACKBONES.get(backbone) if isinstance(backbone, str) else backbone
     return Engine(load_sampler(found, choose_device(device), batch_size), mask_rule=mask_rule)
@@ -215,10 +229,6 @@ def plan_variants(methods: Sequence[Method], subsets_of: str) -> list[Variant]:
         else:
             variants.append(Variant(method, BLOCK_NAMES))
     return variants
-
-
-def _prompt(edit: Edit, plan: Intervention) -> str:
-    return edit.edited_prompt if plan.prompt == "edited" else edit.original_prompt
 
 
 def _shared_region(edit: Edit, mask_o: Tensor, mask_e: Tensor) -> tuple[Tensor, Tensor]:

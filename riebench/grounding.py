@@ -14,7 +14,10 @@ DILATION_PX, DILATION_REFERENCE_PX = 15, 512  # the published blur + Lanczos, in
 
 
 def ground(grounder, images_bchw: Tensor, phrases: Sequence[str]) -> Tensor:
-    """Masks `[b, h, w]` (bool) of region phrases: a noun, `everything`, `background` (not "foreground"), `not <noun>`."""
+    """Masks `[b, h, w]` (bool) of region phrases: a noun, `everything`, `background`, `not <noun>`.
+
+    `background` is the complement of the grounder's "foreground".
+    """
     nouns = [_noun(phrase) for phrase in phrases]
     found = grounder.masks(images_bchw, [noun or "foreground" for noun in nouns])
     masks = []

@@ -74,7 +74,9 @@ class Intervention:
                 header = json.loads(opened.metadata()["riebench"])
                 additions = {_site(name): opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path} is not an intervention: {error}", remedy="write it with Intervention.save") from error
+            raise UserError(
+                f"{path} is not an intervention: {error}", remedy="write it with Intervention.save"
+            ) from error
         return cls(additions, header["features"], header["prompt"])
 
 

@@ -39,7 +39,10 @@ def select_features(
 def static_transport(
     case: Case, dictionaries: Mapping[Site, Dictionary], selected: Mapping[Site, Selected], strength: float
 ) -> Intervention:
-    """D = strength * (z_e[on] W_dec[on] at the edited region's cells - z_o[off] W_dec[off] at the original's), no bias."""
+    """D = strength * (z_e[on] W_dec[on] at the edited region's cells - z_o[off] W_dec[off] at the original's).
+
+    No bias; values from the unintervened traces, each at its own place (protocol §6, "static").
+    """
     additions = {}
     for site, dictionary in dictionaries.items():
         added = torch.zeros_like(case.original[site])

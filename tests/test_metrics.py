@@ -431,3 +431,21 @@ def test_models_are_built_once_and_on_demand(monkeypatch):
     assert built == []
     assert models.lpips is models.lpips
     assert built == ["cpu"]
+
+
+def test_lpips_computes_each_distinct_image_once_and_forgets_the_oldest(monkeypatch):
+    alex = lpips_metrics.LpipsAlex()
+    trunk, seen = alex._whole.net.trunk, []
+    forward = trunk.forward
+    monkeypatch.setattr(trunk, "forward", lambda x: seen.append(len(x)) or forward(x))
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.rand(3, 3, 64, 64, generator=generator) for _ in "ab")
+    first = alex.distance(a[[0, 1, 2]], b[[0, 0, 0]])
+    assert seen == [3, 1]
+    again = alex.distance(a[[0, 1, 2]], b[[0, 0, 0]])
+    alex.distance_map(a, b[[0, 0, 1]])
+    assert seen == [3, 1, 1] and torch.equal(first, again)
+    monkeypatch.setattr(lpips_metrics, "REMEMBERED_BYTES", 1)
+    alex.distance(b[[2]], b[[2]])
+    alex.distance(a[[0]], b[[2]])
+    assert seen == [3, 1, 1, 1, 1, 1]  # room for one: b[2] was forgotten for a[0], and is computed again

@@ -58,7 +58,9 @@ def slow_mu(sae: TopKSAE, trace: np.ndarray, cells: np.ndarray, steps: str) -> n
 
 
 def slow_sae_plan(case: Case, k: int, strength: float, pool: str, steps: str) -> dict[str, np.ndarray]:
-    numpy = {name: {s.block: v.double().numpy() for s, v in getattr(case, name).items()} for name in ("original", "edited")}
+    numpy = {
+        name: {s.block: v.double().numpy() for s, v in getattr(case, name).items()} for name in ("original", "edited")
+    }
     mu_e = {b: slow_mu(case.sae(b), numpy["edited"][b], case.edited_cells[b].numpy(), steps) for b in BLOCKS}
     mu_o = {b: slow_mu(case.sae(b), numpy["original"][b], case.original_cells[b].numpy(), steps) for b in BLOCKS}
     groups = [BLOCKS] if pool == "all" else [(b,) for b in BLOCKS]

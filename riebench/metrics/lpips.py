@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
+from torch import nn
 
 from riebench.errors import UserError
 from riebench.files import data_folder
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from riebench.metrics.models import ScoringModels
 
 _SLICES = {0: 1, 3: 2, 6: 3, 8: 4, 10: 5}  # torchvision's layer -> the slice of lpips's AlexNet that holds it
+REMEMBERED_BYTES = 128 * 2**20  # of the trunk's features, kept for images that come back
 
 
 def trunk_state() -> dict[str, torch.Tensor]:
@@ -58,6 +61,30 @@ def _network(state: dict[str, torch.Tensor], *, spatial: bool) -> lpips.LPIPS:
     return network.requires_grad_(False)
 
 
+class _RememberingTrunk(nn.Module):
+    """AlexNet's trunk that computes each distinct image once, and remembers the latest ones by content.
+
+    A case's original image is the reference of every method and subset, and the intervened one of several metrics.
+    """
+
+    def __init__(self, trunk: nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self._known: dict[bytes, list[torch.Tensor]] = {}
+
+    def forward(self, images_bchw: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        keys = [hashlib.sha256(image.numpy().tobytes()).digest() for image in images_bchw.cpu()]
+        new = {key: i for i, key in enumerate(keys) if key not in self._known}
+        if new:
+            layers = self.trunk(images_bchw[list(new.values())])
+            self._known |= {key: [layer[i].clone() for layer in layers] for i, key in enumerate(new)}
+        features = [self._known[key] for key in keys]
+        room = max(len(keys), REMEMBERED_BYTES // sum(layer.nbytes for layer in features[0]))
+        for key in list(self._known)[:-room]:
+            del self._known[key]
+        return tuple(torch.stack(layer) for layer in zip(*features, strict=True))
+
+
 class LpipsAlex:
     """LPIPS between images `[b, 3, h, w]` in [0, 1], which are scaled to the [-1, 1] it was fitted on.
 
@@ -70,6 +97,7 @@ class LpipsAlex:
         self._device = device
         self._whole = _network(state, spatial=False).to(device)
         self._spatial = _network(state, spatial=True).to(device)
+        self._whole.net = self._spatial.net = _RememberingTrunk(self._whole.net)
 
     def distance(self, a_bchw: torch.Tensor, b_bchw: torch.Tensor) -> torch.Tensor:
         """`[b]`, on the CPU."""

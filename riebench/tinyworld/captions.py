@@ -1,6 +1,6 @@
 """The closed grammar of tinyworld captions, with an exact inverse: `parse(caption(scene)) == scene`.
 
-    <style> of a <pose> <colour> <material> <shape> [with a <face> face] [wearing <accessory>] <background>
+<style> of a <pose> <colour> <material> <shape> [with a <face> face] [wearing <accessory>] <background>
 """
 
 from __future__ import annotations

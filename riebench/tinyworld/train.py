@@ -25,7 +25,9 @@ def train_world(out: Path, parts: Sequence[str] = PARTS, *, seed: int = 0, devic
     """
     for part in parts:
         if part not in PARTS:
-            raise UserError(f"tinyworld has no part {part!r}{did_you_mean(part, PARTS)}", remedy=f"use {', '.join(PARTS)}")
+            raise UserError(
+                f"tinyworld has no part {part!r}{did_you_mean(part, PARTS)}", remedy=f"use {', '.join(PARTS)}"
+            )
     where, state = choose_device(device), Path(out) / "state"
     if "vae" in parts:
         train_vae(state, where, seed=seed).save_pretrained(state / "vae")

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import nn
-from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
 from riebench.tinyworld.captions import caption
@@ -79,6 +78,4 @@ def train_turbo(
         error = predicted - target
         return (weight * (error**2 + 0.2 * error.abs())).mean()
 
-    return fit(
-        "turbo", model, loss, steps=steps, folder=folder, lr=1.2e-3, warmup=100, ema=0.995, checkpoint_every=100
-    )
+    return fit("turbo", model, loss, steps=steps, folder=folder, lr=1.2e-3, warmup=100, ema=0.995, checkpoint_every=100)
