@@ -75,7 +75,7 @@ def train_dictionaries(
         train_rows, test_rows = rows[:-held_back], rows[-held_back:]
         width = rows.shape[1]
         sae_config = TopKConfig(width=width, num_features=expansion * width, k=k)
-        config = TrainConfig(steps=steps, seed=seed)
+        config = TrainConfig(steps=steps, batch_size=min(TrainConfig.batch_size, len(train_rows)), seed=seed)
         name = f"topk-k{k}-x{expansion}"
         folder = f"{backbone.name.replace('@', '-')}/{block}/{name}"
         batches = shuffled_batches(train_rows, config.batch_size, seed=seed)

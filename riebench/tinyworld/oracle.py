@@ -15,7 +15,7 @@ from riebench.tinyworld.scenes import ATTRIBUTES, PLACES, SIZES, VALUES
 from riebench.tinyworld.train_vae import random_scenes
 from riebench.tinyworld.weights import load_weights, save_weights
 
-STEPS, BATCH = 2200, 64
+STEPS, BATCH = 1600, 64
 #: What the oracle reads -> how many values it has: the attributes in the order of `ATTRIBUTES`, then the layout.
 NUM_VALUES = {name: len(values) for name, values in VALUES.items()} | {"place": len(PLACES), "size": len(SIZES)}
 
