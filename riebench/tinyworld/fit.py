@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from riebench.errors import UserError
+from riebench.files import replacing
 from riebench.progress import Progress
 
 
@@ -78,9 +78,8 @@ def _save(path: Path, step: int, model, average, optimiser) -> None:
     state = {"step": step, "model": model.state_dict(), "optimiser": optimiser.state_dict()}
     if average is not None:
         state["average"] = average.state_dict()
-    partial = path.with_suffix(".tmp")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
 
 
 def _resume(path: Path, model, average, optimiser) -> int:

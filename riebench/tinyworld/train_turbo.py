@@ -18,7 +18,7 @@ from riebench.tinyworld.render import SIZE, render
 from riebench.tinyworld.scenes import Scene, sample_attributes
 from riebench.tinyworld.train_vae import images_to_tensor
 
-STEPS, BATCH = 2000, 32
+STEPS, BATCH = 2400, 32
 OBJECT_WEIGHT = 2.0  # extra weight of the latents under the object and its accessory
 CLEAR_SHARE, CLEAR_GAIN = 0.3, 0.4  # for the first 30 % of training the noise says its layout louder, fading to nothing
 
