@@ -61,9 +61,10 @@ def run(
     choose_device(device)
     chosen = choose_edits(load_edits(config.edits) if edits is None else list(edits), config)
     all_methods = [*(method.build() for method in config.methods), *methods]
-    names = [method.name for method in all_methods]
-    if len(set(names)) != len(names):
-        raise UserError(f"two methods share a name: {', '.join(sorted(names))}", remedy="give each its own name")
+    settings = [(method.name, method.strength) for method in all_methods]
+    if len(set(settings)) != len(settings):
+        shown = ", ".join(f"{name} at {strength}" for name, strength in settings)
+        raise UserError(f"two methods share name and strength: {shown}", remedy="give each its own name")
     started = datetime.now(UTC)
     manifest = {"status": "running", **_describe(config, chosen, all_methods, device, started)}
     files.write_json(out / "manifest.json", manifest)
@@ -111,7 +112,7 @@ def _keep(result: Result, out: Path) -> dict:
     row["image"] = ""
     if result.image is not None:
         blocks = f"-{row['blocks']}" if row["blocks"] else ""
-        name = Path("images", str(row["edit"]), str(row["seed"]), f"{row['method']}{blocks}.png")
+        name = Path("images", str(row["edit"]), str(row["seed"]), f"{row['method']}@{row['strength']:g}{blocks}.png")
         with files.replacing(out / name) as temporary:
             to_picture(result.image).save(temporary)
         row["image"] = name.as_posix()

@@ -123,7 +123,7 @@ def test_nothing_left_to_run_and_twice_the_same_method_are_user_errors(tmp_path,
 
     with pytest.raises(UserError, match="no edit"):
         run(small_config, tmp_path, device="cpu", edits=[])
-    with pytest.raises(UserError, match="share a name"):
+    with pytest.raises(UserError, match="share name and strength: .*dense at 1.0"):
         run(small_config, tmp_path, device="cpu", methods=[Dense()])
 
 
