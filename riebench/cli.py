@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--k", type=int, default=16, help="active features a vector")
     train.add_argument("--width", type=int, default=8, help="features, as a multiple of the channels")
     train.add_argument("--prompts", type=int, default=8192, help="images whose updates are trained on")
-    train.add_argument("--steps", type=int, default=800, help="training steps of 2048 vectors")
+    train.add_argument("--steps", type=int, default=600, help="training steps of 2048 vectors")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--device", default="auto", help="auto, cpu or cuda")
     train.set_defaults(verb=_train)
