@@ -30,7 +30,9 @@ class Backbone:
     guidance: float
     """Classifier-free guidance scale; 0 samples without it."""
     grounder: str
-    """Name of the grounder that reads its pictures."""
+    """Name of the grounder that finds regions in its pictures."""
+    judges: str
+    """Family of the networks that score its pictures (`riebench.metrics.models.FAMILIES`)."""
     summary: str = ""
 
 
@@ -43,6 +45,7 @@ BACKBONES.add(
         steps=1,
         guidance=0.0,
         grounder="tinyworld",
+        judges="tinyworld",
         summary="the embedded small SDXL, one step, 64 px",
     ),
     summary="the embedded small SDXL, one step, 64 px",

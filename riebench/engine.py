@@ -81,7 +81,7 @@ class Engine:
     def __init__(self, sampler: Sampler, *, mask_rule: str = "touched") -> None:
         self.sampler, self.backbone, self.mask_rule = sampler, sampler.backbone, mask_rule
         self.grounder = GROUNDERS.get(self.backbone.grounder)(sampler.device)
-        self.metrics = scorers(METRICS.names(), "tinyworld", sampler.device)
+        self.metrics = scorers(METRICS.names(), self.backbone.judges, sampler.device)
         self.sae = cache(self._open_sae)
 
     def _open_sae(self, block: str):

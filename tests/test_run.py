@@ -146,3 +146,32 @@ def test_edit_files_say_where_they_are_wrong(tmp_path):
         edit_files.read_edits(tmp_path / "absent.jsonl")
     with pytest.raises(UserError, match="did you mean 'tinyworld'"):
         load_edits("tinywrld")
+
+
+def test_regions_follow_the_category(engine):
+    edits = {edit.category: edit for edit in load_edits("tinyworld") if edit.id.endswith("-02")}
+    categories = ("add_object", "delete_object", "change_background", "change_style")
+    added, deleted, background, style = engine.references([(edits[name], 42) for name in categories])
+    for reference in (added, deleted):  # the accessory is in one of the two images; its region counts for both
+        case = reference.case
+        for block in BLOCK_NAMES:
+            assert (case.original_cells[block] == case.edited_cells[block]).all()
+            assert 0 < case.original_cells[block].sum() < 40
+        assert reference.failure == "" and 0.3 < reference.outside.float().mean() < 1
+    assert style.case.original_cells["mid.0"].all() and not style.outside.any()
+    assert 0.3 < background.case.original_cells["mid.0"].float().mean() <= 1
+
+
+def test_scores_are_the_same_alone_and_in_company(engine):
+    from baselines.sae import SAE
+    from riebench.engine import Variant
+
+    edits = [edit for edit in load_edits("tinyworld") if edit.id.endswith("-05")]
+    variants = [Variant(SAE(), ("up.0.1",)), Variant(SAE(), BLOCK_NAMES)]
+    references = engine.references([(edit, 42) for edit in edits])
+    together = [result.row for result in engine.results(references, variants)]
+    alone = [result.row for result in engine.results(engine.references([(edits[3], 42)]), variants)]
+    for a, b in zip(together[6:8], alone, strict=True):
+        assert (a["edit"], a["blocks"]) == (b["edit"], b["blocks"])
+        for name in METRICS.names():
+            assert a[name] == pytest.approx(b[name], abs=2e-4)

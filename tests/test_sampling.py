@@ -76,7 +76,7 @@ def test_seeds_give_different_layouts(sampler):
 
 
 def test_several_steps_are_traced_and_edited_each_by_its_own_index(sampler):
-    backbone = Backbone("tinyworld-turbo@3", "tinyworld/turbo", 3, 0.0, "tinyworld")
+    backbone = Backbone("tinyworld-turbo@3", "tinyworld/turbo", 3, 0.0, "tinyworld", "tinyworld")
     three = Sampler(backbone, sampler.pipeline, batch_size=2)
     sites = find_sites(sampler.unet, ("up.0.1",), "update")
     plain = three.generate([Request(PROMPTS[0], 3)], sites)[0]
@@ -98,7 +98,7 @@ def test_devices_and_missing_weights_are_clear_errors(tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="no CUDA device"):
             choose_device("cuda")
-    missing = Backbone("mine", str(tmp_path), 1, 0.0, "tinyworld")
+    missing = Backbone("mine", str(tmp_path), 1, 0.0, "tinyworld", "tinyworld")
     with pytest.raises(UserError, match="are not at"):
         load_sampler(missing, torch.device("cpu"))
 
@@ -113,7 +113,7 @@ def test_truncated_weights_are_a_clear_error(tmp_path):
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])
     with pytest.raises(UserError, match="cannot be loaded"):
-        load_sampler(Backbone("mine", str(folder), 1, 0.0, "tinyworld"), torch.device("cpu"))
+        load_sampler(Backbone("mine", str(folder), 1, 0.0, "tinyworld", "tinyworld"), torch.device("cpu"))
 
 
 def test_interventions_survive_the_disk_and_refuse_nan(tmp_path, sampler):

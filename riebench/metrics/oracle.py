@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +15,6 @@ from riebench.tinyworld.captions import parse
 if TYPE_CHECKING:
     from riebench.edits import Edit
     from riebench.metrics.models import ScoringModels
-    from riebench.tinyworld.oracle import Oracle
 
 
 def _wanted(edits: Sequence[Edit]) -> tuple[np.ndarray, np.ndarray]:
@@ -28,21 +26,26 @@ def _wanted(edits: Sequence[Edit]) -> tuple[np.ndarray, np.ndarray]:
     return edited, original != edited
 
 
-def _read(oracle: Oracle, device: torch.device | str, images_bchw: torch.Tensor) -> np.ndarray:
-    return oracle.attributes(images_bchw.to(device, torch.float32)).cpu().numpy()
+class _OracleMetric:
+    """A share, read by the oracle."""
+
+    higher_is_better = True
+    bounds = (0.0, 1.0)
+
+    def __init__(self, models: ScoringModels) -> None:
+        self._oracle, self._device = models.oracle, models.device
+
+    def _read(self, images_bchw: torch.Tensor) -> np.ndarray:
+        """Attribute indices, int64 `[b, 8]`."""
+        return self._oracle.attributes(images_bchw.to(self._device, torch.float32)).cpu().numpy()
 
 
-class OracleSuccess:
+class OracleSuccess(_OracleMetric):
     """1.0 where every attribute that differs between the prompts reads as in the edited one, else 0.0; NaN where none
     differs. Raises `UserError` for a prompt outside tinyworld's grammar."""
 
     name = "oracle_success"
-    higher_is_better = True
-    bounds = (0.0, 1.0)
     summary = METRICS.summary(name)
-
-    def __init__(self, models: ScoringModels) -> None:
-        self._read = partial(_read, models.oracle, models.device)
 
     def score(self, batch: ScoreBatch) -> np.ndarray:
         wanted, changed = _wanted(batch.edits)
@@ -50,17 +53,12 @@ class OracleSuccess:
         return np.where(changed.any(axis=1), right.all(axis=1), np.nan)
 
 
-class OraclePreservation:
+class OraclePreservation(_OracleMetric):
     """Share of the attributes that the edit leaves alone which read the same in the intervened and the original image;
     NaN where the edit changes all. Raises `UserError` for a prompt outside tinyworld's grammar."""
 
     name = "oracle_preservation"
-    higher_is_better = True
-    bounds = (0.0, 1.0)
     summary = METRICS.summary(name)
-
-    def __init__(self, models: ScoringModels) -> None:
-        self._read = partial(_read, models.oracle, models.device)
 
     def score(self, batch: ScoreBatch) -> np.ndarray:
         _, changed = _wanted(batch.edits)
