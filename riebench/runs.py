@@ -83,8 +83,8 @@ def run(
             for result in engine.results(references, variants):
                 rows.append(_keep(result, out))
                 progress.update(progress.done + 1)
-    scores = pd.DataFrame(rows)
-    write_scores(scores, out / "scores.parquet")
+            scores = pd.DataFrame(rows)
+            write_scores(scores, out / "scores.parquet")  # after every chunk: a run that dies keeps what it had done
     summary = summarise(scores, BLOCK_NAMES, method=config.subsets_of, resamples=config.resamples)
     files.write_json(out / "summary.json", summary)
     manifest |= {"status": "finished", "seconds": round(time.monotonic() - clock, 1), "results": len(rows)}

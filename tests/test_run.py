@@ -175,3 +175,28 @@ def test_scores_are_the_same_alone_and_in_company(engine):
         assert (a["edit"], a["blocks"]) == (b["edit"], b["blocks"])
         for name in METRICS.names():
             assert a[name] == pytest.approx(b[name], abs=2e-4)
+
+
+def test_a_run_that_dies_keeps_the_chunks_it_had_done(tmp_path, small_config, monkeypatch):
+    import dataclasses
+
+    from riebench import runs
+    from riebench.interventions import Intervention
+
+    edits = load_edits("tinyworld")[:3]
+
+    class Dying:
+        name, strength, sites = "dying", 1.0, "update"
+
+        def plan(self, case):
+            if case.edit.id == edits[2].id:
+                raise RuntimeError("the power fails")
+            return Intervention()
+
+    monkeypatch.setattr(runs, "CASES_PER_CHUNK", 1)
+    config = dataclasses.replace(small_config, edits_per_category=0, seeds=(42,), methods=small_config.methods[:3])
+    with pytest.raises(RuntimeError, match="the power fails"):
+        run(config, tmp_path, device="cpu", edits=edits, methods=[Dying()])
+    kept = read_scores(tmp_path / "scores.parquet")
+    assert set(kept.edit) == {edits[0].id, edits[1].id} and (kept.status == "ok").all()
+    assert json.loads((tmp_path / "manifest.json").read_text())["status"] == "running"
