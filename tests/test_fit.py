@@ -68,3 +68,20 @@ def test_a_diverging_loss_stops_and_says_so(tmp_path):
 def test_turbo_without_an_autoencoder_is_refused(tmp_path):
     with pytest.raises(UserError, match="train the part vae first"):
         train_world(tmp_path, ["turbo"], device="cpu")
+
+
+def test_a_trained_pipeline_is_written_whole_and_says_nothing_of_where_it_was_made(tmp_path):
+    from riebench.backbones import Backbone
+    from riebench.sampling import Request, load_sampler
+    from riebench.tinyworld import train
+
+    cpu = torch.device("cpu")
+    train.train_vae(tmp_path / "state", cpu, steps=1).save_pretrained(tmp_path / "state" / "vae")
+    with pytest.MonkeyPatch.context() as patch:
+        one_step = train.train_turbo
+        patch.setattr(train, "train_turbo", lambda *args, **kwargs: one_step(*args, **kwargs, steps=1))
+        train_world(tmp_path, ["turbo"], device="cpu")
+    assert not any(str(tmp_path) in path.read_text() for path in (tmp_path / "turbo").rglob("*.json"))
+    sampler = load_sampler(Backbone("made", str(tmp_path / "turbo"), 1, 0.0, "tinyworld", "tinyworld"), cpu, 1)
+    image = sampler.generate([Request("flat poster of a standing red plain heart in the sky", 1)])[0].image
+    assert image.shape == (3, 64, 64) and torch.isfinite(image).all()

@@ -35,6 +35,7 @@ def train_world(out: Path, parts: Sequence[str] = PARTS, *, seed: int = 0, devic
         if not (state / "vae" / "config.json").is_file():
             raise UserError(f"there is no autoencoder in {state}", remedy="train the part vae first")
         vae = AutoencoderKL.from_pretrained(state / "vae", low_cpu_mem_usage=False)
+        vae.register_to_config(_name_or_path="")  # where it lay while training is nobody's business
         write_tokenizer(state / "tokenizer")
         tokenizer = CLIPTokenizer.from_pretrained(state / "tokenizer")
         turbo = train_turbo(state, vae, tokenizer, where, seed=seed)
