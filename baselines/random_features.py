@@ -3,13 +3,13 @@
 What `sae` gains over this is due to which features it chose, and not to how hard it pushed.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
-from baselines.sae import SAE
 from riebench.interventions import Intervention
 from riebench.methods import Case
+from riebench.transport import select_features, static_transport
 
 
 class Shuffled:
@@ -38,11 +38,12 @@ class RandomFeatures:
     sites: str = "update"
 
     def plan(self, case: Case) -> Intervention:
-        sae = SAE(self.strength, self.k, self.pool, self.steps)
-        target = sae.plan(case)
+        saes = {site: case.sae(site.block) for site in case.original}
+        selected = select_features(case, saes, k=self.k, pool=self.pool, steps=self.steps)
+        target = static_transport(case, saes, selected, self.strength)
         generator = torch.Generator().manual_seed(case.seed)
-        shuffled = {site.block: Shuffled(case.sae(site.block), generator) for site in case.original}
-        plan = sae.plan(replace(case, sae=shuffled.__getitem__))
+        shuffled = {site: Shuffled(sae, generator) for site, sae in saes.items()}
+        plan = static_transport(case, shuffled, selected, self.strength)
         scaled = {}
         for site, value in plan.additions.items():
             norm = value.norm()

@@ -14,7 +14,7 @@ from riebench import runs
 from riebench.backbones import BLOCK_NAMES, check_blocks
 from riebench.config import MethodConfig, RunConfig, read_config
 from riebench.edits import Edit
-from riebench.engine import Engine, Variant, open_engine
+from riebench.engine import Engine, open_engine, variant_of
 from riebench.errors import UserError
 from riebench.methods import Method
 
@@ -81,9 +81,8 @@ def edit(
     item = Edit("custom", "change_object", original_prompt, edited_prompt, region, edited_region or region)
     engine = engine or open_engine(backbone)
     chosen = MethodConfig(method).build() if isinstance(method, str) else method
-    kinds = tuple(dict.fromkeys(("update", chosen.sites or "update")))
-    (reference,) = engine.references([(item, seed)], kinds)
-    (result,) = engine.results([reference], [Variant(chosen, check_blocks(list(blocks)))])
+    (reference,) = engine.references([(item, seed)], [chosen])
+    (result,) = engine.results([reference], [variant_of(chosen, check_blocks(list(blocks)))])
     if result.image is None:
         raise UserError(f"this edit cannot be made: {result.row['reason']}", remedy="change the region or the seed")
     pictures = (runs.to_picture(image) for image in (reference.original, reference.edited, result.image))

@@ -21,7 +21,7 @@ from riebench.interventions import Intervention
 from riebench.lens import find_sites
 from riebench.methods import Case, Method
 from riebench.metrics import METRICS, ScoreBatch, score_batch, scorers
-from riebench.sampling import Request, Sampler, choose_device, load_sampler
+from riebench.sampling import BATCH_SIZE, Request, Sampler, choose_device, load_sampler
 from sae_models import index
 
 CASES_PER_CHUNK = 16
@@ -87,8 +87,9 @@ class Engine:
     def _open_sae(self, block: str):
         return index.open(index.find(self.backbone.name, block), device="cpu")
 
-    def references(self, cases: Sequence[tuple[Edit, int]], kinds: Sequence[str] = ("update",)) -> list[Reference]:
-        """Original and edited image, traces of the asked kinds, and regions of every (edit, seed)."""
+    def references(self, cases: Sequence[tuple[Edit, int]], methods: Sequence[Method] = ()) -> list[Reference]:
+        """Original and edited image, updates and what else the methods trace, and regions of every (edit, seed)."""
+        kinds = dict.fromkeys(["update", *(method.sites for method in methods if method.sites)])
         sites = [site for kind in kinds for site in find_sites(self.sampler.unet, BLOCK_NAMES, kind)]
         requests = [
             Request(prompt, seed) for edit, seed in cases for prompt in (edit.original_prompt, edit.edited_prompt)
@@ -197,8 +198,10 @@ def _plan(reference: Reference, variants: Sequence[Variant]) -> Iterator[Planned
 
 def _ask(method: Method, case: Case) -> tuple[Intervention, str]:
     """A method's plan of a case, of which it sees the sites it asked for; or why it has none."""
-    wanted = {site for site in case.original if method.sites == ("update" if site.layer is None else "neurons")}
-    traces = {side: {site: getattr(case, side)[site] for site in case.original if site in wanted} for side in SIDES}
+    traces = {
+        side: {site: value for site, value in getattr(case, side).items() if site.kind == method.sites}
+        for side in SIDES
+    }
     try:
         return method.plan(dataclasses.replace(case, **traces)), ""
     except UserError as error:
@@ -206,7 +209,7 @@ def _ask(method: Method, case: Case) -> tuple[Intervention, str]:
 
 
 def open_engine(
-    backbone: str | Backbone, device: str = "auto", *, batch_size: int = 32, mask_rule: str = "touched"
+    backbone: str | Backbone, device: str = "auto", *, batch_size: int = BATCH_SIZE, mask_rule: str = "touched"
 ) -> Engine:
     """Loads a backbone by name, with all that judges its pictures. Raises `UserError` where something is missing."""
     found = BACKBONES.get(backbone) if isinstance(backbone, str) else backbone
@@ -219,16 +222,17 @@ def block_subsets(blocks: Sequence[str] = BLOCK_NAMES) -> list[tuple[str, ...]]:
 
 
 def plan_variants(methods: Sequence[Method], subsets_of: str) -> list[Variant]:
-    """Each method on all blocks, and one method on every subset of them. Methods that add nothing have no blocks."""
-    variants = []
-    for method in methods:
-        if not method.sites:
-            variants.append(Variant(method, ()))
-        elif method.name == subsets_of:
-            variants += [Variant(method, subset) for subset in block_subsets()]
-        else:
-            variants.append(Variant(method, BLOCK_NAMES))
-    return variants
+    """Each method on all blocks, and one method on every subset of them."""
+    return [
+        variant_of(method, subset)
+        for method in methods
+        for subset in (block_subsets() if method.name == subsets_of and method.sites else [BLOCK_NAMES])
+    ]
+
+
+def variant_of(method: Method, blocks: tuple[str, ...]) -> Variant:
+    """A method on some blocks; one that adds nothing has no blocks."""
+    return Variant(method, blocks if method.sites else ())
 
 
 def _shared_region(edit: Edit, mask_o: Tensor, mask_e: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,11 @@ class Site:
     layer: int | None = None
 
     @property
+    def kind(self) -> str:
+        """As in `find_sites` and `Method.sites`."""
+        return "update" if self.layer is None else "neurons"
+
+    @property
     def name(self) -> str:
         return self.block if self.layer is None else f"{self.block}/neurons.{self.layer}"
 

@@ -72,13 +72,12 @@ def run(
     clock = time.monotonic()
     engine = open_engine(config.backbone, device, batch_size=config.batch_size, mask_rule=config.mask_rule)
     variants = plan_variants(all_methods, config.subsets_of)
-    kinds = tuple(dict.fromkeys(["update", *(method.sites for method in all_methods if method.sites)]))
     cases = [(edit, seed) for edit in chosen for seed in config.seeds]
     rows: list[dict] = []
     with Progress("generating and scoring", total=len(cases) * (2 + len(variants)), unit="image") as progress:
         for start in range(0, len(cases), CASES_PER_CHUNK):
             chunk = cases[start : start + CASES_PER_CHUNK]
-            references = engine.references(chunk, kinds)
+            references = engine.references(chunk, all_methods)
             progress.update(progress.done + 2 * len(chunk))
             for result in engine.results(references, variants):
                 rows.append(_keep(result, out))
@@ -134,10 +133,17 @@ def _describe(config: RunConfig, edits: list[Edit], methods: list[Method], devic
         "blocks": list(BLOCK_NAMES),
         "device": device,
         "started": started.isoformat(timespec="seconds"),
-        "versions": {name: metadata.version(name) for name in ("riebench", "torch", "diffusers", "transformers")},
+        "versions": {name: _version(name) for name in ("riebench", "torch", "diffusers", "transformers")},
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # riebench itself, run from a clone
+        return "not installed"
 
 
 def _settings(method: Method) -> dict:

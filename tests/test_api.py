@@ -19,6 +19,7 @@ def test_edit_one_pair_of_ones_own(engine):
     assert result.strip(scale=2).size == (3 * 128 + 4, 128)
     assert result.scores["status"] == "ok" and np.isfinite(result.scores["clip_text_edited"])
     nothing = riebench.edit(RED, BLUE, region="heart", method="noop", engine=engine)
+    assert nothing.scores["blocks"] == ""
     assert nothing.intervened.tobytes() == nothing.original.tobytes() == result.original.tobytes()
     other = riebench.edit(RED, BLUE, region="heart", seed=5, engine=engine)
     assert other.original.tobytes() != result.original.tobytes()

@@ -13,13 +13,13 @@ from PIL import Image
 from riebench.errors import UserError
 from riebench.files import data_folder
 from riebench.tinyworld.augment import degrade, training_scenes, unit_images
+from riebench.tinyworld.batches import random_scenes
 from riebench.tinyworld.captions import caption
 from riebench.tinyworld.clip import WEIGHTS_FILE, change_attribute, evaluate_clip, load_clip
 from riebench.tinyworld.grounder import MIN_PIXELS, Grounder, evaluate_grounder, load_grounder, phrase_noun
 from riebench.tinyworld.oracle import Oracle, evaluate_oracle, load_oracle
 from riebench.tinyworld.render import render
 from riebench.tinyworld.scenes import ATTRIBUTES, VALUES, Scene
-from riebench.tinyworld.train_vae import random_scenes
 
 TINYWORLD = data_folder() / "tinyworld"
 

@@ -7,8 +7,8 @@ from functools import lru_cache
 import torch
 from torch.nn import functional as F
 
+from riebench.tinyworld.batches import images_to_tensor, random_scenes
 from riebench.tinyworld.render import Rendering
-from riebench.tinyworld.train_vae import images_to_tensor, random_scenes
 
 USES = 2  # training steps that share one rendered batch, each with its own degradation
 

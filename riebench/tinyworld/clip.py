@@ -15,12 +15,12 @@ from transformers import CLIPTokenizer
 
 from riebench.files import data_folder, read_json, write_json
 from riebench.tinyworld.augment import USES, degrade, unit_images
+from riebench.tinyworld.batches import random_scenes
 from riebench.tinyworld.captions import caption
 from riebench.tinyworld.fit import fit
 from riebench.tinyworld.models import CONTEXT_LENGTH, write_tokenizer
 from riebench.tinyworld.render import SIZE, Rendering, render
 from riebench.tinyworld.scenes import ATTRIBUTES, VALUES, Scene, sample_attributes, sample_layouts
-from riebench.tinyworld.train_vae import random_scenes
 from riebench.tinyworld.weights import load_weights, reading, save_weights
 
 STEPS, NUM_GROUPS, GROUP = 1400, 16, 4

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from riebench.errors import UserError, did_you_mean
 from riebench.files import data_folder
 from riebench.tinyworld.augment import degrade, training_scenes, unit_images
+from riebench.tinyworld.batches import random_scenes
 from riebench.tinyworld.fit import fit
 from riebench.tinyworld.render import Rendering
 from riebench.tinyworld.scenes import ACCESSORIES, SHAPES
-from riebench.tinyworld.train_vae import random_scenes
 from riebench.tinyworld.weights import load_weights, save_weights
 
 STEPS, BATCH = 1000, 48

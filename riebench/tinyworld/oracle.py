@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from riebench.files import data_folder
 from riebench.tinyworld.augment import degrade, training_scenes, unit_images
+from riebench.tinyworld.batches import random_scenes
 from riebench.tinyworld.fit import fit
 from riebench.tinyworld.scenes import ATTRIBUTES, PLACES, SIZES, VALUES
-from riebench.tinyworld.train_vae import random_scenes
 from riebench.tinyworld.weights import load_weights, save_weights
 
 STEPS, BATCH = 1600, 64

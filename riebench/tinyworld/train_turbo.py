@@ -10,13 +10,13 @@ from diffusers import AutoencoderKL
 from torch import nn
 from transformers import CLIPTokenizer
 
+from riebench.tinyworld.batches import images_to_tensor
 from riebench.tinyworld.captions import caption
 from riebench.tinyworld.fit import fit
 from riebench.tinyworld.models import LATENT_SIZE, build_scheduler, build_text_encoders, build_unet, encode_prompts
 from riebench.tinyworld.noise import layout_from_noise, layout_signal
 from riebench.tinyworld.render import SIZE, render
 from riebench.tinyworld.scenes import Scene, sample_attributes
-from riebench.tinyworld.train_vae import images_to_tensor
 
 STEPS, BATCH = 2400, 32
 OBJECT_WEIGHT = 2.0  # extra weight of the latents under the object and its accessory

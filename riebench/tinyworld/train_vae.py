@@ -9,24 +9,11 @@ import torch
 from diffusers import AutoencoderKL
 from torch.nn import functional as F
 
+from riebench.tinyworld.batches import images_to_tensor, random_scenes
 from riebench.tinyworld.fit import fit
 from riebench.tinyworld.models import build_vae
-from riebench.tinyworld.render import render
-from riebench.tinyworld.scenes import sample_attributes, sample_layouts
 
 STEPS, BATCH, KL_WEIGHT = 1600, 16, 2e-6
-
-
-def images_to_tensor(image_bhwc: np.ndarray) -> torch.Tensor:
-    """uint8 `[b, h, w, 3]` -> float32 `[b, 3, h, w]` in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(image_bhwc)).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def random_scenes(seed: int, step: int, count: int, split: str = "train"):
-    """(attributes, layouts, rendering) of the batch of a step: a pure function of its arguments."""
-    rng = np.random.default_rng([seed, step])
-    attributes, layouts = sample_attributes(rng, count, split), sample_layouts(rng, count)
-    return attributes, layouts, render(attributes, layouts)
 
 
 def train_vae(folder: Path, device: torch.device, *, seed: int = 0, steps: int = STEPS) -> AutoencoderKL:
