@@ -79,7 +79,7 @@ def edit(
     Raises `UserError` when a name is unknown or the region is not found in a picture.
     """
     item = Edit("custom", "change_object", original_prompt, edited_prompt, region, edited_region or region)
-    engine = engine or open_engine(backbone)
+    engine = engine or open_engine(backbone, batch_size=2)
     chosen = MethodConfig(method).build() if isinstance(method, str) else method
     (reference,) = engine.references([(item, seed)], [chosen])
     (result,) = engine.results([reference], [variant_of(chosen, check_blocks(list(blocks)))])

@@ -34,22 +34,30 @@ class Backbone:
     judges: str
     """Family of the networks that score its pictures (`riebench.metrics.models.FAMILIES`)."""
     summary: str = ""
+    dictionaries: str = ""
+    """The backbone whose dictionaries are used on this one, where that is not itself: SAEs of one step carry over to
+    more steps and to the model it was distilled from."""
+
+    @property
+    def guided(self) -> bool:
+        """Whether each step runs every row twice, without and with its prompt (diffusers: guidance above 1)."""
+        return self.guidance > 1
 
 
 BACKBONES: Registry[Backbone] = Registry("backbone", "riebench.backbones")
-BACKBONES.add(
-    "tinyworld-turbo@1",
-    Backbone(
-        name="tinyworld-turbo@1",
-        folder="tinyworld/turbo",
-        steps=1,
-        guidance=0.0,
-        grounder="tinyworld",
-        judges="tinyworld",
-        summary="the embedded small SDXL, one step, 64 px",
-    ),
-    summary="the embedded small SDXL, one step, 64 px",
-)
+for _model, _steps, _guidance, _summary in (
+    ("turbo", 1, 0.0, "the embedded small SDXL Turbo, one step, 64 px"),
+    ("turbo", 4, 0.0, "the same model, four Euler ancestral steps"),
+    ("base", 25, 1.5, "the embedded small SDXL that tinyworld-turbo was distilled from, 25 Euler steps with guidance"),
+):
+    _name = f"tinyworld-{_model}@{_steps}"
+    BACKBONES.add(
+        _name,
+        Backbone(
+            _name, f"tinyworld/{_model}", _steps, _guidance, "tinyworld", "tinyworld", _summary, "tinyworld-turbo@1"
+        ),
+        summary=_summary,
+    )
 
 
 def check_blocks(names: tuple[str, ...] | list[str]) -> tuple[str, ...]:

@@ -38,6 +38,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--edits-per-category", type=int, help="how many edits of each category; 0 for all")
     run.set_defaults(verb=_run)
 
+    agreement = verbs.add_parser("agreement", help="how well the metrics of a run agree with tinyworld's oracle")
+    agreement.add_argument("run", type=Path, help="folder of a finished run")
+    agreement.add_argument("--json", action="store_true", help="print JSON")
+    agreement.add_argument("--out", type=Path, help="also write the tables to this file, as markdown")
+    agreement.set_defaults(verb=_agreement)
+
     ls = verbs.add_parser("ls", help="list what there is")
     ls.add_argument("kind", help=", ".join(KINDS))
     ls.set_defaults(verb=_ls)
@@ -46,20 +52,37 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--backbone", default="tinyworld-turbo@1", help="see riebench ls backbones")
     train.add_argument("--blocks", default="", help="comma-separated (default: all four)")
     train.add_argument("--out", type=Path, required=True, help="folder for the dictionaries, their index and state")
-    train.add_argument("--k", type=int, default=16, help="active features a vector")
-    train.add_argument("--width", type=int, default=8, help="features, as a multiple of the channels")
-    train.add_argument("--prompts", type=int, default=8192, help="images whose updates are trained on")
+    train.add_argument("--k", default="4,8,16", help="active features a vector, comma-separated")
+    train.add_argument("--width", default="4,8,16", help="features, as multiples of the channels, comma-separated")
+    train.add_argument("--prompts", type=int, default=4096, help="images whose updates are trained on")
     train.add_argument("--steps", type=int, default=600, help="training steps of 2048 vectors")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--device", default="auto", help="auto, cpu or cuda")
     train.set_defaults(verb=_train)
+
+    evaluate = verbs.add_parser("evaluate", help="how dictionaries carry over to other steps and models")
+    evaluate.add_argument("--trained-on", default="tinyworld-turbo@1", help="the backbone whose dictionaries are meant")
+    evaluate.add_argument(
+        "--on",
+        default="tinyworld-turbo@1,tinyworld-turbo@4,tinyworld-base@25",
+        help="comma-separated backbones whose updates they are to code",
+    )
+    evaluate.add_argument("--dictionary", help="only those of this name (default: all)")
+    evaluate.add_argument("--dictionaries", type=Path, help="folder that riebench train wrote (default: the shipped)")
+    evaluate.add_argument("--prompts", type=int, default=64, help="captions of held-out scenes")
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
+    evaluate.add_argument("--out", type=Path, help="also write the tables to this file, as markdown")
+    evaluate.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    evaluate.set_defaults(verb=_evaluate)
 
     world = verbs.add_parser("tinyworld", help="make or judge the embedded world").add_subparsers(
         required=True, metavar="verb"
     )
     world_train = world.add_parser("train", help="train every model of tinyworld from nothing; resumable")
     world_train.add_argument("--out", type=Path, required=True, help="folder for weights and checkpoints")
-    world_train.add_argument("--only", default="", help="comma-separated: vae, turbo, oracle, grounder, clip")
+    world_train.add_argument(
+        "--only", default="", help="comma-separated: vae, base, turbo, oracle, grounder, clip, dictionaries"
+    )
     world_train.add_argument("--seed", type=int, default=0)
     world_train.add_argument("--device", default="auto", help="auto, cpu or cuda")
     world_train.set_defaults(verb=_tinyworld_train)
@@ -89,6 +112,19 @@ def _run(arguments) -> None:
     done = run(config, out, device=arguments.device)
     print(f"\n{block_table(done.summary)}\n\n{done.manifest['results']} results in {done.manifest['seconds']:.0f} s")
     print(f"report: {done.report.resolve()}")
+
+
+def _agreement(arguments) -> None:
+    import json
+
+    from riebench.analysis import agreement_of_run, agreement_tables
+    from riebench.files import write_text
+
+    found = agreement_of_run(arguments.run)
+    tables = agreement_tables(found)
+    if arguments.out:
+        write_text(arguments.out, f"{tables}\n")
+    print(json.dumps(found, indent=2, allow_nan=False) if arguments.json else tables)
 
 
 def _ls(arguments) -> None:
@@ -153,13 +189,40 @@ def _train(arguments) -> None:
         arguments.backbone,
         check_blocks(arguments.blocks.split(",")) if arguments.blocks else BLOCK_NAMES,
         arguments.out,
-        k=arguments.k,
-        expansion=arguments.width,
+        k=_whole_numbers(arguments.k, "--k"),
+        expansion=_whole_numbers(arguments.width, "--width"),
         prompts=arguments.prompts,
         steps=arguments.steps,
         seed=arguments.seed,
         device=arguments.device,
     )
+
+
+def _whole_numbers(text: str, option: str) -> tuple[int, ...]:
+    try:
+        return tuple(dict.fromkeys(int(word) for word in text.split(",")))
+    except ValueError as error:
+        raise UserError(f"{option} is {text!r}", remedy="give whole numbers with commas between, as 4,8,16") from error
+
+
+def _evaluate(arguments) -> None:
+    import json
+
+    from riebench.backbones import BACKBONES
+    from riebench.files import write_text
+    from riebench.generalisation import format_markdown, format_tables, generalise
+
+    found = generalise(
+        arguments.trained_on,
+        [BACKBONES.get(name) for name in dict.fromkeys(arguments.on.split(","))],
+        arguments.prompts,
+        name=arguments.dictionary,
+        root=arguments.dictionaries,
+        device=arguments.device,
+    )
+    if arguments.out:
+        write_text(arguments.out, format_markdown(found))
+    print(json.dumps(found, indent=2, allow_nan=False) if arguments.json else format_tables(found))
 
 
 def _tinyworld_train(arguments) -> None:

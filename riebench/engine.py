@@ -85,7 +85,7 @@ class Engine:
         self.sae = cache(self._open_sae)
 
     def _open_sae(self, block: str):
-        return index.open(index.find(self.backbone.name, block), device="cpu")
+        return index.open(index.find(self.backbone.dictionaries or self.backbone.name, block), device="cpu")
 
     def references(self, cases: Sequence[tuple[Edit, int]], methods: Sequence[Method] = ()) -> list[Reference]:
         """Original and edited image, updates and what else the methods trace, and regions of every (edit, seed)."""

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from riebench.backbones import BACKBONES
+from riebench.backbones import BACKBONES, Backbone
 from riebench.errors import UserError
-from riebench.lens import find_sites
+from riebench.lens import block_module, find_sites
 from riebench.progress import Progress
 from riebench.sampling import Request, Sampler, choose_device, load_sampler
 from sae_models import checkpoint, index
 from sae_models.evaluation import evaluate
-from sae_models.topk import TopKConfig
+from sae_models.topk import TopKConfig, TopKSAE
 from sae_models.trainer import TrainConfig, shuffled_batches, train
 
 HARVEST_BATCH, TEST_SHARE = 64, 16
@@ -38,15 +41,15 @@ def harvest(sampler: Sampler, blocks: Sequence[str], prompts: Sequence[str], see
                 for site, value in trace.items():
                     rows[site.block].append(value.permute(0, 2, 3, 1).flatten(0, 2))
             progress.update(start + len(chunk))
-    return {block: torch.cat(parts) for block, parts in rows.items()}
+    return {block: torch.cat(rows.pop(block)) for block in blocks}
 
 
-def world_prompts(count: int, seed: int) -> list[str]:
-    """Captions of random tinyworld scenes out of the training split."""
+def world_prompts(count: int, seed: int, split: str = "train") -> list[str]:
+    """Captions of random tinyworld scenes of a split (`scenes.sample_attributes`)."""
     from riebench.tinyworld.captions import caption
     from riebench.tinyworld.scenes import Scene, sample_attributes
 
-    return [caption(Scene.from_indices(row)) for row in sample_attributes(np.random.default_rng(seed), count, "train")]
+    return [caption(Scene.from_indices(row)) for row in sample_attributes(np.random.default_rng(seed), count, split)]
 
 
 def train_dictionaries(
@@ -54,53 +57,128 @@ def train_dictionaries(
     blocks: Sequence[str],
     out: Path,
     *,
-    k: int,
-    expansion: int,
+    k: Sequence[int],
+    expansion: Sequence[int],
     prompts: int,
     steps: int,
     seed: int,
     device: str,
 ) -> None:
-    """Harvests, trains one TopK SAE a block, evaluates it on held-back prompts and writes it with its index entry.
+    """Trains and registers a TopK SAE for each block, expansion (features / channels) and k, all from one harvest.
 
-    The last 1/16 of the prompts is kept back for evaluation. A run that finds its state in `out` goes on from there.
+    The last 1/16 of the prompts is kept back for evaluation. Weights are stored in half precision, and evaluated as
+    stored. A dictionary that `out` holds already, of the same settings and the same U-Net, is left as it is; blocks
+    that need nothing more are not harvested. Raises `UserError` for settings that cannot be meant.
     """
-    backbone = BACKBONES.get(backbone_name)
+    backbone, out = BACKBONES.get(backbone_name), Path(out)
     if prompts < TEST_SHARE:
         raise UserError(f"{prompts} prompts are too few", remedy=f"use at least {TEST_SHARE}")
+    config = TrainConfig(steps=steps, seed=seed)
     sampler = load_sampler(backbone, choose_device(device), HARVEST_BATCH)
-    harvested = harvest(sampler, blocks, world_prompts(prompts, seed), seed)
-    for block, rows in harvested.items():
-        held_back = len(rows) // TEST_SHARE
-        train_rows, test_rows = rows[:-held_back], rows[-held_back:]
-        width = rows.shape[1]
-        sae_config = TopKConfig(width=width, num_features=expansion * width, k=k)
-        config = TrainConfig(steps=steps, batch_size=min(TrainConfig.batch_size, len(train_rows)), seed=seed)
-        name = f"topk-k{k}-x{expansion}"
-        folder = f"{backbone.name.replace('@', '-')}/{block}/{name}"
-        batches = shuffled_batches(train_rows, config.batch_size, seed=seed)
-        sae = train(batches, config, sae_config, folder=Path(out) / "state" / folder)
-        found = evaluate(sae, test_rows)
-        training = {**asdict(config), "rows": len(train_rows), "prompts": prompts}
-        metadata = {"backbone": backbone.name, "block": block, "training": training}
-        digest = checkpoint.save(Path(out) / folder, sae, metadata)
-        index.register(
-            index.Entry(
-                name=name,
-                backbone=backbone.name,
-                block=block,
-                kind="topk",
-                k=k,
-                num_features=sae_config.num_features,
-                width=width,
-                folder=folder,
-                sha256=digest,
-                evaluation=asdict(found),
-                training=training,
-            ),
-            root=Path(out),
-        )
+    training = {**asdict(config), "prompts": prompts, "unet_sha256": _weights_sha256(sampler.unet)}
+    jobs = _jobs(sampler.unet, backbone, blocks, k, expansion)
+    known = {entry.key: entry for entry in index.entries(out)}
+    done = [job for job in jobs if _is_done(known.get((backbone.name, job.block, job.name)), training, out)]
+    for job in done:
+        print(f"{job.block} {job.name}: trained already")
+    left = [job for job in jobs if job not in done]
+    if not left:
+        return
+    harvested = harvest(sampler, list(dict.fromkeys(job.block for job in left)), world_prompts(prompts, seed), seed)
+    for number, job in enumerate(left, start=1):
+        rows = harvested[job.block]
+        held_back = prompts // TEST_SHARE * (len(rows) // prompts)
+        state = out / "state" / _key(job, training)
+        sae = _train(job, rows[:-held_back], config, state, sampler.device)
+        entry = _store(job, sae, rows[-held_back:].to(sampler.device), training, out)
+        index.register(entry, root=out)
+        shutil.rmtree(state)
+        found = entry.evaluation
         print(
-            f"{block} {name}: explained variance {found.explained_variance_pooled:.3f} pooled, "
-            f"{found.explained_variance_mean:.3f} mean over dimensions; L0 {found.l0:.1f}; dead {found.dead_share:.1%}"
+            f"[{number}/{len(left)}] {job.block} {job.name}: "
+            f"explained variance {found['explained_variance_pooled']:.3f} pooled, "
+            f"{found['explained_variance_mean']:.3f} mean over dimensions; "
+            f"L0 {found['l0']:.1f}; dead {found['dead_share']:.1%}",
+            flush=True,
         )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A dictionary to train."""
+
+    backbone: str
+    block: str
+    name: str
+    config: TopKConfig
+
+    @property
+    def folder(self) -> str:
+        """Of its checkpoint, relative to the index."""
+        return f"{self.backbone.replace('@', '-')}/{self.block}/{self.name}"
+
+
+def _jobs(
+    unet: nn.Module, backbone: Backbone, blocks: Sequence[str], ks: Sequence[int], expansions: Sequence[int]
+) -> list[_Job]:
+    widths = {block: block_module(unet, block).config.in_channels for block in blocks}
+    return [
+        _Job(backbone.name, block, f"topk-k{k}-x{expansion}", TopKConfig(widths[block], expansion * widths[block], k))
+        for block in blocks
+        for expansion in expansions
+        for k in ks
+    ]
+
+
+def _is_done(entry: index.Entry | None, training: dict, root: Path) -> bool:
+    """Whether a dictionary was trained like this, and its checkpoint is the registered one."""
+    if entry is None or entry.training != training:
+        return False
+    try:
+        index.open(entry, root=root)
+    except UserError:
+        return False
+    return True
+
+
+def _key(job: _Job, training: dict) -> str:
+    """A folder name for the state of a training: the same for the same job and settings, another for any other."""
+    return hashlib.sha256(json.dumps([job.folder, training]).encode()).hexdigest()[:16]
+
+
+def _train(job: _Job, rows: Tensor, config: TrainConfig, state: Path, device: torch.device) -> TopKSAE:
+    """Trains on rows `[n, C]`; goes on from what a killed training left in `state`."""
+    if len(rows) < config.batch_size:
+        raise UserError(
+            f"there are {len(rows)} vectors to train on, and a step takes {config.batch_size}",
+            remedy="use more prompts",
+        )
+    batch_at = shuffled_batches(rows, config.batch_size, seed=config.seed)
+    return train(lambda step: batch_at(step).to(device), config, job.config, folder=state)
+
+
+def _store(job: _Job, sae: TopKSAE, test_rows: Tensor, training: dict, root: Path) -> index.Entry:
+    """Saves in half precision, and evaluates what was saved on rows `[n, C]`."""
+    metadata = {"backbone": job.backbone, "block": job.block, "training": training}
+    sha256 = checkpoint.save(root / job.folder, sae.half(), metadata)
+    found = evaluate(checkpoint.load(root / job.folder, device=test_rows.device), test_rows)
+    return index.Entry(
+        name=job.name,
+        backbone=job.backbone,
+        block=job.block,
+        kind="topk",
+        **asdict(job.config),
+        folder=job.folder,
+        sha256=sha256,
+        evaluation=asdict(found),
+        training=training,
+    )
+
+
+def _weights_sha256(module: nn.Module) -> str:
+    """sha256 over the names and bytes of a module's weights, in hex."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.cpu().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -16,6 +16,8 @@ from riebench.errors import UserError
 from riebench.files import replacing
 from riebench.lens import Site
 
+BRANCHES = ("cond", "uncond", "both")
+
 
 @dataclass(frozen=True)
 class Intervention:
@@ -27,8 +29,15 @@ class Intervention:
     """Block -> number of features turned on and off there."""
     prompt: str = "original"
     """Which of the edit's prompts is generated from: "original", or "edited" for the oracle prompt alone."""
+    branch: str = "both"
+    """Under guidance (protocol §3): "cond" adds to the row with the prompt, "uncond" to the row without, "both" adds to
+    the first and takes away from the second, as the paper does. Without guidance there is the row with the prompt only."""
 
     def __post_init__(self) -> None:
+        if self.branch not in BRANCHES:
+            raise UserError(
+                f"an intervention cannot have branch {self.branch!r}", remedy=f"use one of {', '.join(BRANCHES)}"
+            )
         if self.prompt not in ("original", "edited"):
             raise UserError(f"an intervention cannot have prompt {self.prompt!r}", remedy="use 'original' or 'edited'")
         for site, value in self.additions.items():
@@ -48,6 +57,7 @@ class Intervention:
             {site: value for site, value in self.additions.items() if site.block in blocks},
             {block: count for block, count in self.features.items() if block in blocks},
             self.prompt,
+            self.branch,
         )
 
     @property
@@ -61,7 +71,7 @@ class Intervention:
 
     def save(self, path: Path) -> None:
         """Writes the intervention as safetensors; what is not a tensor goes into the header."""
-        header = {"riebench": json.dumps({"features": dict(self.features), "prompt": self.prompt})}
+        header = {"riebench": json.dumps({"features": dict(self.features), "prompt": self.prompt, "branch": self.branch})}
         tensors = {site.name: value.contiguous() for site, value in self.additions.items()}
         with replacing(Path(path)) as temporary:
             save_file(tensors, temporary, metadata=header)
@@ -77,7 +87,7 @@ class Intervention:
             raise UserError(
                 f"{path} is not an intervention: {error}", remedy="write it with Intervention.save"
             ) from error
-        return cls(additions, header["features"], header["prompt"])
+        return cls(additions, header["features"], header["prompt"], header["branch"])
 
 
 def _site(name: str) -> Site:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionXLPipeline
 from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
@@ -32,10 +34,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Sample:
-    """One generated image `[3, height, width]` in [0, 1], and what was captured: site -> `[steps, C, h, w]`."""
+    """One generated image `[3, height, width]` in [0, 1], and what was captured."""
 
     image: Tensor
     trace: dict[Site, Tensor]
+    """Site -> `[steps, C, h, w]`, of the row that sees the prompt."""
+    uncond_trace: dict[Site, Tensor] = field(default_factory=dict)
+    """The same of the row without a prompt, under guidance; empty without guidance."""
 
 
 class Sampler:
@@ -78,7 +83,7 @@ class Sampler:
     @torch.no_grad()
     def _batch(self, rows: list[Request], capture: Sequence[Site], decode: bool) -> list[Sample]:
         states, pooled = (torch.cat(parts) for parts in zip(*(self._text(row.prompt) for row in rows), strict=True))
-        with Lens(self.unet, capture, self._additions(rows)) as lens:
+        with Lens(self.unet, capture, self._additions(rows)) as lens:  # under guidance the rows are [uncond, cond]
 
             def on_step_end(_pipeline, step, _timestep, tensors):
                 lens.step = step + 1
@@ -93,9 +98,13 @@ class Sampler:
                 callback_on_step_end=on_step_end,
                 output_type="pt" if decode else "latent",
             ).images.float()
-        trace = {site: value.cpu() for site, value in lens.trace.stacked().items()}
+        traces = [
+            {site: value[start : start + len(rows)].cpu() for site, value in lens.trace.stacked().items()}
+            for start in ((len(rows), 0) if self.backbone.guided else (0,))
+        ]
         return [
-            Sample(image, {site: value[i] for site, value in trace.items()}) for i, image in enumerate(images.cpu())
+            Sample(image, *({site: value[i] for site, value in trace.items()} for trace in traces))
+            for i, image in enumerate(images.cpu())
         ]
 
     def _text(self, prompt: str) -> tuple[Tensor, Tensor]:
@@ -105,7 +114,9 @@ class Sampler:
         return self._texts[prompt]
 
     def _additions(self, rows: list[Request]) -> dict[Site, Tensor]:
-        """Site -> `[rows, steps, C, h, w]`, zero where a row adds nothing."""
+        """Site -> `[rows, steps, C, h, w]`, zero where a row adds nothing; under guidance twice as many rows, first
+        those without a prompt. Branch "both" adds to the row with the prompt and takes away from the other."""
+        signs = {"cond": (0, 1), "uncond": (1, 0), "both": (-1, 1)} if self.backbone.guided else {}
         merged: dict[Site, Tensor] = {}
         for index, row in enumerate(rows):
             for site, value in (row.intervention.additions if row.intervention else {}).items():
@@ -114,9 +125,16 @@ class Sampler:
                         f"the addition at {site.name} has {len(value)} steps, the backbone {self.backbone.steps}",
                         remedy="plan it from a trace of this backbone",
                     )
+                if not self.backbone.guided and row.intervention.branch == "uncond":
+                    raise UserError(
+                        f"{self.backbone.name} is sampled without guidance and has no unconditional row",
+                        remedy="use branch 'cond' or 'both'",
+                    )
+                branches = signs.get(row.intervention.branch, (1,))
                 if site not in merged:
-                    merged[site] = torch.zeros(len(rows), *value.shape, dtype=value.dtype)
-                merged[site][index] = value
+                    merged[site] = torch.zeros(len(branches) * len(rows), *value.shape, dtype=value.dtype)
+                for branch, sign in enumerate(branches):
+                    merged[site][branch * len(rows) + index] = sign * value
         return {site: value.to(self.device) for site, value in merged.items()}
 
 
@@ -147,8 +165,32 @@ def load_sampler(backbone: Backbone, device: torch.device, batch_size: int = BAT
         )
     except Exception as error:
         raise UserError(
-            f"the weights of {backbone.name} at {folder} cannot be loaded: {str(error).splitlines()[0]}",
-            remedy="a file is missing or truncated; install riebench again",
+            f"the weights of {backbone.name} cannot be loaded: {_broken_file(folder) or error}",
+            remedy="install riebench again, or fetch that file again",
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     return Sampler(backbone, pipeline.to(device), batch_size)
+
+
+def _broken_file(folder: Path) -> str:
+    """What is missing or truncated in a pipeline's folder; empty where that is not what is wrong."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+    except ValueError:
+        return f"{folder / 'model_index.json'} is not JSON"
+    for part in (name for name, value in index.items() if isinstance(value, list) and value[0]):
+        files = [path for path in (folder / part).glob("*") if path.is_file()]
+        if part not in ("scheduler", "tokenizer", "tokenizer_2"):
+            if not (folder / part / "config.json").is_file():
+                return f"{folder / part / 'config.json'} is missing"
+            if not any(path.suffix == ".safetensors" for path in files):
+                return f"{folder / part} holds no safetensors file"
+        for path in files:
+            try:
+                if path.suffix == ".json":
+                    json.loads(path.read_text())
+                elif path.suffix == ".safetensors":
+                    safe_open(path, framework="pt").keys()
+            except (ValueError, SafetensorError) as error:
+                return f"{path} is truncated or broken ({error})"
+    return ""

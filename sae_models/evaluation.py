@@ -30,48 +30,74 @@ class Evaluation:
     """Mean cosine of x and x_hat."""
 
 
-@torch.no_grad()
 def evaluate(dictionary: Dictionary, rows_nd: Tensor, *, batch_size: int = 8_192) -> Evaluation:
-    """Evaluates on rows `[n, d]`, which lie on the dictionary's device. Sums are kept in float64.
+    """Evaluates on rows `[n, d]`, which lie on the dictionary's device.
 
     Raises `UserError` for a wrong width, rows that are not finite, or rows that are all the same.
     """
-    if rows_nd.ndim != 2 or rows_nd.shape[1] != dictionary.width:
-        raise UserError(
-            f"the rows have shape {tuple(rows_nd.shape)}, the dictionary a width of {dictionary.width}",
-            remedy="evaluate on rows of the block it was trained on",
+    tally = Tally(dictionary)
+    for batch_nd in rows_nd.split(batch_size):
+        tally.add(batch_nd)
+    return tally.evaluation()
+
+
+class Tally:
+    """An `Evaluation` of rows that come in batches, kept as sums in float64: memory does not grow with the rows.
+
+    x is summed from the first row on, so the variance of a dimension that never varies is exactly zero.
+    """
+
+    def __init__(self, dictionary: Dictionary) -> None:
+        self.dictionary = dictionary
+        self._num_rows = 0
+        self._origin_d = self._sum_d = self._square_d = self._residual_sum_d = self._residual_square_d = 0.0
+        self._active_f = self._cosine = 0.0
+
+    @torch.no_grad()
+    def add(self, rows_nd: Tensor) -> Tensor:
+        """Counts in rows `[n, d]`, on the dictionary's device, and returns their latents `[n, f]`.
+
+        Raises `UserError` for a wrong width and for rows that are not finite.
+        """
+        if rows_nd.ndim != 2 or rows_nd.shape[1] != self.dictionary.width:
+            raise UserError(
+                f"the rows have shape {tuple(rows_nd.shape)}, the dictionary a width of {self.dictionary.width}",
+                remedy="evaluate on rows of the block it was trained on",
+            )
+        if not bool(torch.isfinite(rows_nd).all()):
+            raise UserError(
+                "the rows to evaluate on hold NaN or infinite values", remedy="check how they were captured"
+            )
+        x_nd = rows_nd.float()
+        z_nf = self.dictionary.encode(x_nd)
+        x_hat_nd = self.dictionary.decode(z_nf)
+        if self._num_rows == 0:
+            self._origin_d = x_nd[:1].double().sum(0)
+        shifted_nd, residual_nd = x_nd.double() - self._origin_d, (x_nd - x_hat_nd).double()
+        self._num_rows += len(x_nd)
+        self._sum_d += shifted_nd.sum(0)
+        self._square_d += shifted_nd.pow(2).sum(0)
+        self._residual_sum_d += residual_nd.sum(0)
+        self._residual_square_d += residual_nd.pow(2).sum(0)
+        self._active_f += (z_nf != 0).sum(0)
+        self._cosine += cosine_similarity(x_nd, x_hat_nd, dim=1).sum(dtype=torch.float64)
+        return z_nf
+
+    def evaluation(self) -> Evaluation:
+        """Raises `UserError` where all rows were the same, or none came."""
+        count = max(1, self._num_rows)
+        variance_d = torch.as_tensor(self._square_d - self._sum_d**2 / count) / count
+        residual_variance_d = (self._residual_square_d - self._residual_sum_d**2 / count) / count
+        varies_d = variance_d > 0
+        if not bool(varies_d.any()):
+            raise UserError(
+                f"there is no variance to explain in {self._num_rows} row(s)", remedy="evaluate on more, different rows"
+            )
+        return Evaluation(
+            num_rows=self._num_rows,
+            explained_variance_pooled=float(1 - self._residual_square_d.sum() / (count * variance_d.sum())),
+            explained_variance_mean=float((1 - residual_variance_d / variance_d)[varies_d].mean()),
+            l0=float(self._active_f.sum() / count),
+            dead_share=float((self._active_f == 0).double().mean()),
+            cosine=float(self._cosine / count),
         )
-    batches = rows_nd.split(batch_size)
-    if not all(bool(torch.isfinite(batch_nd).all()) for batch_nd in batches):
-        raise UserError("the rows to evaluate on hold NaN or infinite values", remedy="check how they were captured")
-    device, double = rows_nd.device, torch.float64
-    mean_d = sum(batch_nd.sum(0, dtype=double) for batch_nd in batches) / max(1, len(rows_nd))
-    square_d, residual_sum_d, residual_square_d = torch.zeros(3, dictionary.width, dtype=double, device=device)
-    ever_active_f = torch.zeros(dictionary.num_features, dtype=torch.bool, device=device)
-    num_active, cosine_sum = torch.zeros(2, dtype=double, device=device)
-    for batch_nd in batches:
-        x_nd = batch_nd.float()
-        z_nf = dictionary.encode(x_nd)
-        x_hat_nd = dictionary.decode(z_nf)
-        active_nf = z_nf != 0
-        residual_nd = (x_nd - x_hat_nd).double()
-        square_d += (x_nd.double() - mean_d).pow(2).sum(0)
-        residual_sum_d += residual_nd.sum(0)
-        residual_square_d += residual_nd.pow(2).sum(0)
-        ever_active_f |= active_nf.any(0)
-        num_active += active_nf.sum()
-        cosine_sum += cosine_similarity(x_nd, x_hat_nd, dim=1).sum()
-    varies_d = square_d > 0
-    if not bool(varies_d.any()):
-        raise UserError(
-            f"there is no variance to explain in {len(rows_nd)} row(s)", remedy="evaluate on more, different rows"
-        )
-    residual_centred_square_d = residual_square_d - residual_sum_d.pow(2) / len(rows_nd)
-    return Evaluation(
-        num_rows=len(rows_nd),
-        explained_variance_pooled=float(1 - residual_square_d.sum() / square_d.sum()),
-        explained_variance_mean=float((1 - residual_centred_square_d / square_d)[varies_d].mean()),
-        l0=float(num_active / len(rows_nd)),
-        dead_share=float((~ever_active_f).double().mean()),
-        cosine=float(cosine_sum / len(rows_nd)),
-    )

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from sae_models.topk import TopKSAE
 
 INDEX_FILE = "index.json"
+#: What `find` gives where no name is asked for: the dictionary that runs of the benchmark use.
+DEFAULT_NAME = "topk-k16-x8"
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def entries(root: Path | None = None) -> list[Entry]:
 
 
 def find(backbone: str, block: str, name: str | None = None, *, root: Path | None = None) -> Entry:
-    """The entry of that name, or without a name the first listed, for a block of a backbone.
+    """The entry of that name for a block of a backbone; without a name `DEFAULT_NAME`, or else the only one there is.
 
     Raises `UserError` naming what there is instead.
     """
@@ -80,14 +82,17 @@ def find(backbone: str, block: str, name: str | None = None, *, root: Path | Non
             f"no dictionary is known for {backbone} {block}{did_you_mean(f'{backbone} {block}', pairs)}",
             remedy=f"there are some for {', '.join(pairs)}" if pairs else "train one and register it",
         )
-    named = [entry for entry in here if name in (None, entry.name)]
-    if not named:
-        names = [entry.name for entry in here]
-        raise UserError(
-            f"{backbone} {block} has no dictionary {name!r}{did_you_mean(name, names)}",
-            remedy=f"take one of {', '.join(names)}",
-        )
-    return named[0]
+    if name is None and len(here) == 1:
+        return here[0]
+    wanted = DEFAULT_NAME if name is None else name
+    for entry in here:
+        if entry.name == wanted:
+            return entry
+    names = [entry.name for entry in here]
+    raise UserError(
+        f"{backbone} {block} has no dictionary {wanted!r}{did_you_mean(wanted, names)}",
+        remedy=f"take one of {', '.join(names)}",
+    )
 
 
 def open(entry: Entry, *, root: Path | None = None, device: str = "cpu") -> TopKSAE:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding_bag, linear
 
 from riebench.errors import UserError
 
@@ -33,10 +34,16 @@ class TopKConfig:
             )
 
 
+def top(h_nf: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """relu of the k largest values of each row, and their feature numbers: both `[n, k]`, in no order."""
+    values_nk, features_nk = h_nf.topk(k, dim=-1, sorted=False)
+    return values_nk.relu(), features_nk
+
+
 def keep_top(h_nf: Tensor, k: int) -> Tensor:
     """relu of the k largest values of each row, zero elsewhere; the shape stays."""
-    values, indices = h_nf.topk(k, dim=-1, sorted=False)
-    return torch.zeros_like(h_nf).scatter(-1, indices, values.relu())
+    values_nk, features_nk = top(h_nf, k)
+    return torch.zeros_like(h_nf).scatter(-1, features_nk, values_nk)
 
 
 class TopKSAE(nn.Module):
@@ -67,7 +74,8 @@ class TopKSAE(nn.Module):
 
     def preactivations(self, x_nd: Tensor) -> Tensor:
         """`[n, f]`, before all but the k largest are set to zero."""
-        return (x_nd.to(self.W_enc.dtype) - self.b_dec) @ self.W_enc + self.b_enc
+        # b_dec goes through W_enc by itself: its gradient then costs a vector, not a row for each of x
+        return linear(x_nd.to(self.W_enc.dtype), self.W_enc.T, self.b_enc - self.b_dec @ self.W_enc)
 
     def encode(self, x_nd: Tensor) -> Tensor:
         return keep_top(self.preactivations(x_nd), self.config.k)
@@ -77,6 +85,10 @@ class TopKSAE(nn.Module):
 
     def decode_linear(self, z_nf: Tensor) -> Tensor:
         return z_nf @ self.W_dec
+
+    def decode_top(self, values_nk: Tensor, features_nk: Tensor) -> Tensor:
+        """`decode` of latents as `top` gives them: k terms a row instead of f."""
+        return embedding_bag(features_nk, self.W_dec, per_sample_weights=values_nk, mode="sum") + self.b_dec
 
     def forward(self, x_nd: Tensor) -> Tensor:
         return self.decode(self.encode(x_nd))

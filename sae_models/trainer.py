@@ -1,4 +1,4 @@
-"""Training of a TopK SAE with AuxK against dead features (Gao et al. 2024, arXiv 2406.04093); resumes exactly."""
+"""Training of a TopK SAE (Gao et al. 2024, arXiv 2406.04093), with dead features started again; resumes exactly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from riebench.errors import UserError
 from riebench.files import replacing
 from riebench.progress import Progress
-from sae_models.topk import TopKConfig, TopKSAE, keep_top
+from sae_models.topk import TopKConfig, TopKSAE, top
 
 CALIBRATION_ROWS = 32_768  # the geometric median and the scale are estimated on up to this many
 REPORT_STEPS = 100  # between two reads of the statistics: on a GPU each one waits for the device
@@ -37,26 +37,22 @@ class TrainConfig:
     """Share of the steps in which the learning rate rises linearly from zero."""
     decay: float = 0.3
     """Share of the steps, the last ones, in which it falls linearly to zero."""
-    auxk: int = 64
-    """Dead features that may join in coding a row's residual; about half the width is usual."""
-    auxk_weight: float = 1 / 32
-    """Weight of the AuxK loss."""
-    dead_after: int = 200_000
+    dead_after: int = 25_000
     """A feature is dead when it was last active longer ago than this many rows."""
+    restart_every: int = 25
+    """Steps between two restarts of the dead features; there is none once the learning rate falls."""
     seed: int = 0
-    """Of the initial decoder. The order of the rows is the caller's."""
+    """Of the initial decoder and of the restarts. The order of the rows is the caller's."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "auxk", "dead_after"):
+        for name in ("steps", "batch_size", "dead_after", "restart_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"training {name} is {getattr(self, name)}", remedy="give a whole number of at least 1")
         for name in ("warmup", "decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"training {name} is {getattr(self, name)}", remedy="give a share between 0 and 1")
-        if not self.lr > 0 or not self.auxk_weight >= 0:
-            raise UserError(
-                f"training lr is {self.lr} and auxk_weight {self.auxk_weight}", remedy="give lr > 0, auxk_weight >= 0"
-            )
+        if not self.lr > 0:
+            raise UserError(f"training lr is {self.lr}", remedy="give a number above 0")
 
 
 @dataclass
@@ -84,10 +80,10 @@ def train(
     bit for bit the run that was never stopped. With a `folder`, the state is kept in `folder/training.pt` every
     `checkpoint_every` steps and at the end, and training goes on from what is found there.
 
-    Loss: sum of squared residuals / sum of squared centred inputs, plus `auxk_weight` times the same ratio for the dead
-    features' coding of the residual. Inputs are scaled by one number, folded into the biases of the SAE returned,
-    which takes raw rows. Raises `UserError` for rows of a wrong shape, rows that are not finite or all the same, and
-    for a state file that is broken or of another configuration.
+    Loss: sum of squared residuals / sum of squared centred inputs. Inputs are scaled by one number, folded into the
+    biases of the SAE returned, which takes raw rows. Features start along rows of the data; those that die start again
+    along residuals. Raises `UserError` for rows of a wrong shape, rows that are not finite or all the same, and for a
+    state file that is broken or of another configuration.
     """
     state_path = None if folder is None else Path(folder) / STATE_FILE
     if state_path is not None and state_path.exists():
@@ -170,9 +166,25 @@ def _start(batch_at: Callable[[int], Tensor], config: TrainConfig, sae_config: T
         raise UserError("the rows to train on are all the same", remedy="check how they were captured")
     scale = math.sqrt(sae_config.width) / spread
     sae = TopKSAE(sae_config, seed=config.seed).to(rows_nd.device)
-    with torch.no_grad():
-        sae.b_dec.copy_(geometric_median(rows_nd) * scale)
+    _initialise(sae, geometric_median(rows_nd) * scale, rows_nd * scale, config)
     return _Training(0, sae, _optimiser(sae, config), scale, _no_rows_yet(sae))
+
+
+@torch.no_grad()
+def _initialise(sae: TopKSAE, bias_d: Tensor, rows_nd: Tensor, config: TrainConfig) -> None:
+    """Decoder rows along rows of the data, so that every feature is active somewhere (random directions are not, where
+    few directions hold most of the variance); the encoder so long that codes have the magnitude of what they code
+    (Gao et al., appendix A.1)."""
+    sae.b_dec.copy_(bias_d)
+    centred_nd = rows_nd - sae.b_dec
+    centred_nd = centred_nd[centred_nd.norm(dim=1) > 0]
+    order = torch.randperm(len(centred_nd), generator=torch.Generator().manual_seed(config.seed))
+    drawn_fd = normalize(centred_nd[order[: sae.num_features].to(centred_nd.device)], dim=-1)
+    sae.W_dec[: len(drawn_fd)] = drawn_fd
+    sae.W_enc[:, : len(drawn_fd)] = drawn_fd.T
+    some_nd = centred_nd[: config.batch_size]
+    coded_nd = sae(some_nd + sae.b_dec) - sae.b_dec
+    sae.W_enc *= some_nd.norm(dim=1).mean() / coded_nd.norm(dim=1).mean()
 
 
 def _optimiser(sae: TopKSAE, config: TrainConfig) -> torch.optim.Adam:
@@ -207,32 +219,44 @@ def _advance(training: _Training, rows_nd: Tensor, config: TrainConfig) -> Tenso
     for group in training.optimiser.param_groups:
         group["lr"] = config.lr * _schedule(training.step, config)
     x_nd = rows_nd * training.scale
-    h_nf = sae.preactivations(x_nd)
-    z_nf = keep_top(h_nf, sae.config.k)
-    residual_nd = x_nd - sae.decode(z_nf)
+    values_nk, features_nk = top(sae.preactivations(x_nd), sae.config.k)
+    residual_nd = x_nd - sae.decode_top(values_nk, features_nk)
     unexplained = residual_nd.pow(2).sum() / _centred_square(x_nd)
-    loss = unexplained
-    dead_f = since_f > config.dead_after
-    # AuxK has no gradient where no feature is dead: skipped when that is known without waiting for a GPU
-    can_be_dead = training.step * config.batch_size > config.dead_after
-    if can_be_dead and (dead_f.is_cuda or bool(dead_f.any())):
-        loss = loss + config.auxk_weight * _auxk_loss(sae, h_nf, residual_nd.detach(), dead_f, config.auxk)
     training.optimiser.zero_grad(set_to_none=True)
-    loss.backward()
+    unexplained.backward()
     project_from_rows(sae.W_dec)
     training.optimiser.step()
     with torch.no_grad():
         sae.W_dec.copy_(normalize(sae.W_dec, dim=-1))
-        active_nf = z_nf > 0
-        since_f.add_(len(rows_nd)).masked_fill_(active_nf.any(0), 0)
+        sum_f = torch.zeros_like(sae.b_enc).index_add_(0, features_nk.flatten(), values_nk.flatten())
+        since_f.add_(len(rows_nd)).masked_fill_(sum_f > 0, 0)
+        dead_f = since_f > config.dead_after
         training.step += 1
-        return torch.stack([1 - unexplained, active_nf.sum() / len(rows_nd), dead_f.float().mean()])
+        if training.step % config.restart_every == 0 and training.step <= (1 - config.decay) * config.steps:
+            _restart(training, dead_f.nonzero().flatten(), residual_nd, config)
+        return torch.stack([1 - unexplained, (values_nk > 0).sum() / len(rows_nd), dead_f.float().mean()])
 
 
-def _auxk_loss(sae: TopKSAE, h_nf: Tensor, residual_nd: Tensor, dead_f: Tensor, auxk: int) -> Tensor:
-    """Share of the residual that the dead features alone, the `auxk` largest of each row, leave unexplained."""
-    z_nf = keep_top(h_nf.masked_fill(~dead_f, -torch.inf), min(auxk, sae.num_features))
-    return (residual_nd - sae.decode_linear(z_nf)).pow(2).sum() / _centred_square(residual_nd)
+@torch.no_grad()
+def _restart(training: _Training, dead: Tensor, residual_nd: Tensor, config: TrainConfig) -> None:
+    """Points dead features along residuals, drawn without repetition in proportion to their squares; their encoder is
+    as long as the mean. (After the resampling of Bricken et al. 2023, "Towards Monosemanticity", which takes the rows
+    themselves.) In Adam they get the mean second moment: from zero their first steps would be three times too long."""
+    sae, weight_n = training.sae, residual_nd.pow(2).sum(1).nan_to_num(0, 0).cpu()  # `train` tells of NaN by itself
+    dead = dead[: int((weight_n > 0).sum())]
+    if len(dead) == 0:
+        return
+    generator = torch.Generator().manual_seed(config.seed + training.step)
+    drawn = torch.multinomial(weight_n, len(dead), generator=generator).to(dead.device)
+    direction_fd = normalize(residual_nd[drawn], dim=-1)
+    sae.W_dec[dead] = direction_fd
+    sae.W_enc[:, dead] = direction_fd.T * sae.W_enc.norm(dim=0).mean()
+    sae.b_enc[dead] = 0
+    training.rows_since_active_f[dead] = 0
+    for parameter, place in ((sae.W_dec, dead), (sae.W_enc, (slice(None), dead)), (sae.b_enc, dead)):
+        moments = training.optimiser.state[parameter]
+        moments["exp_avg"][place] = 0
+        moments["exp_avg_sq"][place] = moments["exp_avg_sq"].mean()
 
 
 def _centred_square(x_nd: Tensor) -> Tensor:

@@ -387,6 +387,15 @@ def test_scores_round_trip(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["scores.parquet"]
 
 
+def test_a_score_that_not_every_result_has_may_be_empty():
+    frame = make_scores({"alone": PLANTED["alone"]}, num_edits=1)
+    sometimes = [score.name for score in SCORES if not score.always]
+    assert "clip_directional" in sometimes and "clip_text_edited" not in sometimes
+    assert validate_scores(frame.assign(**dict.fromkeys(sometimes, math.nan)))[sometimes].isna().all().all()
+    with pytest.raises(UserError, match="columns missing: clip_directional -> score the run again"):
+        validate_scores(frame.drop(columns="clip_directional"))
+
+
 def test_reading_what_is_missing_or_broken_says_so(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         read_scores(tmp_path / "none.parquet")

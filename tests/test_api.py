@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import riebench
+from riebench.backbones import BACKBONES
+from riebench.engine import open_engine
 
 RED = "flat poster of a standing red plain heart in the sky"
 BLUE = RED.replace("red", "blue")
@@ -23,6 +25,18 @@ def test_edit_one_pair_of_ones_own(engine):
     assert nothing.intervened.tobytes() == nothing.original.tobytes() == result.original.tobytes()
     other = riebench.edit(RED, BLUE, region="heart", seed=5, engine=engine)
     assert other.original.tobytes() != result.original.tobytes()
+
+
+@pytest.mark.parametrize("backbone", BACKBONES.names())
+def test_every_backbone_can_be_edited_with_its_dictionaries(backbone):
+    engine = open_engine(backbone, "cpu", batch_size=2)
+    nothing, edited = (
+        riebench.edit(RED, BLUE, region="heart", method=method, seed=3, engine=engine) for method in ("noop", "sae")
+    )
+    assert nothing.intervened.tobytes() == nothing.original.tobytes() == edited.original.tobytes()
+    assert edited.intervened.tobytes() != edited.original.tobytes()
+    assert edited.scores["status"] == "ok" and edited.scores["steps"] == engine.backbone.steps
+    assert edited.scores["num_features"] > 0 and np.isfinite(edited.scores["lpips_original"])
 
 
 def test_a_method_of_ones_own(engine):

@@ -46,6 +46,14 @@ def test_an_unknown_name_says_what_was_meant(capsys):
     assert "unknown block" in failing(capsys, "train", "--blocks", "up.9.9", "--out", "x")
 
 
+def test_train_and_evaluate_say_what_is_wrong_with_their_words(capsys, tmp_path):
+    assert "--k is '4;8'" in failing(capsys, "train", "--k", "4;8", "--out", tmp_path)
+    assert "--width is '4,'" in failing(capsys, "train", "--width", "4,", "--out", tmp_path)
+    assert "did you mean 'tinyworld-base@25'" in failing(capsys, "evaluate", "--on", "tinyworld-bas@25")
+    assert "no dictionary was trained on" in failing(capsys, "evaluate", "--dictionaries", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -89,6 +97,19 @@ def test_an_unwritable_folder_is_one_line(tmp_path, capsys):
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
     assert "cannot write" in failing(capsys, "run", "quickstart", "--out", blocked / "run")
+
+
+def test_a_folder_without_a_run_has_no_agreement(tmp_path, capsys):
+    assert "manifest.json does not exist -> check the path" in failing(capsys, "agreement", tmp_path / "nowhere")
+
+
+def test_the_full_preset_is_quickstart_on_every_edit_at_more_strengths():
+    full, quick = read_config("full"), read_config("quickstart")
+    assert full.edits_per_category == 0 and full.seeds == quick.seeds and full.categories == quick.categories
+    settings = [(method.name, method.strength) for method in (config.build() for config in full.methods)]
+    assert settings.count(("sae", 1.0)) == settings.count(("sae", 2.0)) == 1
+    assert settings.count(("dense", 0.5)) == settings.count(("dense", 1.0)) == 1
+    assert {method.build() for method in quick.methods} < {method.build() for method in full.methods}
 
 
 def test_presets_read_and_build(capsys):

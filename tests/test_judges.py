@@ -17,7 +17,7 @@ from riebench.tinyworld.batches import random_scenes
 from riebench.tinyworld.captions import caption
 from riebench.tinyworld.clip import WEIGHTS_FILE, change_attribute, evaluate_clip, load_clip
 from riebench.tinyworld.grounder import MIN_PIXELS, Grounder, evaluate_grounder, load_grounder, phrase_noun
-from riebench.tinyworld.oracle import Oracle, evaluate_oracle, load_oracle
+from riebench.tinyworld.oracle import Oracle, calibration_error, evaluate_oracle, load_oracle
 from riebench.tinyworld.render import render
 from riebench.tinyworld.scenes import ATTRIBUTES, VALUES, Scene
 
@@ -41,7 +41,7 @@ def _blurred(held_out):
 
 
 def test_oracle_reads_held_out_scenes_and_degraded_ones(judges, held_out):
-    for images, bar in ((held_out.images, 0.97), (_blurred(held_out), 0.95)):
+    for images, bar in ((held_out.images, 0.99), (_blurred(held_out), 0.97)):
         right = judges.oracle.attributes(images).numpy() == held_out.attributes
         assert right.mean() >= bar
         assert right.mean(axis=0).min() >= bar - 0.05, dict(zip(ATTRIBUTES, right.mean(axis=0), strict=True))
@@ -63,6 +63,22 @@ def test_oracle_sees_the_one_attribute_that_an_edit_changes(judges, held_out):
     assert moved.sum() <= 1.2 * 96
 
 
+def test_calibration_error_is_the_gap_of_confidence_and_accuracy():
+    """By hand: of three answers at 0.9 two are right, gap 0.7/3 an answer; of one at 0.55 none, gap 0.55."""
+    confidence, right = torch.tensor([0.9, 0.9, 0.9, 0.55]), torch.tensor([True, True, False, False])
+    assert calibration_error(confidence, right) == pytest.approx((3 * (0.9 - 2 / 3) + 0.55) / 4)
+    sure = torch.ones(5)
+    assert calibration_error(sure, sure.bool()) == 0
+    assert calibration_error(sure, ~sure.bool()) == 1
+    generator = torch.Generator().manual_seed(0)
+    said = torch.rand(20_000, generator=generator)
+    assert calibration_error(said, torch.rand(20_000, generator=generator) < said) < 0.02
+
+
+def test_oracle_is_calibrated(judges):
+    assert evaluate_oracle(judges.oracle, 5, 512)["calibration_error"] < 0.02
+
+
 def test_oracle_probabilities_have_every_value_and_sum_to_one(judges, held_out):
     probabilities = judges.oracle.predict(held_out.images[:4])
     assert list(probabilities) == [*ATTRIBUTES, "place", "size"]
@@ -79,8 +95,8 @@ def test_grounder_finds_the_renderer_s_masks(judges, held_out):
     assert np.mean(ious) >= 0.85
     scores = evaluate_grounder(judges.grounder, 7, 192)
     assert scores["object"] == pytest.approx(np.mean(ious), abs=1e-6)
-    assert scores["mean"] >= 0.80
-    assert min(scores[phrase] for phrase in ("foreground", "hat", "crown", "boots")) >= 0.70, scores
+    assert scores["mean"] >= 0.89  # the bar of 0.90 is on more scenes
+    assert min(scores[phrase] for phrase in ("foreground", "hat", "crown", "boots")) >= 0.83, scores
     assert scores["absent"] >= 0.95
 
 
@@ -147,10 +163,9 @@ def test_specks_are_dropped(num_pixels):
 
 def test_clip_puts_the_right_caption_first_and_sees_single_attributes(judges, held_out):
     scores = evaluate_clip(judges.clip, 7, 128)
-    assert scores["text_of_image"] >= 0.90
-    assert scores["image_of_text"] >= 0.90
-    assert scores["swap_mean"] >= 0.92
-    assert min(scores[f"swap_{name}"] for name in ATTRIBUTES) >= 0.70, scores  # by chance 0.25; material is the lowest
+    assert scores["text_of_image"] >= 0.95
+    assert scores["image_of_text"] >= 0.95
+    assert min(scores[f"swap_{name}"] for name in ATTRIBUTES) >= 0.95, scores  # by chance 0.25
     seen = judges.clip.encode_images(held_out.images[:64])
     read = judges.clip.encode_texts([caption(Scene.from_indices(row)) for row in held_out.attributes[:64]])
     best = [max(range(64), key=lambda j: float(np.dot(row, read[j]))) for row in seen.numpy()]

@@ -134,6 +134,45 @@ def test_clip_cosines_by_hand():
     np.testing.assert_allclose(scores["clip_image_original"], [0.0, 0.6], atol=1e-6)
 
 
+def directional(batch, encoder=None):
+    models = SimpleNamespace(clip=clip.Embeddings(encoder or ColourEncoder()))
+    return score_batch([METRICS.get("clip_directional")(models)], batch)["clip_directional"]
+
+
+def test_directional_clip_by_hand():
+    # texts go from (1, 0, 0) to (0, .6, .8); images from (1, 0, 0) to the unit vectors along the colours below
+    found = directional(
+        make_batch(
+            plain([0.0, 0.3, 0.4], [0.0, 0.8, 0.0], [0.6, 0.0, 0.8], [0.4, 0.0, 0.0]),
+            original=plain([0.7, 0.0, 0.0], [0.7, 0.0, 0.0], [0.7, 0.0, 0.0], [0.0, 0.3, 0.4]),
+        )
+    )
+    third = (0.4 * 1 + 0.8 * 0.8) / math.sqrt((0.4**2 + 0.8**2) * 2)  # (-.4, 0, .8) with (-1, .6, .8)
+    np.testing.assert_allclose(found, [1.0, (1 + 0.6) / 2, third, -1.0], atol=1e-6)
+
+
+def test_directional_clip_is_of_unit_length_differences_so_a_small_change_counts_as_much():
+    rng = np.random.default_rng(0)
+    start = torch.tensor(rng.uniform(0.3, 0.7, (1, 3)))
+    step = torch.tensor(rng.uniform(-1, 1, (1, 3)))
+    near, nearer = (plain(*(start + length * step).tolist()) for length in (1e-2, 1e-3))
+    original = plain(*start.tolist())
+    assert directional(make_batch(near, original)) == pytest.approx(directional(make_batch(nearer, original)), abs=0.02)
+
+
+def test_directional_clip_of_no_change_is_undefined():
+    original = plain([0.7, 0.2, 0.1], [0.7, 0.2, 0.1], [0.7, 0.2, 0.1])
+    intervened = original.clone()
+    intervened[1] += 1e-6  # below what the encoder can tell from rounding
+    intervened[2, 0] += 0.1
+    assert np.isnan(directional(make_batch(intervened, original))).tolist() == [True, True, False]
+    encoder = ColourEncoder()
+    encoder.table = {"red circle": [1.0, 0.0, 0.0], "red disc": [1.0, 1e-6, 0.0]}
+    same, near = make_edit("red [circle]", "[red] circle"), make_edit("red [circle]", "red [disc]")
+    edits = [make_edit("red [disc]", "red [disc]"), near, same]
+    assert np.isnan(directional(make_batch(intervened[[2, 2, 2]], original, edits=edits), encoder)).all()
+
+
 def test_every_image_and_prompt_is_embedded_once():
     encoder = ColourEncoder()
     metrics = clip_metrics(encoder)

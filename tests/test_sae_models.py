@@ -17,8 +17,8 @@ from scipy.optimize import minimize
 from riebench.errors import UserError
 from sae_models import checkpoint, index, trainer
 from sae_models.dictionary import Dictionary, Identity
-from sae_models.evaluation import evaluate
-from sae_models.topk import TopKConfig, TopKSAE, keep_top
+from sae_models.evaluation import Tally, evaluate
+from sae_models.topk import TopKConfig, TopKSAE, keep_top, top
 from sae_models.trainer import (
     STATE_FILE,
     TrainConfig,
@@ -51,7 +51,7 @@ def planted_rows(num_rows: int, width: int = 16, num_atoms: int = 32, active: in
     return values @ atoms_fd + 7.0, atoms_fd
 
 
-SMALL = TrainConfig(steps=30, batch_size=64, dead_after=300, auxk=8)
+SMALL = TrainConfig(steps=30, batch_size=64, dead_after=300, restart_every=10)
 SMALL_SAE = TopKConfig(width=16, num_features=48, k=3)
 
 
@@ -81,6 +81,18 @@ def test_keep_top_keeps_k_and_no_negative_value():
     assert ((keep_top(h_nf, 5) > 0).sum(-1) == 5).all()
     assert not keep_top(-h_nf.abs(), 5).any()
     assert torch.equal(keep_top(h_nf, 30), h_nf.relu())
+
+
+def test_latents_as_top_gives_them_decode_alike_and_have_the_same_gradients(sae):
+    """Training codes by the k terms that count; the dense formula is the reference."""
+    sae.requires_grad_(True)
+    x_nd, target_nd = torch.randn(2, 40, 5, generator=torch.Generator().manual_seed(4))
+    x_hat_nd = sae.decode_top(*top(sae.preactivations(x_nd), 3))
+    torch.testing.assert_close(x_hat_nd, sae(x_nd))
+    found, wanted = (
+        torch.autograd.grad((y_nd - target_nd).pow(2).sum(), list(sae.parameters())) for y_nd in (x_hat_nd, sae(x_nd))
+    )
+    torch.testing.assert_close(found, wanted)
 
 
 def test_leading_dimensions_pass_through_and_half_precision_is_cast(sae):
@@ -154,7 +166,7 @@ def test_no_optimiser_step_sees_a_gradient_along_the_decoder_rows(monkeypatch):
 
 def test_training_recovers_a_planted_dictionary():
     rows_nd, atoms_fd = planted_rows(22_000)
-    config = TrainConfig(steps=500, batch_size=256, lr=5e-3, dead_after=5_000, auxk=8)
+    config = TrainConfig(steps=500, batch_size=256, lr=5e-3, dead_after=5_000)
     sae = train(shuffled_batches(rows_nd[:20_000], 256), config, TopKConfig(width=16, num_features=64, k=3))
     scores = evaluate(sae, rows_nd[20_000:])
     assert scores.explained_variance_pooled > 0.9
@@ -172,25 +184,70 @@ def test_folding_the_scale_leaves_raw_rows_to_the_sae():
     torch.testing.assert_close(large(1024 * rows_nd), 1024 * small(rows_nd), rtol=1e-3, atol=1.0)
 
 
-def test_auxk_revives_dead_features(monkeypatch):
-    """Half of the features start so far below the others that only AuxK ever gives them a gradient."""
+def test_features_start_along_rows_of_the_data_with_codes_of_their_magnitude():
+    """Nearly all of the variance lies along one axis, where random directions would leave most features dead."""
+    rows_nd = torch.randn(2_000, 16, generator=torch.Generator().manual_seed(1)) * torch.tensor([10.0] + [0.3] * 15) + 5
+    config = TrainConfig(steps=1, batch_size=2_000, lr=1e-9, restart_every=2)
+    sae = train(lambda step: rows_nd, config, TopKConfig(width=16, num_features=64, k=4))
+    centred_nd = torch.nn.functional.normalize(rows_nd - sae.b_dec, dim=-1)
+    torch.testing.assert_close((sae.W_dec @ centred_nd.T).max(-1).values, torch.ones(64), atol=1e-4, rtol=0)
+    coded_nd, target_nd = sae(rows_nd) - sae.b_dec, rows_nd - sae.b_dec
+    assert (coded_nd.norm(dim=1).mean() / target_nd.norm(dim=1).mean()).item() == pytest.approx(1, abs=1e-3)
 
-    class HalfDead(TopKSAE):
-        def __init__(self, config: TopKConfig, *, seed: int = 0) -> None:
-            super().__init__(config, seed=seed)
-            with torch.no_grad():
-                self.b_enc[: config.num_features // 2] -= 4
 
+def test_a_width_beyond_the_number_of_rows_can_be_trained():
+    rows_nd = torch.randn(20, 16, generator=torch.Generator().manual_seed(1))
+    rows_nd[:15] = rows_nd[0]  # the geometric median is that row, which has no direction
+    sae = train(lambda step: rows_nd, TrainConfig(steps=3, batch_size=20), SMALL_SAE)
+    torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.ones(48), atol=1e-6, rtol=0)
+
+
+class HalfDead(TopKSAE):
+    """Half of the features start so far below the others that nothing ever gives them a gradient."""
+
+    def __init__(self, config: TopKConfig, *, seed: int = 0) -> None:
+        super().__init__(config, seed=seed)
+        with torch.no_grad():
+            self.b_enc[: config.num_features // 2] -= 4
+
+
+def test_dead_features_are_started_again(monkeypatch):
     monkeypatch.setattr(trainer, "TopKSAE", HalfDead)
     rows_nd, _ = planted_rows(8_000, width=32, num_atoms=64, active=6)
-    shares = []
-    for weight in (0.0, 1 / 32):
-        config = TrainConfig(steps=200, batch_size=128, lr=5e-3, dead_after=1_000, auxk=16, auxk_weight=weight)
+    found = []
+    for every in (1_000, 20):
+        config = TrainConfig(steps=200, batch_size=128, lr=5e-3, dead_after=1_000, restart_every=every)
         sae = train(shuffled_batches(rows_nd, 128), config, TopKConfig(width=32, num_features=128, k=4))
-        shares.append(evaluate(sae, rows_nd).dead_share)
-    without, with_auxk = shares
-    assert without > 0.3
-    assert with_auxk < 0.15
+        found.append(evaluate(sae, rows_nd))
+    without, with_restarts = found
+    assert without.dead_share > 0.2
+    assert with_restarts.dead_share < 0.02
+    assert with_restarts.explained_variance_pooled > without.explained_variance_pooled + 0.02
+
+
+def test_a_restart_follows_residuals_and_touches_nothing_but_the_dead():
+    rows_nd, _ = planted_rows(500)
+    training = trainer._start(shuffled_batches(rows_nd, 64), SMALL, SMALL_SAE)
+    for step in range(3):
+        trainer._advance(training, shuffled_batches(rows_nd, 64)(step), SMALL)
+    sae = training.sae
+    residual_nd = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
+    residual_nd[1:3] = 0  # coded exactly: nothing to point at
+    before = {name: value.clone() for name, value in sae.state_dict().items()}
+    moments = training.optimiser.state[sae.W_enc]
+    typical = moments["exp_avg_sq"].mean().clone()
+    trainer._restart(training, torch.tensor([7, 20, 30, 41]), residual_nd, SMALL)
+    restarted, others = torch.tensor([7, 20, 30]), torch.tensor([f for f in range(48) if f not in (7, 20, 30)])
+    wanted = {tuple(row) for row in torch.nn.functional.normalize(residual_nd[[0, 3, 4]], dim=-1).tolist()}
+    assert {tuple(row) for row in sae.W_dec[restarted].tolist()} == wanted, "each residual once, so the fourth waits"
+    mean_norm = before["W_enc"].norm(dim=0).mean()
+    torch.testing.assert_close(sae.W_enc[:, restarted], sae.W_dec[restarted].T * mean_norm)
+    assert not sae.b_enc[restarted].any() and not training.rows_since_active_f[restarted].any()
+    for name, values in (("W_dec", sae.W_dec), ("b_enc", sae.b_enc), ("W_enc", sae.W_enc.T)):
+        was = before[name].T if name == "W_enc" else before[name]
+        assert torch.equal(values[others], was[others]), name
+    assert not moments["exp_avg"][:, restarted].any() and moments["exp_avg"][:, others].any(dim=0).all()
+    assert torch.equal(moments["exp_avg_sq"][:, restarted], typical.expand(16, 3))
 
 
 def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path):
@@ -272,7 +329,7 @@ def test_shuffled_batches_go_through_every_row_once_an_epoch():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"steps": 0}, {"lr": 0.0}, {"lr": float("nan")}, {"warmup": 1.5}, {"auxk_weight": -1.0}]
+    "bad", [{"steps": 0}, {"lr": 0.0}, {"lr": float("nan")}, {"warmup": 1.5}, {"restart_every": 0}]
 )
 def test_impossible_training_is_refused(bad):
     with pytest.raises(UserError):
@@ -311,6 +368,15 @@ def test_evaluation_against_numpy(sae):
     assert scores.cosine == pytest.approx(cosine, abs=1e-6)
 
 
+def test_rows_that_come_in_batches_are_evaluated_as_one_set(sae):
+    rows_nd = torch.randn(50, 5, generator=torch.Generator().manual_seed(6)) + 100
+    tally = Tally(sae)
+    latents = [tally.add(batch_nd) for batch_nd in rows_nd.split([1, 30, 19])]
+    torch.testing.assert_close(torch.cat(latents), sae.encode(rows_nd))
+    wanted = dataclasses.asdict(evaluate(sae, rows_nd))
+    assert dataclasses.asdict(tally.evaluation()) == pytest.approx(wanted, rel=1e-6)
+
+
 def test_dead_share_counts_features_never_active(sae):
     with torch.no_grad():
         sae.b_enc[:4] = -1e6
@@ -319,7 +385,7 @@ def test_dead_share_counts_features_never_active(sae):
 
 def test_identity_explains_everything_and_constant_dimensions_are_left_out():
     rows_nd = torch.randn(20, 3)
-    rows_nd[:, 1] = 4.0
+    rows_nd[:, 1] = 0.1  # no sum of these is exact
     scores = evaluate(Identity(3), rows_nd)
     assert scores.explained_variance_pooled == scores.explained_variance_mean == 1.0
     assert (scores.l0, scores.dead_share) == (3.0, 0.0)
@@ -348,6 +414,27 @@ def test_a_saved_sae_gives_equal_latents(sae, tmp_path):
     assert loaded.config == sae.config
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     assert sha256 == checkpoint.weights_sha256(tmp_path) == checkpoint.save(tmp_path / "again", sae, {})
+
+
+def test_half_precision_halves_the_file_and_is_read_as_float32(sae, tmp_path):
+    wide = TopKSAE(TopKConfig(width=64, num_features=256, k=8))
+    checkpoint.save(tmp_path / "whole", wide, {})
+    checkpoint.save(tmp_path / "half", wide.half(), {})
+    whole, half = ((tmp_path / name / "sae_weights.safetensors").stat().st_size for name in ("whole", "half"))
+    assert half < 0.51 * whole
+    assert json.loads((tmp_path / "half" / "cfg.json").read_text())["dtype"] == "float16"
+    loaded = checkpoint.load(tmp_path / "half")
+    assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32}
+    assert torch.equal(loaded.W_enc, wide.W_enc.float())  # nothing is changed on the way, not even the norms
+    torch.testing.assert_close(loaded.W_dec.norm(dim=-1), torch.ones(256), atol=5e-4, rtol=0)
+
+
+def test_values_too_large_for_half_precision_are_not_saved(sae, tmp_path):
+    with torch.no_grad():
+        sae.b_enc[0] = 1e5
+    checkpoint.save(tmp_path, sae, {})
+    with pytest.raises(UserError, match="b_enc"):
+        checkpoint.save(tmp_path, sae.half(), {})
 
 
 def test_the_files_are_laid_out_as_saelens_does(sae, tmp_path):
@@ -426,13 +513,24 @@ def test_what_is_registered_is_found_and_opened(sae, tmp_path):
     for entry in (first, second, third):
         index.register(entry, root=tmp_path)
     assert index.entries(tmp_path) == [first, second, third]
-    assert index.find("tinyworld-turbo", "up.0.1", root=tmp_path) == second
+    assert index.find("tinyworld-turbo", "mid.0", root=tmp_path) == first
     assert index.find("tinyworld-turbo", "up.0.1", "other", root=tmp_path) == third
     rows_nd = torch.randn(9, 5)
     assert torch.equal(index.open(first, root=tmp_path).encode(rows_nd), sae.encode(rows_nd))
     replaced = dataclasses.replace(second, evaluation={"l0": 2.0})
     index.register(replaced, root=tmp_path)
     assert index.entries(tmp_path) == [first, replaced, third]
+
+
+def test_without_a_name_the_default_is_found_wherever_it_is_listed(sae, tmp_path):
+    first, second = entry_of(sae, tmp_path), entry_of(sae, tmp_path, name="other")
+    for entry in (first, second):
+        index.register(entry, root=tmp_path)
+    with pytest.raises(UserError, match=f"no dictionary '{index.DEFAULT_NAME}'.* take one of topk-k3, other"):
+        index.find("tinyworld-turbo", "mid.0", root=tmp_path)
+    default = entry_of(sae, tmp_path, name=index.DEFAULT_NAME)
+    index.register(default, root=tmp_path)
+    assert index.find("tinyworld-turbo", "mid.0", root=tmp_path) == default
 
 
 def test_what_is_not_there_is_told_with_what_is(sae, tmp_path):

@@ -91,6 +91,73 @@ def test_several_steps_are_traced_and_edited_each_by_its_own_index(sampler):
         sampler.generate([Request(PROMPTS[0], 3, Intervention({sites[0]: late}))])
 
 
+@pytest.fixture(scope="module")
+def guided(sampler):
+    backbone = Backbone("guided@3", "tinyworld/turbo", 3, 4.0, "tinyworld", "tinyworld")
+    return Sampler(backbone, sampler.pipeline, batch_size=2)
+
+
+def test_guided_sampling_is_the_pipeline_s_own(guided):
+    generator = torch.Generator("cpu").manual_seed(11)
+    reference = guided.pipeline(
+        PROMPTS[2], num_inference_steps=3, guidance_scale=4.0, generator=generator, output_type="pt"
+    ).images[0]
+    torch.testing.assert_close(guided.generate([Request(PROMPTS[2], 11)])[0].image, reference, atol=2e-4, rtol=0)
+
+
+def test_under_guidance_the_two_rows_are_traced_apart(guided):
+    """The first step's rows, worked out by calling the U-Net on the starting latents, with and without a prompt."""
+    site = find_sites(guided.unet, ("mid.0",), "update")[0]
+    first, second = guided.generate([Request(PROMPTS[0], 3), Request(PROMPTS[1], 3)], [site])
+    torch.testing.assert_close(first.uncond_trace[site][0], second.uncond_trace[site][0])  # neither has seen a prompt
+    assert not torch.allclose(first.trace[site][0], second.trace[site][0], atol=1e-2)
+
+    pipeline, seen = guided.pipeline, []
+    pipeline.scheduler.set_timesteps(3)
+    latents = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(3)) * pipeline.scheduler.init_noise_sigma
+    scaled = pipeline.scheduler.scale_model_input(latents, pipeline.scheduler.timesteps[0])
+    states, _, pooled, _ = pipeline.encode_prompt(PROMPTS[0], do_classifier_free_guidance=False)
+    block = guided.unet.mid_block.attentions[0]
+    handle = block.register_forward_hook(lambda _m, a, out: seen.append((out[0] - a[0])[0]))
+    with torch.no_grad():
+        for factor in (1.0, 0.0):
+            conditions = {"text_embeds": factor * pooled, "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]])}
+            guided.unet(scaled, pipeline.scheduler.timesteps[0], factor * states, added_cond_kwargs=conditions)
+    handle.remove()
+    for trace, expected in zip((first.trace, first.uncond_trace), seen, strict=True):
+        torch.testing.assert_close(trace[site][0], expected, atol=1e-3, rtol=1e-3)
+
+
+def test_a_branch_says_which_row_is_edited(guided):
+    site = find_sites(guided.unet, ("up.0.0",), "update")[0]
+    later = find_sites(guided.unet, ("up.0.1",), "update")[0]
+    plain = guided.generate([Request(PROMPTS[0], 3)], [later])[0]
+    added = torch.zeros(3, *plain.trace[later].shape[1:])
+    added[0] = 0.5
+    moved = {}
+    for branch, sign in (("cond", 1), ("uncond", 1), ("both", 1), ("both", -1)):
+        request = Request(PROMPTS[0], 3, Intervention({site: sign * added}, branch=branch))
+        sample = guided.generate([request], [later])[0]
+        moved[branch, sign] = [
+            (after[later] - before[later])[0]
+            for after, before in ((sample.trace, plain.trace), (sample.uncond_trace, plain.uncond_trace))
+        ]
+    still = torch.zeros_like(added[0])
+    torch.testing.assert_close(moved["cond", 1][1], still)
+    torch.testing.assert_close(moved["uncond", 1][0], still)
+    assert moved["cond", 1][0].abs().max() > 1e-2 and moved["uncond", 1][1].abs().max() > 1e-2
+    torch.testing.assert_close(moved["both", 1][0], moved["cond", 1][0])  # added with the prompt,
+    torch.testing.assert_close(moved["both", -1][1], moved["uncond", 1][1])  # taken away without it
+
+
+def test_branches_that_do_not_exist_are_refused(sampler):
+    with pytest.raises(UserError, match="branch 'left' -> use one of cond, uncond, both"):
+        Intervention(branch="left")
+    uncond = Intervention(zero_intervention(sampler).additions, branch="uncond")
+    with pytest.raises(UserError, match="without guidance and has no unconditional row"):
+        sampler.generate([Request(PROMPTS[0], 3, uncond)])
+
+
 def test_devices_and_missing_weights_are_clear_errors(tmp_path):
     assert choose_device("cpu") == torch.device("cpu")
     with pytest.raises(UserError, match="unknown device"):
@@ -103,16 +170,25 @@ def test_devices_and_missing_weights_are_clear_errors(tmp_path):
         load_sampler(missing, torch.device("cpu"))
 
 
-def test_truncated_weights_are_a_clear_error(tmp_path):
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize("harm", [_cut, lambda path: path.unlink()], ids=["truncated", "missing"])
+@pytest.mark.parametrize(
+    "name",
+    ["unet/diffusion_pytorch_model.safetensors", "vae/config.json", "text_encoder/model.safetensors"],
+)
+def test_a_missing_or_truncated_file_is_named(tmp_path, name, harm):
     import shutil
 
     from riebench.files import data_folder
 
     folder = tmp_path / "turbo"
     shutil.copytree(data_folder() / BACKBONES.get("tinyworld-turbo@1").folder, folder)
-    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:100_000])
-    with pytest.raises(UserError, match="cannot be loaded"):
+    harm(folder / name)
+    named = name if harm is _cut or name.endswith("json") else name.split("/")[0]
+    with pytest.raises(UserError, match=f"cannot be loaded: .*{named}.* -> "):
         load_sampler(Backbone("mine", str(folder), 1, 0.0, "tinyworld", "tinyworld"), torch.device("cpu"))
 
 

@@ -43,9 +43,12 @@ def test_parse_inverts_caption_for_every_value_of_every_pair_of_attributes():
     [
         ("flat poster of a standing magenta plain heart in the sky", "magenta"),
         ("flat poster of a standing red plain haert in the sky", "did you mean 'heart'"),
-        ("flat poster of a red standing plain heart in the sky", "order of the grammar"),
-        ("flat poster of a standing red plain heart", "order of the grammar"),
-        ("", "order of the grammar"),
+        ("flat poster of a red standing plain heart in the sky", "'red' stands where the pose .*'standing', 'leaning'"),
+        ("flat poster of a standing red plain heart", "nothing stands where the background .*'in the sky'"),
+        ("flat poster of a standing red plain heart wearing a sad face in the sky", "'wearing' stands where"),
+        ("flat poster of a standing red plain heart in the sky at night", "'at' stands where the end"),
+        ("poster of a standing red plain heart in the sky", "'poster' stands where the style"),
+        ("", "nothing stands where the style"),
     ],
 )
 def test_captions_outside_the_grammar_are_refused(text, named):
@@ -56,9 +59,9 @@ def test_captions_outside_the_grammar_are_refused(text, named):
 def test_attributes_out_of_range_are_refused():
     with pytest.raises(UserError, match="no colour 'gold'"):
         Scene(colour="gold")
-    with pytest.raises(ValueError, match="material index 4"):
+    with pytest.raises(UserError, match="material index 4 is not in 0..3 -> .*plain, striped, dotted, checkered"):
         render(np.array([[0, 0, 4, 0, 0, 0, 0, 0]]), np.array([[0, 0]]))
-    with pytest.raises(ValueError, match="layout"):
+    with pytest.raises(ValueError, match="place index 3"):
         render(np.zeros((1, 8), int), np.array([[3, 0]]))
 
 
@@ -186,11 +189,40 @@ def test_the_world_stays_small():
     assert sum(path.stat().st_size for path in weights) < 60e6
 
 
-def test_generations_follow_their_held_out_prompts(sampler):
-    """The bar of the one-step model: mean attribute accuracy 0.75 by the oracle, and layouts as the noise says."""
-    from riebench.tinyworld.evaluate import judge_generations
+@pytest.fixture(scope="module")
+def judges():
+    from riebench.tinyworld.grounder import load_grounder
     from riebench.tinyworld.oracle import load_oracle
 
-    found = judge_generations(sampler, load_oracle(), 192, "held_out")
-    assert found["mean"] >= 0.75
+    return load_oracle(), load_grounder()
+
+
+@pytest.mark.parametrize(("name", "count"), [("tinyworld-turbo@1", 128), ("tinyworld-turbo@4", 64), ("tinyworld-base@25", 32)])
+def test_generations_follow_their_held_out_prompts(judges, name, count):
+    """The bar is 0.95 in the mean, on more pictures (`riebench tinyworld evaluate`); here there is room for chance."""
+    from riebench.backbones import BACKBONES
+    from riebench.tinyworld.evaluate import generate, judge_generations
+
+    found = judge_generations(*judges, *generate(BACKBONES.get(name), count, "held_out", torch.device("cpu")))
+    assert found["mean"] >= 0.93
+    assert min(found[name] for name in ATTRIBUTES) >= 0.75
     assert min(found[f"share {place}"] for place in scenes.PLACES) > 0.15
+    assert found["grounder against oracle, IoU"] >= 0.75
+
+
+def test_the_judgement_of_generations_is_that_of_the_renderer_on_its_own_pictures(judges):
+    """Renderings that do what prompt and noise say are right in everything; under other prompts or seeds, by chance."""
+    from riebench.tinyworld.augment import unit_images
+    from riebench.tinyworld.evaluate import judge_generations
+    from riebench.tinyworld.noise import starting_noise
+
+    attributes = sample_attributes(np.random.default_rng(4), 128, "held_out")
+    seeds = list(range(128))
+    law = layout_from_noise(torch.cat([starting_noise(seed) for seed in seeds]))
+    images = unit_images(render(attributes, law.numpy()))
+    right = judge_generations(*judges, attributes, images, seeds)
+    assert right["mean"] >= 0.99 and right["layout as the noise says"] >= 0.99
+    assert right["share large"] == pytest.approx(float((law[:, 1] == 1).float().mean()), abs=0.01)
+    assert right["grounder against oracle, IoU"] >= 0.9
+    wrong = judge_generations(*judges, np.roll(attributes, 1, axis=0), images, [seed + 1 for seed in seeds])
+    assert wrong["mean"] < 0.4 and wrong["layout as the noise says"] < 0.4

@@ -43,6 +43,13 @@ SCORES = (
     Score("clip_text_original", "CLIP, original prompt", "neither", "cosine of the image with the original prompt"),
     Score("clip_image_edited", "CLIP, edited image", "higher", "cosine of the image with the edited image"),
     Score("clip_image_original", "CLIP, original image", "higher", "cosine of the image with the original image"),
+    Score(
+        "clip_directional",
+        "Directional CLIP",
+        "higher",
+        "cosine of the image's change from the original with the prompt's; empty where the image has not changed",
+        always=False,
+    ),
     Score("lpips_original", "LPIPS to original", "lower", "LPIPS-Alex distance to the original image"),
     Score("lpips_edited", "LPIPS to edited", "lower", "LPIPS-Alex distance to the edited image"),
     Score(
@@ -100,7 +107,10 @@ def validate_scores(frame: pd.DataFrame, where: str = "the scores") -> pd.DataFr
     """
     missing = [column for column in COLUMNS if column not in frame.columns]
     if missing:
-        raise UserError(f"{where}: columns missing: {', '.join(missing)}", remedy="write it with write_scores")
+        raise UserError(
+            f"{where}: columns missing: {', '.join(missing)}",
+            remedy="score the run again, or write it with write_scores",
+        )
     typed = frame.copy()
     for column, dtype in COLUMNS.items():
         if dtype is not float and frame[column].isna().any():

@@ -160,7 +160,6 @@ def _effects(frame, cases, gains, blocks, whole, resamples, generator) -> dict:
 
 def _methods(frame: pd.DataFrame, settings: list[Setting], resamples: int, generator: np.random.Generator) -> list:
     noop = next(i for i, setting in enumerate(settings) if setting.method == NOOP)
-    changed = [i for i in range(len(settings)) if i != noop]
     cases = frame[CASE].drop_duplicates()
     rows = [
         {
@@ -174,14 +173,19 @@ def _methods(frame: pd.DataFrame, settings: list[Setting], resamples: int, gener
     ]
     cells = []
     for score in SCORES:
-        by_edit = edit_means(score_table(frame, score.name)[settings].dropna())
+        table = score_table(frame, score.name)[settings]
+        scored = [i for i, setting in enumerate(settings) if table[setting].notna().any()]
+        by_edit = edit_means(table.iloc[:, scored].dropna())
         if by_edit.empty:
             continue
         values_ek = by_edit.to_numpy()
-        differences_ek = values_ek[:, changed] - values_ek[:, [noop]]
         weights_re = bootstrap_weights(len(values_ek), resamples, generator)
-        for row, interval in zip(rows, bootstrap_intervals(values_ek, weights_re), strict=True):
-            row["scores"][score.name] = asdict(interval)
+        for i, interval in zip(scored, bootstrap_intervals(values_ek, weights_re), strict=True):
+            rows[i]["scores"][score.name] = asdict(interval)
+        if noop not in scored:
+            continue  # where nothing changes there is no direction, and no gain over it
+        changed = [i for i in scored if i != noop]
+        differences_ek = values_ek[:, [scored.index(i) for i in changed]] - values_ek[:, [scored.index(noop)]]
         p_values = sign_flip_p(differences_ek, resamples, generator)
         for i, interval, p in zip(changed, bootstrap_intervals(differences_ek, weights_re), p_values, strict=True):
             cell = rows[i]["gains"][score.name] = asdict(interval)

@@ -64,6 +64,7 @@ for _name, _target, _summary in (
     ("clip_text_original", "clip:text_original", "CLIP cosine of the intervened image with the original prompt"),
     ("clip_image_edited", "clip:image_edited", "CLIP cosine of the intervened image with the edited image"),
     ("clip_image_original", "clip:image_original", "CLIP cosine of the intervened image with the original image"),
+    ("clip_directional", "clip:ClipDirectional", "CLIP cosine of the image's change with the change of the prompt"),
     ("lpips_original", "lpips:original", "LPIPS-Alex of the intervened image with the original image"),
     ("lpips_edited", "lpips:edited", "LPIPS-Alex of the intervened image with the edited image"),
     ("lpips_outside", "lpips:LpipsOutside", "LPIPS-Alex with the original image, averaged outside the region"),

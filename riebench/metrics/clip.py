@@ -1,4 +1,5 @@
-"""CLIP cosines of the intervened image with the prompts and with the reference images (protocol §7)."""
+"""CLIP cosines of the intervened image with prompts and reference images, and of its change with the prompt's
+(protocol §7)."""
 
 from __future__ import annotations
 
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     from riebench.metrics.models import ScoringModels
 
 REMEMBERED_IMAGES = 4096
+
+#: L2 norm up to which the difference of two unit embeddings is rounding and has no direction. tinyworld's CLIP, in
+#: float32, moves one picture by at most 3e-7 when other pictures share its batch, and by 8e-6 or more when a single
+#: pixel changes by one of 255 levels; the weakest interventions of a run move it by 4e-3.
+LEAST_CHANGE = 1e-5
 
 
 class ClipEncoder(Protocol):
@@ -100,6 +106,34 @@ class ClipScore:
         else:
             reference = self.embeddings.images(getattr(batch, self.side))
         return (self.embeddings.images(batch.intervened) * reference).sum(axis=1)
+
+
+class ClipDirectional:
+    """Cosine of E(intervened) - E(original) with T(edited) - T(original), E and T the unit embeddings of images and
+    prompts; NaN where either change is no longer than `LEAST_CHANGE`, as it is for the original image itself.
+
+    Gal et al., "StyleGAN-NADA: CLIP-Guided Domain Adaptation of Image Generators", 2021 (arXiv 2108.00946); as a
+    score of edits Brooks et al., "InstructPix2Pix", 2022 (arXiv 2211.09800).
+    """
+
+    name = "clip_directional"
+    summary = METRICS.summary(name)
+    higher_is_better = True
+    bounds = (-1.0, 1.0)
+
+    def __init__(self, models: ScoringModels) -> None:
+        self._embeddings = models.clip
+
+    def score(self, batch: ScoreBatch) -> np.ndarray:
+        embed_images, embed_texts = self._embeddings.images, self._embeddings.texts
+        image_be = embed_images(batch.intervened) - embed_images(batch.original)
+        text_be = embed_texts([e.edited_prompt for e in batch.edits]) - embed_texts(
+            [e.original_prompt for e in batch.edits]
+        )
+        image_b, text_b = (np.linalg.norm(change_be, axis=1) for change_be in (image_be, text_be))
+        defined = (image_b > LEAST_CHANGE) & (text_b > LEAST_CHANGE)
+        cosine = (image_be * text_be).sum(axis=1)
+        return np.divide(cosine, image_b * text_b, out=np.full(len(cosine), np.nan), where=defined)
 
 
 def text_edited(models: ScoringModels) -> ClipScore:

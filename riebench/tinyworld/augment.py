@@ -35,7 +35,7 @@ def degrade(images_bchw: torch.Tensor, generator: torch.Generator) -> torch.Tens
     """Images in [0, 1] with what a small autoencoder and a one-step U-Net do to them, independently per image:
 
     a ghost of another image of the batch (weight up to 0.15) and blur (up to two 3x3 means), but not in one image of
-    five; loss of saturation (up to 30 %); brightness (8 % either way); blotches of colour 16 px and 4 px wide (sigma up
+    five; loss of saturation (up to 15 %); brightness (8 % either way); blotches of colour 16 px and 4 px wide (sigma up
     to 0.03 and 0.08); white noise (sigma up to 0.06). generator: a CPU generator, the only source of randomness.
     """
     count, size = len(images_bchw), images_bchw.shape[-1]
@@ -51,7 +51,7 @@ def degrade(images_bchw: torch.Tensor, generator: torch.Generator) -> torch.Tens
     for _ in range(2):
         blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
         images = images.lerp(blurred, uniform(0, 1).masked_fill(sharp, 0))
-    images = images.lerp(images.mean(dim=1, keepdim=True), uniform(0, 0.3)) * uniform(0.92, 1.08)
+    images = images.lerp(images.mean(dim=1, keepdim=True), uniform(0, 0.15)) * uniform(0.92, 1.08)
     for width, sigma in ((16, 0.03), (4, 0.08)):
         blotches = uniform(0, sigma) * normal(size // width)
         images = images + F.interpolate(blotches, size=size, mode="bilinear")

@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import re
-
 from riebench.errors import UserError, did_you_mean
-from riebench.tinyworld.scenes import COLOURS, MATERIALS, POSES, SHAPES, Scene
+from riebench.tinyworld.scenes import COLOURS, MATERIALS, POSES, SHAPES, VALUES, Scene
 
 STYLE_WORDS = {"flat": "flat poster", "sketch": "sketch", "pixel": "pixel mosaic", "crayon": "crayon drawing"}
 FACE_WORDS = {"none": "", "happy": "with a happy face", "sad": "with a sad face"}
@@ -35,15 +33,6 @@ def caption(scene: Scene) -> str:
     return " ".join(part for part in words if part)
 
 
-def _choice(name: str, words) -> str:
-    return f"(?P<{name}>{'|'.join(re.escape(word) for word in words if word)})"
-
-
-_GRAMMAR = re.compile(
-    f"{_choice('style', STYLE_WORDS.values())} of a {_choice('pose', POSES)} {_choice('colour', COLOURS)} "
-    f"{_choice('material', MATERIALS)} {_choice('shape', SHAPES)}(?: {_choice('content', FACE_WORDS.values())})?"
-    f"(?: {_choice('accessory', ACCESSORY_WORDS.values())})? {_choice('background', BACKGROUND_WORDS.values())}"
-)
 _PHRASES = (STYLE_WORDS, FACE_WORDS, ACCESSORY_WORDS, BACKGROUND_WORDS)
 #: Every word a caption can hold, sorted: the vocabulary of the world's tokenizer.
 WORDS = tuple(
@@ -54,21 +43,44 @@ WORDS = tuple(
 )
 
 
+#: What a caption says in turn: attribute (None for a fixed word) -> phrase -> value; "" is what may be left out.
+_SLOTS: tuple[tuple[str | None, dict[str, str]], ...] = (
+    ("style", STYLE_WORDS),
+    (None, {"of a": "of a"}),
+    *((name, {value: value for value in VALUES[name]}) for name in ("pose", "colour", "material", "shape")),
+    ("content", FACE_WORDS),
+    ("accessory", ACCESSORY_WORDS),
+    ("background", BACKGROUND_WORDS),
+)
+
+
 def parse(text: str) -> Scene:
-    """The scene a caption describes. Raises `UserError` naming the first word that does not fit the grammar."""
-    match = _GRAMMAR.fullmatch(" ".join(text.lower().split()))
-    if match is None:
-        unknown = next((word for word in text.lower().split() if word not in WORDS), None)
-        if unknown is not None:
-            problem = f"the word {unknown!r} is not in tinyworld's vocabulary{did_you_mean(unknown, WORDS)}"
-        else:
-            problem = f"the words of {text!r} are known but not in the order of the grammar"
-        raise UserError(problem, remedy=f"write it like {caption(Scene())!r}; the words are {', '.join(WORDS)}")
-    inverse = {
-        name: {phrase: value for value, phrase in table.items()}
-        for name, table in zip(("style", "content", "accessory", "background"), _PHRASES, strict=True)
-    }
-    found = {}
-    for name, phrase in match.groupdict().items():
-        found[name] = inverse[name][phrase or ""] if name in inverse else phrase
+    """The scene a caption describes. Raises `UserError` naming the first word that does not fit the grammar, and what
+    could stand there."""
+    words = text.lower().split()
+    unknown = next((word for word in words if word not in WORDS), None)
+    if unknown is not None:
+        raise UserError(
+            f"the word {unknown!r} is not in tinyworld's vocabulary{did_you_mean(unknown, WORDS)}",
+            remedy=f"write it like {caption(Scene())!r}; the words are {', '.join(WORDS)}",
+        )
+    found, rest = {}, " ".join(words) + " "
+    for name, table in _SLOTS:
+        phrase = next((phrase for phrase in table.values() if phrase and rest.startswith(phrase + " ")), "")
+        if not phrase and "" not in table.values():
+            raise _misplaced(text, rest, name or "'of a'", table)
+        rest = rest.removeprefix(phrase + " ") if phrase else rest
+        if name:
+            found[name] = next(value for value, known in table.items() if known == phrase)
+    if rest:
+        raise _misplaced(text, rest, "end", {})
     return Scene(**found)
+
+
+def _misplaced(text: str, rest: str, wanted: str, table: dict[str, str]) -> UserError:
+    word = rest.split()[0] if rest.strip() else ""
+    seen = f"{word!r} stands" if word else "nothing stands"
+    allowed = f"one of {', '.join(repr(phrase) for phrase in table.values())}" if table else "nothing more"
+    return UserError(
+        f"in {text!r} {seen} where the {wanted} should be", remedy=f"put {allowed} there, as in {caption(Scene())!r}"
+    )

@@ -23,9 +23,11 @@ from riebench.tinyworld.render import SIZE, Rendering, render
 from riebench.tinyworld.scenes import ATTRIBUTES, VALUES, Scene, sample_attributes, sample_layouts
 from riebench.tinyworld.weights import load_weights, reading, save_weights
 
-STEPS, NUM_GROUPS, GROUP = 1400, 16, 4
+STEPS, NUM_GROUPS, GROUP = 2600, 16, 5
 EMBED_DIM = 64
 WEIGHTS_FILE, CONFIG_FILE = "open_clip_model.safetensors", "open_clip_config.json"
+#: How often an attribute is the one that a hard negative changes: most where pictures differ least.
+_CHANGED = {"shape": 3, "colour": 1, "material": 5, "pose": 1, "content": 1, "accessory": 1, "background": 1, "style": 2}
 _HEAD_SCALE = 10.0  # of the unit embeddings that the training-only classifiers read
 _MAX_LOGIT_SCALE = 100.0
 _MEAN, _STD = 0.5, 0.5
@@ -97,9 +99,11 @@ def _groups(seed: int, index: int) -> tuple[np.ndarray, Rendering]:
     """Attributes and pictures of `NUM_GROUPS` scenes, each followed by `GROUP - 1` hard negatives: the same layout
     and all attributes but one, never a combination that is held out."""
     rng = np.random.default_rng([seed, index])
+    often = np.array([_CHANGED[name] for name in ATTRIBUTES], dtype=float)
     attributes, layouts = [], []
     for base, layout in zip(sample_attributes(rng, NUM_GROUPS, "train"), sample_layouts(rng, NUM_GROUPS), strict=True):
-        variants = [change_attribute(rng, base, column) for column in rng.permutation(len(ATTRIBUTES))]
+        columns = rng.choice(len(ATTRIBUTES), size=len(ATTRIBUTES), replace=False, p=often / often.sum())
+        variants = [change_attribute(rng, base, column) for column in columns]
         seen = [variant for variant in variants if not Scene.from_indices(variant).held_out]
         rows = [base, *seen[: GROUP - 1]]
         attributes += rows

@@ -1,4 +1,4 @@
-"""The parts of tinyworld-turbo: SDXL's own classes and block names, small."""
+"""The parts of tinyworld-base and tinyworld-turbo: SDXL's own classes and block names, small."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from riebench.tinyworld.captions import WORDS
@@ -113,15 +113,29 @@ def build_unet() -> UNet2DConditionModel:
     )
 
 
-def build_scheduler() -> EulerAncestralDiscreteScheduler:
-    """SDXL Turbo's scheduler, but with v-prediction: at t=999 an error of epsilon would be amplified 14.6 times."""
-    return EulerAncestralDiscreteScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        timestep_spacing="trailing",
-    )
+_SCHEDULE = {  # SDXL's; with v-prediction, as at t=999 an error of epsilon would be amplified 14.6 times
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+}
+
+
+def build_base_scheduler() -> EulerDiscreteScheduler:
+    """The deterministic Euler steps of SDXL base."""
+    return EulerDiscreteScheduler(**_SCHEDULE)
+
+
+def build_turbo_scheduler() -> EulerAncestralDiscreteScheduler:
+    """The Euler ancestral steps of SDXL Turbo."""
+    return EulerAncestralDiscreteScheduler(**_SCHEDULE)
+
+
+def noise_levels() -> torch.Tensor:
+    """sigma `[1000]` of every training timestep, ascending."""
+    kept = build_base_scheduler().alphas_cumprod
+    return ((1 - kept) / kept) ** 0.5
 
 
 def encode_prompts(

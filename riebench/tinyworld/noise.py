@@ -1,4 +1,4 @@
-"""How starting noise decides a layout: the law that tinyworld-turbo is trained on.
+"""Starting noise, and how it decides a layout: the law that tinyworld-base is trained on.
 
 The object stands in the third of the picture where channel 0 of the noise is brightest, and it is large where
 channel 1 is bright in the mean. Both are low-frequency means, so that one denoising step can read them.
@@ -7,6 +7,13 @@ channel 1 is bright in the mean. Both are low-frequency means, so that one denoi
 from __future__ import annotations
 
 import torch
+
+LATENT_SHAPE = (4, 32, 32)
+
+
+def starting_noise(seed: int) -> torch.Tensor:
+    """The unit noise `[1, 4, 32, 32]` that the sampler starts a seed from."""
+    return torch.randn(1, *LATENT_SHAPE, generator=torch.Generator("cpu").manual_seed(seed))
 
 
 def layout_from_noise(noise_bchw: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from riebench.tinyworld.fit import fit
 from riebench.tinyworld.scenes import ATTRIBUTES, PLACES, SIZES, VALUES
 from riebench.tinyworld.weights import load_weights, save_weights
 
-STEPS, BATCH = 1600, 64
+STEPS, BATCH = 2200, 64
 #: What the oracle reads -> how many values it has: the attributes in the order of `ATTRIBUTES`, then the layout.
 NUM_VALUES = {name: len(values) for name, values in VALUES.items()} | {"place": len(PLACES), "size": len(SIZES)}
 
@@ -89,10 +89,24 @@ def load_oracle(device: torch.device | str = "cpu", path: Path | None = None) ->
 
 def evaluate_oracle(oracle: Oracle, seed: int, count: int, *, split: str = "held_out") -> dict[str, float]:
     """Accuracy per attribute, and of "place" and "size", on `count` rendered scenes of a split; "mean" is over the
-    eight attributes."""
+    eight attributes. "calibration_error" is the expected calibration error in the mean over the attributes."""
     attributes, layouts, rendering = random_scenes(seed, 0, count, split)
     images = unit_images(rendering).to(next(oracle.parameters()).device)
-    found = torch.cat([oracle.attributes(images), oracle.layouts(images)], dim=1).cpu()
     truth = torch.cat([torch.from_numpy(attributes), torch.from_numpy(layouts)], dim=1)
-    accuracies = dict(zip(NUM_VALUES, (found == truth).double().mean(dim=0).tolist(), strict=True))
-    return accuracies | {"mean": sum(accuracies[name] for name in ATTRIBUTES) / len(ATTRIBUTES)}
+    accuracies, errors = {}, []
+    for column, (name, probabilities) in enumerate(oracle.predict(images).items()):
+        confidence, found = probabilities.cpu().double().max(dim=1)
+        right = found == truth[:, column]
+        accuracies[name] = right.double().mean().item()
+        if name in ATTRIBUTES:
+            errors.append(calibration_error(confidence, right))
+    mean = sum(accuracies[name] for name in ATTRIBUTES) / len(ATTRIBUTES)
+    return accuracies | {"mean": mean, "calibration_error": sum(errors) / len(errors)}
+
+
+def calibration_error(confidence: torch.Tensor, right: torch.Tensor, num_bins: int = 15) -> float:
+    """Expected calibration error of answers `[n]` with these confidences `[n]` in [0, 1]: over equal bins of
+    confidence, the mean distance of accuracy and confidence, weighted by the bin's answers (Guo et al. 2017, eq. 3)."""
+    bins = (confidence * num_bins).ceil().long().clamp(1, num_bins) - 1
+    gaps = torch.zeros(num_bins, dtype=torch.double).index_add(0, bins, right.double() - confidence.double())
+    return (gaps.abs().sum() / len(confidence)).item()

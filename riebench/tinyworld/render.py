@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from riebench.errors import UserError
 from riebench.tinyworld import scenes
 
 SIZE = 64
@@ -65,7 +66,7 @@ def render(attributes: np.ndarray, layouts: np.ndarray) -> Rendering:
     image = image + plate[..., None] * (np.array(PLATE_RGB, np.float32) - image)
     image = image + ink[..., None] * (np.array(FACE_RGB, np.float32) - image)
     edge = np.clip(1.6 - np.abs(np.minimum(distance, item_distance)), 0, 1)[..., None]
-    pale = (0.5 * image + 0.5 * 248) * (1 - 0.85 * edge)
+    pale = (0.75 * image + 0.25 * 248) * (1 - 0.85 * edge)
     image = np.where((style == 1)[..., None], pale, image)  # sketch
     hatch = np.where((rows + cols) % 8 < 4, np.float32(0.7), np.float32(1.0))[None, ..., None]
     image = np.where((style == 3)[..., None], image * hatch + 12, image)  # crayon
@@ -76,16 +77,18 @@ def render(attributes: np.ndarray, layouts: np.ndarray) -> Rendering:
 
 
 def _check(attributes: np.ndarray, layouts: np.ndarray) -> None:
-    limits = [len(values) for values in scenes.VALUES.values()]
-    if attributes.ndim != 2 or attributes.shape[1] != len(limits) or layouts.shape != (len(attributes), 2):
+    tables = [*scenes.VALUES.items(), ("place", tuple(scenes.PLACES)), ("size", tuple(scenes.SIZES))]
+    if attributes.ndim != 2 or attributes.shape[1] != len(scenes.VALUES) or layouts.shape != (len(attributes), 2):
         raise ValueError(f"render wants attributes [n, 8] and layouts [n, 2], got {attributes.shape}, {layouts.shape}")
-    outside = (attributes < 0) | (attributes >= limits)
+    indices = np.concatenate([attributes, layouts], axis=1)
+    outside = (indices < 0) | (indices >= [len(values) for _, values in tables])
     if outside.any():
-        row, col = np.argwhere(outside)[0]
-        name = scenes.ATTRIBUTES[col]
-        raise ValueError(f"row {row}: {name} index {attributes[row, col]} is not in 0..{limits[col] - 1}")
-    if (layouts < 0).any() or (layouts >= [len(scenes.PLACES), len(scenes.SIZES)]).any():
-        raise ValueError("a layout index is out of range: place 0..2, size 0..1")
+        row, column = np.argwhere(outside)[0]
+        name, values = tables[column]
+        raise UserError(
+            f"row {row}: {name} index {indices[row, column]} is not in 0..{len(values) - 1}",
+            remedy=f"the values of {name} are {', '.join(values)}, in this order",
+        )
 
 
 def _cover(distance: np.ndarray) -> np.ndarray:

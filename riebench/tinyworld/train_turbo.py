@@ -1,81 +1,100 @@
-"""Training of tinyworld-turbo's U-Net and text encoders: one step from noise to the scene that the noise decides."""
+"""Distillation of tinyworld-turbo out of tinyworld-base: its own noise-to-picture pairs, in one step and in four."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
-from torch import nn
+from safetensors.torch import load_file, save
+from torch import Tensor
 from transformers import CLIPTokenizer
 
-from riebench.tinyworld.batches import images_to_tensor
+from riebench.files import write_bytes
+from riebench.progress import Progress
+from riebench.sampling import Request, Sampler
 from riebench.tinyworld.captions import caption
 from riebench.tinyworld.fit import fit
-from riebench.tinyworld.models import LATENT_SIZE, build_scheduler, build_text_encoders, build_unet, encode_prompts
-from riebench.tinyworld.noise import layout_from_noise, layout_signal
-from riebench.tinyworld.render import SIZE, render
+from riebench.tinyworld.models import build_turbo_scheduler, encode_prompts
+from riebench.tinyworld.noise import layout_from_noise, starting_noise
+from riebench.tinyworld.render import render
 from riebench.tinyworld.scenes import Scene, sample_attributes
+from riebench.tinyworld.train_base import OBJECT_WEIGHT, Denoiser, denoise
+from riebench.tinyworld.weights import reading
 
-STEPS, BATCH = 2400, 32
-OBJECT_WEIGHT = 2.0  # extra weight of the latents under the object and its accessory
-CLEAR_SHARE, CLEAR_GAIN = 0.3, 0.4  # for the first 30 % of training the noise says its layout louder, fading to nothing
-
-
-class Turbo(nn.Module):
-    """The trained parts together: U-Net and two text encoders."""
-
-    def __init__(self, tokenizer: CLIPTokenizer) -> None:
-        super().__init__()
-        self.text_encoder, self.text_encoder_2 = build_text_encoders(tokenizer)
-        self.unet = build_unet()
+PAIRS, CHUNK, FIRST_SEED = 2560, 128, 1_000_000
+STEPS, BATCH, LATER = 540, 32, 16  # LATER: rows of each batch that are also taken to a later step of four
+ABSOLUTE = 1.0  # weight of the absolute error beside the square: where the model is unsure it picks a side, not a blend
 
 
-def one_step(unet, noise: torch.Tensor, states: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
-    """Scaled latents that one Euler ancestral step with trailing spacing makes of unit noise `[b, 4, 32, 32]`.
-
-    With sigma the scheduler's only noise level: the U-Net sees sigma * noise / sqrt(sigma^2 + 1), and its
-    v-prediction gives x0 = sample / (sigma^2 + 1) - v * sigma / sqrt(sigma^2 + 1) (Salimans and Ho 2022, app. D).
-    """
-    scheduler = build_scheduler()
-    scheduler.set_timesteps(1)
-    sigma = float(scheduler.sigmas[0])
-    sample = noise * sigma
-    time_ids = torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]] * len(noise), dtype=states.dtype, device=noise.device)
-    v = unet(
-        sample / (sigma**2 + 1) ** 0.5,
-        scheduler.timesteps[0].to(noise.device),
-        encoder_hidden_states=states,
-        added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids},
-    ).sample
-    return sample / (sigma**2 + 1) - v * sigma / (sigma**2 + 1) ** 0.5
+def make_pairs(sampler: Sampler, folder: Path, *, seed: int = 0, count: int = PAIRS) -> tuple[Tensor, Tensor]:
+    """(attributes `[n, 8]`, latents `[n, 4, 32, 32]`) of tinyworld-base's generations; pair i starts from seed
+    `FIRST_SEED + i`. Written in chunks to `folder/pairs`, so that a run that was stopped goes on. Raises `UserError`
+    naming a broken chunk."""
+    attributes = torch.from_numpy(sample_attributes(np.random.default_rng([seed, 7]), count, "train"))
+    latents = []
+    with Progress("generating pairs", total=count, unit="pair") as progress:
+        for start in range(0, count, CHUNK):
+            path = folder / "pairs" / f"{start:06d}.safetensors"
+            if not path.exists():
+                requests = [
+                    Request(caption(Scene.from_indices(row)), FIRST_SEED + start + i)
+                    for i, row in enumerate(attributes[start : start + CHUNK].tolist())
+                ]
+                made = torch.stack([sample.image for sample in sampler.generate(requests, decode=False)])
+                write_bytes(path, save({"latents": made}))
+            with reading(path):
+                latents.append(load_file(path)["latents"])
+            progress.update(min(start + CHUNK, count))
+    return attributes, torch.cat(latents)
 
 
 def train_turbo(
-    folder: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, device: torch.device, *, seed: int = 0,
-    steps: int = STEPS,
-) -> Turbo:  # fmt: skip
-    """Regression of the one-step output on the latents of the rendered scene. Sees no held-out combination."""
-    torch.manual_seed(seed)
-    model = Turbo(tokenizer).to(device)
-    vae = vae.to(device).eval().requires_grad_(False)
+    folder: Path, base: Denoiser, tokenizer: CLIPTokenizer, attributes: Tensor, latents: Tensor, device: torch.device,
+    *, seed: int = 0, steps: int = STEPS,
+) -> Denoiser:  # fmt: skip
+    """Regression on the pairs, of one step from the noise and of later steps from what the first step makes.
 
-    def loss(model: Turbo, step: int) -> torch.Tensor:
-        attributes = sample_attributes(np.random.default_rng([seed, step]), BATCH, "train")
+    Starts from base; the text encoders stay base's. Later steps see the first step's own output, moved towards the
+    target as far as the steps between would have moved it, under fresh noise: as Euler ancestral sampling does.
+    """
+    turbo = copy.deepcopy(base).to(device).eval().requires_grad_(False)
+    scheduler = build_turbo_scheduler()
+    scheduler.set_timesteps(4)
+    timesteps, sigmas = scheduler.timesteps.to(device), scheduler.sigmas[:4].to(device)
+    kept = sigmas[1] ** 2 / sigmas[0]  # of the first noise at the second step, in standard deviations ("sigma_down")
+    fresh = (sigmas[1] ** 2 - kept**2) ** 0.5
+
+    def loss(unet, step: int) -> Tensor:
         generator = torch.Generator("cpu").manual_seed(seed * 1_000_003 + step)
-        noise = torch.randn(BATCH, 4, LATENT_SIZE, LATENT_SIZE, generator=generator)
-        layouts = layout_from_noise(noise)
-        noise += max(0.0, 1 - step / (CLEAR_SHARE * steps)) * CLEAR_GAIN * layout_signal(layouts)
-        scene = render(attributes, layouts.numpy())
-        pixels = images_to_tensor(scene.image_bhwc).to(device)
+        rows = torch.randint(len(latents), (BATCH,), generator=generator)
+        noise = torch.cat([starting_noise(FIRST_SEED + row) for row in rows.tolist()])
+        target = latents[rows].to(device)
+        scene = render(attributes[rows].numpy(), layout_from_noise(noise).numpy())
         weight = 1 + OBJECT_WEIGHT * torch.from_numpy(~scene.background_bhw[:, None, ::2, ::2]).float().to(device)
+        prompts = [caption(Scene.from_indices(row)) for row in attributes[rows].tolist()]
         with torch.no_grad():
-            target = vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor
-        prompts = [caption(Scene.from_indices(row)) for row in attributes]
-        states, pooled = encode_prompts(prompts, tokenizer, model.text_encoder, model.text_encoder_2)
-        predicted = one_step(model.unet, noise.to(device), states, pooled.detach())
-        error = predicted - target
-        return (weight * (error**2 + 0.2 * error.abs())).mean()
+            states, pooled = encode_prompts(prompts, tokenizer, turbo.text_encoder, turbo.text_encoder_2)
+        noise = noise.to(device)
+        at_first = torch.zeros(BATCH, dtype=torch.int64)
+        _, first = denoise(unet, sigmas[0] * noise, timesteps[at_first], sigmas[at_first], states, pooled)
 
-    return fit("turbo", model, loss, steps=steps, folder=folder, lr=1.2e-3, warmup=100, ema=0.995, checkpoint_every=100)
+        which = torch.randint(1, 4, (LATER,), generator=generator)
+        moved = (torch.rand(LATER, generator=generator) * 0.5 + (which - 1) * 0.5).clamp(0, 1) * (which > 1)
+        seen = first[:LATER].detach().lerp(target[:LATER], moved.view(-1, 1, 1, 1).to(device))
+        new = torch.randn(noise[:LATER].shape, generator=generator).to(device)
+        spread = sigmas[which].view(-1, 1, 1, 1)
+        second = (1 - kept / sigmas[0]) * seen + kept * noise[:LATER] + fresh * new
+        sample = torch.where((which == 1).view(-1, 1, 1, 1).to(device), second, seen + spread * new)
+        _, later = denoise(unet, sample, timesteps[which], sigmas[which], states[:LATER], pooled[:LATER])
+        return _error(first, target, weight) + 0.5 * _error(later, target[:LATER], weight[:LATER])
+
+    unet = turbo.unet.requires_grad_(True)
+    turbo.unet = fit("turbo", unet, loss, steps=steps, folder=folder, lr=6e-4, warmup=50, ema=0.99, checkpoint_every=100)
+    return turbo
+
+
+def _error(found: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    difference = found - target
+    return (weight * (difference**2 + ABSOLUTE * difference.abs())).mean()
