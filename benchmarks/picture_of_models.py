@@ -21,7 +21,7 @@ from riebench.tinyworld.captions import caption
 from riebench.tinyworld.evaluate import GENERATORS
 from riebench.tinyworld.scenes import Scene, sample_attributes
 
-PROMPTS, SEEDS, PROMPT_SEED = 6, (1, 2), 4
+PROMPTS, SEEDS, PROMPT_SEED = 6, (2, 5), 4
 SIDE, GAP, TEXT, HEAD = 128, 8, 250, 34
 
 

@@ -53,16 +53,16 @@ def world_prompts(count: int, seed: int, split: str = "train") -> list[str]:
 
 
 def train_dictionaries(
-    backbone_name: str,
+    backbone: str | Backbone,
     blocks: Sequence[str],
     out: Path,
     *,
-    k: Sequence[int],
-    expansion: Sequence[int],
-    prompts: int,
-    steps: int,
-    seed: int,
-    device: str,
+    k: Sequence[int] = (4, 8, 16),
+    expansion: Sequence[int] = (4, 8, 16),
+    prompts: int = 4096,
+    steps: int = 600,
+    seed: int = 0,
+    device: str = "auto",
 ) -> None:
     """Trains and registers a TopK SAE for each block, expansion (features / channels) and k, all from one harvest.
 
@@ -70,7 +70,7 @@ def train_dictionaries(
     stored. A dictionary that `out` holds already, of the same settings and the same U-Net, is left as it is; blocks
     that need nothing more are not harvested. Raises `UserError` for settings that cannot be meant.
     """
-    backbone, out = BACKBONES.get(backbone_name), Path(out)
+    backbone, out = BACKBONES.get(backbone) if isinstance(backbone, str) else backbone, Path(out)
     if prompts < TEST_SHARE:
         raise UserError(f"{prompts} prompts are too few", remedy=f"use at least {TEST_SHARE}")
     config = TrainConfig(steps=steps, seed=seed)

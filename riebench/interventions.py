@@ -31,7 +31,7 @@ class Intervention:
     """Which of the edit's prompts is generated from: "original", or "edited" for the oracle prompt alone."""
     branch: str = "both"
     """Under guidance (protocol §3): "cond" adds to the row with the prompt, "uncond" to the row without, "both" adds to
-    the first and takes away from the second, as the paper does. Without guidance there is the row with the prompt only."""
+    the first and takes away from the second, as the paper does. Without guidance only the first is there."""
 
     def __post_init__(self) -> None:
         if self.branch not in BRANCHES:
@@ -71,7 +71,8 @@ class Intervention:
 
     def save(self, path: Path) -> None:
         """Writes the intervention as safetensors; what is not a tensor goes into the header."""
-        header = {"riebench": json.dumps({"features": dict(self.features), "prompt": self.prompt, "branch": self.branch})}
+        words = {"features": dict(self.features), "prompt": self.prompt, "branch": self.branch}
+        header = {"riebench": json.dumps(words)}
         tensors = {site.name: value.contiguous() for site, value in self.additions.items()}
         with replacing(Path(path)) as temporary:
             save_file(tensors, temporary, metadata=header)

@@ -383,9 +383,19 @@ def test_dead_share_counts_features_never_active(sae):
     assert evaluate(sae, torch.randn(4_000, 5)).dead_share == pytest.approx(4 / 12)
 
 
-def test_identity_explains_everything_and_constant_dimensions_are_left_out():
+def test_dimensions_that_never_vary_are_left_out_of_the_mean():
+    generator = torch.Generator().manual_seed(6)
+    rows_nd = torch.randn(997, 96, generator=generator)
+    rows_nd[:, 6:] = 10 * torch.rand(90, generator=generator)  # the sums of their squares are seldom exact
+    sae = TopKSAE(TopKConfig(width=96, num_features=128, k=8)).requires_grad_(False)
+    x, x_hat = (value.double().numpy() for value in (rows_nd, sae(rows_nd)))
+    wanted = np.mean([1 - np.var(x[:, d] - x_hat[:, d]) / np.var(x[:, d]) for d in range(6)])
+    assert evaluate(sae, rows_nd).explained_variance_mean == pytest.approx(wanted, rel=1e-5)
+
+
+def test_identity_explains_everything():
     rows_nd = torch.randn(20, 3)
-    rows_nd[:, 1] = 0.1  # no sum of these is exact
+    rows_nd[:, 1] = 4.0
     scores = evaluate(Identity(3), rows_nd)
     assert scores.explained_variance_pooled == scores.explained_variance_mean == 1.0
     assert (scores.l0, scores.dead_share) == (3.0, 0.0)

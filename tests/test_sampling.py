@@ -114,7 +114,8 @@ def test_under_guidance_the_two_rows_are_traced_apart(guided):
 
     pipeline, seen = guided.pipeline, []
     pipeline.scheduler.set_timesteps(3)
-    latents = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(3)) * pipeline.scheduler.init_noise_sigma
+    noise = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(3))
+    latents = noise * pipeline.scheduler.init_noise_sigma
     scaled = pipeline.scheduler.scale_model_input(latents, pipeline.scheduler.timesteps[0])
     states, _, pooled, _ = pipeline.encode_prompt(PROMPTS[0], do_classifier_free_guidance=False)
     block = guided.unet.mid_block.attentions[0]

@@ -197,7 +197,9 @@ def judges():
     return load_oracle(), load_grounder()
 
 
-@pytest.mark.parametrize(("name", "count"), [("tinyworld-turbo@1", 128), ("tinyworld-turbo@4", 64), ("tinyworld-base@25", 32)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("tinyworld-turbo@1", 128), ("tinyworld-turbo@4", 64), ("tinyworld-base@25", 32)]
+)
 def test_generations_follow_their_held_out_prompts(judges, name, count):
     """The bar is 0.95 in the mean, on more pictures (`riebench tinyworld evaluate`); here there is room for chance."""
     from riebench.backbones import BACKBONES

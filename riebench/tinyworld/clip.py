@@ -27,7 +27,7 @@ STEPS, NUM_GROUPS, GROUP = 2600, 16, 5
 EMBED_DIM = 64
 WEIGHTS_FILE, CONFIG_FILE = "open_clip_model.safetensors", "open_clip_config.json"
 #: How often an attribute is the one that a hard negative changes: most where pictures differ least.
-_CHANGED = {"shape": 3, "colour": 1, "material": 5, "pose": 1, "content": 1, "accessory": 1, "background": 1, "style": 2}
+_CHANGED = dict.fromkeys(ATTRIBUTES, 1) | {"shape": 3, "material": 5, "style": 2}
 _HEAD_SCALE = 10.0  # of the unit embeddings that the training-only classifiers read
 _MAX_LOGIT_SCALE = 100.0
 _MEAN, _STD = 0.5, 0.5

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from riebench.backbones import BACKBONES, Backbone
 from riebench.errors import UserError
+from riebench.generalisation import FEATURE_COSINE, generalise
 from riebench.progress import Progress
 from riebench.sampling import Request, choose_device, load_sampler
 from riebench.tinyworld import clip, grounder, oracle
@@ -15,10 +16,12 @@ from riebench.tinyworld.captions import caption
 from riebench.tinyworld.noise import layout_from_noise, starting_noise
 from riebench.tinyworld.render import render
 from riebench.tinyworld.scenes import ATTRIBUTES, PLACES, SIZES, Scene, sample_attributes
+from sae_models import index
 
 GENERATORS = ("tinyworld-turbo@1", "tinyworld-turbo@4", "tinyworld-base@25")
 #: Title -> split: prompts held out of training, and pairs of shape and colour that no training scene showed.
 SPLITS = {"held-out prompts": "held_out", "unseen pairs": "unseen_pairs"}
+CARRIED_PROMPTS = 32
 SHARE_WITH_GUIDANCE = 4  # a model of 25 guided steps is judged on a quarter of the pictures
 FIRST_SEED = 10_000  # of the generations judged here; no run of the benchmark uses such seeds
 BATCH = 32
@@ -26,7 +29,7 @@ BATCH = 32
 
 def evaluate_world(count: int = 512, device: str = "auto") -> dict[str, dict]:
     """Every figure of the shipped models, as plain numbers; `count` pictures, a multiple of 64, behind each, and a
-    quarter of them, but at least 64, for tinyworld-base."""
+    quarter of them, but at least 64, for tinyworld-base. The dictionaries' own figures come from their index."""
     if count < 64 or count % 64:
         raise UserError(f"count {count} is not a multiple of 64", remedy="use 512, for instance")
     where = choose_device(device)
@@ -42,12 +45,33 @@ def evaluate_world(count: int = 512, device: str = "auto") -> dict[str, dict]:
         for title, split in SPLITS.items():
             attributes, images, seeds = generate(backbone, pictures, split, where)
             found[f"{name}, {title}"] = judge_generations(judge, finder, attributes, images, seeds)
+    return found | _dictionaries(device)
+
+
+def _dictionaries(device: str) -> dict[str, dict]:
+    """What the index says of every SAE, and how those that runs use carry over (`riebench evaluate` has all)."""
+    trained_on = GENERATORS[0]
+    figures = ("l0", "explained_variance_pooled", "explained_variance_mean", "dead_share")
+    found = {
+        f"SAE {entry.block} {entry.name}": {name: entry.evaluation[name] for name in figures}
+        for entry in index.entries()
+        if entry.backbone == trained_on
+    }
+    backbones = [BACKBONES.get(name) for name in GENERATORS]
+    carried = generalise(trained_on, backbones, CARRIED_PROMPTS, name=index.DEFAULT_NAME, device=device)
+    for row in carried["dictionaries"]:
+        for backbone, branches in row["on"].items():
+            for branch, of_steps in branches.items():
+                title = f"SAE {row['block']} {row['name']} on {backbone}, {branch}"
+                found[title] = {
+                    f"{name}, step {step}": value
+                    for name in ("explained_variance_pooled", FEATURE_COSINE)
+                    for step, value in enumerate(of_steps[name], start=1)
+                }
     return found
 
 
-def generate(
-    backbone: Backbone, count: int, split: str, device: torch.device
-) -> tuple[np.ndarray, Tensor, list[int]]:  # fmt: skip
+def generate(backbone: Backbone, count: int, split: str, device: torch.device) -> tuple[np.ndarray, Tensor, list[int]]:
     """(attributes `[n, 8]`, images `[n, 3, 64, 64]`, seeds) of `count` prompts of a split, each from its own noise."""
     attributes = sample_attributes(np.random.default_rng(2), count, split)
     seeds = [FIRST_SEED + i for i in range(count)]
@@ -89,5 +113,5 @@ def format_evaluation(found: dict[str, dict]) -> str:
     lines = []
     for title, figures in found.items():
         lines.append(title)
-        lines += [f"  {name:<30}{value:.3f}" for name, value in figures.items()]
+        lines += [f"  {name:<36}{value:.3f}" for name, value in figures.items()]
     return "\n".join(lines)

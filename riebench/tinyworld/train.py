@@ -50,7 +50,8 @@ def train_world(out: Path, parts: Sequence[str] = PARTS, *, seed: int = 0, devic
     if "clip" in parts:
         clip.save_clip(clip.train_clip(state, where, seed=seed), out / "clip")
     if "dictionaries" in parts:
-        train_dictionaries(_backbone(out, "tinyworld-turbo@1"), BLOCK_NAMES, out / "dictionaries", seed=seed, device=device)
+        turbo = _backbone(out, "tinyworld-turbo@1")
+        train_dictionaries(turbo, BLOCK_NAMES, out / "dictionaries", seed=seed, device=device)
 
 
 def _train_base(out: Path, state: Path, device: torch.device, seed: int) -> None:

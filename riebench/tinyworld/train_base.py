@@ -30,10 +30,10 @@ from riebench.tinyworld.scenes import Scene, sample_attributes
 START_STEPS, STEPS, FINE_STEPS, BATCH = 2400, 1800, 300, 32
 LAST = 999  # the noisiest timestep
 OBJECT_WEIGHT = 2.0  # extra weight of the latents under the object and its accessory
-CLEAR_SHARE, CLEAR_GAIN = 0.3, 0.4  # for the first 30 % of the start the noise says its layout louder, fading to nothing
+CLEAR_SHARE, CLEAR_GAIN = 0.3, 0.4  # for the first 30 % of the start the noise says its layout louder, less and less
 DROPPED = 0.1  # share of prompts replaced by zeros, which is how the pipeline encodes "no prompt"
 AT_START, TOWARDS_NOISE = 0.2, 0.75  # share of a batch at the noisiest step; timesteps are 999 u^0.75, u uniform
-FINE_SHARE, FINE_LAST = 0.75, 500  # at last, so much of a batch is below this timestep, where grain is left to be removed
+FINE_SHARE, FINE_LAST = 0.75, 500  # at last, so much of a batch is below this timestep, where grain is removed
 
 
 class Denoiser(nn.Module):
@@ -66,7 +66,7 @@ def train_base(
     folder: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, device: torch.device, *, seed: int = 0,
     start_steps: int = START_STEPS, steps: int = STEPS, fine_steps: int = FINE_STEPS,
 ) -> Denoiser:  # fmt: skip
-    """Regression of v on rendered scenes: at the noisiest step alone, then at all, at last mostly at the less noisy half.
+    """Regression of v on rendered scenes: at the noisiest step alone, then at all, at last mostly at the less noisy.
     Sees no held-out combination."""
     torch.manual_seed(seed)
     model = Denoiser(tokenizer).to(device)

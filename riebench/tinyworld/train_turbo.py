@@ -91,7 +91,8 @@ def train_turbo(
         return _error(first, target, weight) + 0.5 * _error(later, target[:LATER], weight[:LATER])
 
     unet = turbo.unet.requires_grad_(True)
-    turbo.unet = fit("turbo", unet, loss, steps=steps, folder=folder, lr=6e-4, warmup=50, ema=0.99, checkpoint_every=100)
+    settings = {"folder": folder, "lr": 6e-4, "warmup": 50, "ema": 0.99, "checkpoint_every": 100}
+    turbo.unet = fit("turbo", unet, loss, steps=steps, **settings)
     return turbo
 
 

@@ -20,7 +20,7 @@ DECODER_NOISE = 0.1  # of the latents' spread, added when the decoder is trained
 def train_vae(
     folder: Path, device: torch.device, *, seed: int = 0, steps: int = STEPS, decoder_steps: int = DECODER_STEPS
 ) -> AutoencoderKL:
-    """Trains the autoencoder, sets its scaling factor so that latents have unit variance, then trains the decoder on."""
+    """Trains the autoencoder, sets its scaling factor for latents of unit variance, then trains the decoder on."""
     torch.manual_seed(seed)
     vae = build_vae().to(device)
 
