@@ -84,7 +84,7 @@ def test_trained_pipelines_are_written_whole_and_say_nothing_of_where_they_were_
 
     for name, short in (
         ("train_vae", {"steps": 1, "decoder_steps": 1}),
-        ("train_base", {"start_steps": 1, "steps": 1}),
+        ("train_base", {"start_steps": 1, "steps": 1, "fine_steps": 1}),
         ("make_pairs", {"count": 3}),
         ("train_turbo", {"steps": 1}),
     ):
