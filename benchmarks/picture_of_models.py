@@ -9,17 +9,15 @@ import argparse
 import textwrap
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from riebench.backbones import BACKBONES
 from riebench.files import replacing
+from riebench.harvest import world_prompts
 from riebench.runs import to_picture
 from riebench.sampling import Request, load_sampler
-from riebench.tinyworld.captions import caption
 from riebench.tinyworld.evaluate import GENERATORS
-from riebench.tinyworld.scenes import Scene, sample_attributes
 
 PROMPTS, SEEDS, PROMPT_SEED = 6, (2, 5), 4
 SIDE, GAP, TEXT, HEAD = 128, 8, 250, 34
@@ -29,8 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/tinyworld.png"))
     arguments = parser.parse_args()
-    attributes = sample_attributes(np.random.default_rng(PROMPT_SEED), PROMPTS, "held_out")
-    prompts = [caption(Scene.from_indices(row)) for row in attributes]
+    prompts = world_prompts(PROMPTS, PROMPT_SEED, "held_out")
     step = SIDE + GAP
     width = TEXT + len(GENERATORS) * (len(SEEDS) * step + GAP)
     sheet = Image.new("RGB", (width, HEAD + PROMPTS * step), "white")

@@ -46,10 +46,10 @@ def harvest(sampler: Sampler, blocks: Sequence[str], prompts: Sequence[str], see
 
 def world_prompts(count: int, seed: int, split: str = "train") -> list[str]:
     """Captions of random tinyworld scenes of a split (`scenes.sample_attributes`)."""
-    from riebench.tinyworld.captions import caption
-    from riebench.tinyworld.scenes import Scene, sample_attributes
+    from riebench.tinyworld.captions import captions
+    from riebench.tinyworld.scenes import sample_attributes
 
-    return [caption(Scene.from_indices(row)) for row in sample_attributes(np.random.default_rng(seed), count, split)]
+    return captions(sample_attributes(np.random.default_rng(seed), count, split))
 
 
 def train_dictionaries(

@@ -116,7 +116,7 @@ def test_the_clean_latents_are_those_of_the_scheduler():
             given["scaled"] = scaled
             return SimpleNamespace(sample=v)
 
-        _, clean = denoise(unet, sample, timestep.reshape(1), sigma, torch.zeros(1, 1, 1), torch.zeros(1, 1))
+        clean = denoise(unet, sample, timestep.reshape(1), sigma, torch.zeros(1, 1, 1), torch.zeros(1, 1))
         scheduler._step_index = None
         torch.testing.assert_close(given["scaled"], scheduler.scale_model_input(sample, timestep))
         torch.testing.assert_close(clean, scheduler.step(v, timestep, sample).pred_original_sample)

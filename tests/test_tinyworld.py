@@ -203,9 +203,11 @@ def judges():
 def test_generations_follow_their_held_out_prompts(judges, name, count):
     """The bar is 0.95 in the mean, on more pictures (`riebench tinyworld evaluate`); here there is room for chance."""
     from riebench.backbones import BACKBONES
+    from riebench.sampling import load_sampler
     from riebench.tinyworld.evaluate import generate, judge_generations
 
-    found = judge_generations(*judges, *generate(BACKBONES.get(name), count, "held_out", torch.device("cpu")))
+    sampler = load_sampler(BACKBONES.get(name), torch.device("cpu"))
+    found = judge_generations(*judges, *generate(sampler, count, "held_out"))
     assert found["mean"] >= 0.93
     assert min(found[name] for name in ATTRIBUTES) >= 0.75
     assert min(found[f"share {place}"] for place in scenes.PLACES) > 0.15

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from riebench.errors import UserError, did_you_mean
 from riebench.tinyworld.scenes import COLOURS, MATERIALS, POSES, SHAPES, VALUES, Scene
 
@@ -41,6 +43,11 @@ WORDS = tuple(
         | {"of", "a", *POSES, *COLOURS, *MATERIALS, *SHAPES}
     )
 )
+
+
+def captions(attributes: np.ndarray) -> list[str]:
+    """The captions of attribute rows `[n, 8]`, indices as in `scenes.VALUES`."""
+    return [caption(Scene.from_indices(row)) for row in attributes]
 
 
 #: What a caption says in turn: attribute (None for a fixed word) -> phrase -> value; "" is what may be left out.

@@ -16,7 +16,7 @@ from transformers import CLIPTokenizer
 from riebench.files import data_folder, read_json, write_json
 from riebench.tinyworld.augment import USES, degrade, unit_images
 from riebench.tinyworld.batches import random_scenes
-from riebench.tinyworld.captions import caption
+from riebench.tinyworld.captions import captions
 from riebench.tinyworld.fit import fit
 from riebench.tinyworld.models import CONTEXT_LENGTH, write_tokenizer
 from riebench.tinyworld.render import SIZE, Rendering, render
@@ -125,7 +125,7 @@ def train_clip(folder: Path, device: torch.device, *, seed: int = 0, steps: int 
         attributes, rendering = _groups(seed, step // USES)
         generator = torch.Generator("cpu").manual_seed(seed * 1_000_003 + step)
         images = degrade(unit_images(rendering), generator).to(device)
-        ids = _tokenize(tokenizer, _captions(attributes)).to(device)
+        ids = _tokenize(tokenizer, captions(attributes)).to(device)
         seen = model.clip.encode_image((images - _MEAN) / _STD, normalize=True)
         read = model.clip.encode_text(ids, normalize=True)
         logits = model.clip.logit_scale.exp().clamp(max=_MAX_LOGIT_SCALE) * seen @ read.T
@@ -172,7 +172,7 @@ def evaluate_clip(clip: Clip, seed: int, count: int, *, split: str = "held_out")
     rng = np.random.default_rng([seed, 1])
     attributes, layouts, rendering = random_scenes(seed, 0, count, split)
     seen = clip.encode_images(unit_images(rendering).to(device))
-    read = clip.encode_texts(_captions(attributes))
+    read = clip.encode_texts(captions(attributes))
     firsts = []
     for chunk_seen, chunk_read in zip(seen.split(64), read.split(64), strict=True):
         cosines = chunk_seen @ chunk_read.T
@@ -183,13 +183,9 @@ def evaluate_clip(clip: Clip, seed: int, count: int, *, split: str = "held_out")
     own = (seen * read).sum(dim=1)
     for column, name in enumerate(ATTRIBUTES):
         changed = np.stack([change_attribute(rng, row, column) for row in attributes])
-        other_read = clip.encode_texts(_captions(changed))
+        other_read = clip.encode_texts(captions(changed))
         other_seen = clip.encode_images(unit_images(render(changed, layouts)).to(device))
         right = (own > (seen * other_read).sum(dim=1)) & (own > (other_seen * read).sum(dim=1))
         swaps[f"swap_{name}"] = right.double().mean().item()
     means = {"text_of_image": text_of_image, "image_of_text": image_of_text}
     return means | swaps | {"swap_mean": sum(swaps.values()) / len(swaps)}
-
-
-def _captions(attributes: np.ndarray) -> list[str]:
-    return [caption(Scene.from_indices(row)) for row in attributes]

@@ -6,16 +6,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riebench.backbones import BACKBONES, Backbone
+from riebench.backbones import BACKBONES
 from riebench.errors import UserError
 from riebench.generalisation import FEATURE_COSINE, generalise
 from riebench.progress import Progress
-from riebench.sampling import Request, choose_device, load_sampler
+from riebench.sampling import Request, Sampler, choose_device, load_sampler
 from riebench.tinyworld import clip, grounder, oracle
-from riebench.tinyworld.captions import caption
+from riebench.tinyworld.captions import captions
 from riebench.tinyworld.noise import layout_from_noise, starting_noise
 from riebench.tinyworld.render import render
-from riebench.tinyworld.scenes import ATTRIBUTES, PLACES, SIZES, Scene, sample_attributes
+from riebench.tinyworld.scenes import ATTRIBUTES, PLACES, SIZES, sample_attributes
 from sae_models import index
 
 GENERATORS = ("tinyworld-turbo@1", "tinyworld-turbo@4", "tinyworld-base@25")
@@ -42,8 +42,9 @@ def evaluate_world(count: int = 512, device: str = "auto") -> dict[str, dict]:
     for name in GENERATORS:
         backbone = BACKBONES.get(name)
         pictures = max(64, count // SHARE_WITH_GUIDANCE) if backbone.guided else count
+        sampler = load_sampler(backbone, where, BATCH)
         for title, split in SPLITS.items():
-            attributes, images, seeds = generate(backbone, pictures, split, where)
+            attributes, images, seeds = generate(sampler, pictures, split)
             found[f"{name}, {title}"] = judge_generations(judge, finder, attributes, images, seeds)
     return found | _dictionaries(device)
 
@@ -71,18 +72,17 @@ def _dictionaries(device: str) -> dict[str, dict]:
     return found
 
 
-def generate(backbone: Backbone, count: int, split: str, device: torch.device) -> tuple[np.ndarray, Tensor, list[int]]:
+def generate(sampler: Sampler, count: int, split: str) -> tuple[np.ndarray, Tensor, list[int]]:
     """(attributes `[n, 8]`, images `[n, 3, 64, 64]`, seeds) of `count` prompts of a split, each from its own noise."""
     attributes = sample_attributes(np.random.default_rng(2), count, split)
     seeds = [FIRST_SEED + i for i in range(count)]
-    requests = [Request(caption(Scene.from_indices(row)), seed) for row, seed in zip(attributes, seeds, strict=True)]
-    sampler = load_sampler(backbone, device, BATCH)
+    requests = [Request(prompt, seed) for prompt, seed in zip(captions(attributes), seeds, strict=True)]
     images: list[Tensor] = []
-    with Progress(f"generating with {backbone.name}", total=count, unit="image") as progress:
-        for start in range(0, count, BATCH):
-            images += [sample.image for sample in sampler.generate(requests[start : start + BATCH])]
+    with Progress(f"generating with {sampler.backbone.name}", total=count, unit="image") as progress:
+        for start in range(0, count, sampler.batch_size):
+            images += [sample.image for sample in sampler.generate(requests[start : start + sampler.batch_size])]
             progress.update(len(images))
-    return attributes, torch.stack(images).to(device), seeds
+    return attributes, torch.stack(images).to(sampler.device), seeds
 
 
 def judge_generations(

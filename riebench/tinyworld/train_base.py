@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from riebench.tinyworld.batches import images_to_tensor
-from riebench.tinyworld.captions import caption
+from riebench.tinyworld.captions import captions
 from riebench.tinyworld.fit import fit
 from riebench.tinyworld.models import build_text_encoders, build_unet, encode_prompts, noise_levels
 from riebench.tinyworld.noise import LATENT_SHAPE, layout_from_noise, layout_signal
-from riebench.tinyworld.render import SIZE, render
-from riebench.tinyworld.scenes import Scene, sample_attributes
+from riebench.tinyworld.render import SIZE, Rendering, render
+from riebench.tinyworld.scenes import sample_attributes
 
 START_STEPS, STEPS, FINE_STEPS, BATCH = 2400, 1800, 300, 32
 LAST = 999  # the noisiest timestep
@@ -45,8 +45,8 @@ class Denoiser(nn.Module):
         self.unet = build_unet()
 
 
-def denoise(unet, sample: Tensor, timesteps: Tensor, sigmas: Tensor, states: Tensor, pooled: Tensor):
-    """(v, x0), each `[b, 4, 32, 32]`: the U-Net's v-prediction, and the clean latents it stands for.
+def denoise(unet, sample: Tensor, timesteps: Tensor, sigmas: Tensor, states: Tensor, pooled: Tensor) -> Tensor:
+    """The clean latents x0 `[b, 4, 32, 32]` that the U-Net's prediction stands for.
 
     sample: latents `[b, 4, 32, 32]` at noise levels `sigmas` `[b]`, not yet scaled for the U-Net. With v-prediction
     x0 = sample / (sigma^2 + 1) - v * sigma / sqrt(sigma^2 + 1) (Salimans and Ho 2022, app. D), as in diffusers.
@@ -59,7 +59,12 @@ def denoise(unet, sample: Tensor, timesteps: Tensor, sigmas: Tensor, states: Ten
         encoder_hidden_states=states,
         added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids},
     ).sample
-    return v, sample / (sigmas**2 + 1) - v * sigmas / (sigmas**2 + 1) ** 0.5
+    return sample / (sigmas**2 + 1) - v * sigmas / (sigmas**2 + 1) ** 0.5
+
+
+def latent_weights(scene: Rendering) -> Tensor:
+    """Weights `[b, 1, 32, 32]` of the loss: more under the object and what it wears."""
+    return 1 + OBJECT_WEIGHT * torch.from_numpy(~scene.background_bhw[:, None, ::2, ::2]).float()
 
 
 def train_base(
@@ -81,16 +86,16 @@ def train_base(
         layouts = layout_from_noise(noise)
         noise = (noise + clear * layout_signal(layouts)).to(device)
         scene = render(attributes, layouts.numpy())
-        weight = 1 + OBJECT_WEIGHT * torch.from_numpy(~scene.background_bhw[:, None, ::2, ::2]).float().to(device)
+        weight = latent_weights(scene).to(device)
         with torch.no_grad():
             pixels = images_to_tensor(scene.image_bhwc).to(device)
             target = vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor
         sigmas = all_sigmas[timesteps]
         spread = sigmas.view(-1, 1, 1, 1)
         sample = (1 - spread / all_sigmas[LAST]) * target + spread * noise
-        prompts = [caption(Scene.from_indices(row)) for row in attributes]
+        prompts = captions(attributes)
         states, pooled = encode_prompts(prompts, tokenizer, model.text_encoder, model.text_encoder_2)
-        _, found = denoise(
+        found = denoise(
             model.unet, sample, timesteps.to(device), sigmas, keep[:, None] * states, keep * pooled.detach()
         )
         residual = (found - target) * (spread**2 + 1) ** 0.5 / spread  # the error of v

@@ -14,13 +14,13 @@ from transformers import CLIPTokenizer
 from riebench.files import write_bytes
 from riebench.progress import Progress
 from riebench.sampling import Request, Sampler
-from riebench.tinyworld.captions import caption
+from riebench.tinyworld.captions import captions
 from riebench.tinyworld.fit import fit
 from riebench.tinyworld.models import build_turbo_scheduler, encode_prompts
 from riebench.tinyworld.noise import layout_from_noise, starting_noise
 from riebench.tinyworld.render import render
-from riebench.tinyworld.scenes import Scene, sample_attributes
-from riebench.tinyworld.train_base import OBJECT_WEIGHT, Denoiser, denoise
+from riebench.tinyworld.scenes import sample_attributes
+from riebench.tinyworld.train_base import Denoiser, denoise, latent_weights
 from riebench.tinyworld.weights import reading
 
 PAIRS, CHUNK, FIRST_SEED = 2560, 128, 1_000_000
@@ -38,10 +38,8 @@ def make_pairs(sampler: Sampler, folder: Path, *, seed: int = 0, count: int = PA
         for start in range(0, count, CHUNK):
             path = folder / "pairs" / f"{start:06d}.safetensors"
             if not path.exists():
-                requests = [
-                    Request(caption(Scene.from_indices(row)), FIRST_SEED + start + i)
-                    for i, row in enumerate(attributes[start : start + CHUNK].tolist())
-                ]
+                prompts = captions(attributes[start : start + CHUNK].numpy())
+                requests = [Request(prompt, FIRST_SEED + start + i) for i, prompt in enumerate(prompts)]
                 made = torch.stack([sample.image for sample in sampler.generate(requests, decode=False)])
                 write_bytes(path, save({"latents": made}))
             with reading(path):
@@ -72,22 +70,23 @@ def train_turbo(
         noise = torch.cat([starting_noise(FIRST_SEED + row) for row in rows.tolist()])
         target = latents[rows].to(device)
         scene = render(attributes[rows].numpy(), layout_from_noise(noise).numpy())
-        weight = 1 + OBJECT_WEIGHT * torch.from_numpy(~scene.background_bhw[:, None, ::2, ::2]).float().to(device)
-        prompts = [caption(Scene.from_indices(row)) for row in attributes[rows].tolist()]
+        weight = latent_weights(scene).to(device)
+        prompts = captions(attributes[rows].numpy())
         with torch.no_grad():
             states, pooled = encode_prompts(prompts, tokenizer, turbo.text_encoder, turbo.text_encoder_2)
         noise = noise.to(device)
         at_first = torch.zeros(BATCH, dtype=torch.int64)
-        _, first = denoise(unet, sigmas[0] * noise, timesteps[at_first], sigmas[at_first], states, pooled)
+        first = denoise(unet, sigmas[0] * noise, timesteps[at_first], sigmas[at_first], states, pooled)
 
         which = torch.randint(1, 4, (LATER,), generator=generator)
-        moved = (torch.rand(LATER, generator=generator) * 0.5 + (which - 1) * 0.5).clamp(0, 1) * (which > 1)
+        half_or_more = 0.5 + 0.5 * torch.rand(LATER, generator=generator)
+        moved = torch.where(which == 2, half_or_more, (which == 3).float())  # before the second step not at all
         seen = first[:LATER].detach().lerp(target[:LATER], moved.view(-1, 1, 1, 1).to(device))
         new = torch.randn(noise[:LATER].shape, generator=generator).to(device)
         spread = sigmas[which].view(-1, 1, 1, 1)
         second = (1 - kept / sigmas[0]) * seen + kept * noise[:LATER] + fresh * new
         sample = torch.where((which == 1).view(-1, 1, 1, 1).to(device), second, seen + spread * new)
-        _, later = denoise(unet, sample, timesteps[which], sigmas[which], states[:LATER], pooled[:LATER])
+        later = denoise(unet, sample, timesteps[which], sigmas[which], states[:LATER], pooled[:LATER])
         return _error(first, target, weight) + 0.5 * _error(later, target[:LATER], weight[:LATER])
 
     unet = turbo.unet.requires_grad_(True)
