@@ -14,9 +14,10 @@ from riebench import runs
 from riebench.backbones import BLOCK_NAMES, check_blocks
 from riebench.config import MethodConfig, RunConfig, read_config
 from riebench.edits import Edit
-from riebench.engine import Engine, open_engine, variant_of
+from riebench.engine import Engine, open_engine
 from riebench.errors import UserError
 from riebench.methods import Method
+from riebench.plan import variant_of
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,9 @@ def edit(
     engine = engine or open_engine(backbone, batch_size=2)
     chosen = MethodConfig(method).build() if isinstance(method, str) else method
     (reference,) = engine.references([(item, seed)], [chosen])
-    (result,) = engine.results([reference], [variant_of(chosen, check_blocks(list(blocks)))])
+    (result,) = engine.results([(reference, [variant_of(chosen, check_blocks(list(blocks)))])])
     if result.image is None:
         raise UserError(f"this edit cannot be made: {result.row['reason']}", remedy="change the region or the seed")
-    pictures = (runs.to_picture(image) for image in (reference.original, reference.edited, result.image))
+    shown = (reference.pictures.original, reference.pictures.edited, result.image)
+    pictures = (runs.to_picture(image) for image in shown)
     return Edited(*pictures, result.row)

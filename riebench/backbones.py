@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from riebench.errors import UserError
+from riebench.files import data_folder
 from riebench.registry import Registry
 
 #: Short name of a block -> its module path in the U-Net (protocol §2), in the order in which the U-Net runs them.
@@ -58,6 +60,17 @@ for _model, _steps, _guidance, _summary in (
         ),
         summary=_summary,
     )
+
+
+def backbone_folder(backbone: Backbone) -> Path:
+    """Where a backbone's pipeline lies. Raises `UserError` when it is not there."""
+    folder = Path(backbone.folder) if Path(backbone.folder).is_absolute() else data_folder() / backbone.folder
+    if not (folder / "model_index.json").is_file():
+        raise UserError(
+            f"the weights of {backbone.name} are not at {folder}",
+            remedy="install riebench again, or make them with `riebench tinyworld train`",
+        )
+    return folder
 
 
 def check_blocks(names: tuple[str, ...] | list[str]) -> tuple[str, ...]:

@@ -19,8 +19,8 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"riebench: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("riebench: stopped", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(f"riebench: {str(stopped) or 'stopped'}", file=sys.stderr)
         return 130
     return 0
 
@@ -36,6 +36,19 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, help="folder for the results (default: runs/<name>)")
     run.add_argument("--device", default="auto", help="auto, cpu or cuda")
     run.add_argument("--edits-per-category", type=int, help="how many edits of each category; 0 for all")
+    run.add_argument("--batch-size", type=int, help="images generated at once; 0 (default) finds it")
+    run.add_argument(
+        "--cache",
+        default="only-missing",
+        help="which results in the folder are taken. only-missing (default): those that this version of the code made; "
+        "the rest is made. always: also those of another version. never: none. only-cache: nothing is made",
+    )
+    run.add_argument(
+        "--reuse", type=Path, action="append", default=[], help="another run's folder to take results from; repeatable"
+    )
+    run.add_argument("--engine", default="local", help="local, or ray: a worker for each GPU of a cluster")
+    run.add_argument("--address", help="of a running Ray cluster, or auto (default: start one on this machine)")
+    run.add_argument("--compile", action="store_true", help="compile the U-Net with torch.compile")
     run.set_defaults(verb=_run)
 
     agreement = verbs.add_parser("agreement", help="how well the metrics of a run agree with tinyworld's oracle")
@@ -100,17 +113,27 @@ def _parser() -> argparse.ArgumentParser:
 def _run(arguments) -> None:
     from riebench.config import read_config
 
-    overrides = {}
-    if arguments.edits_per_category is not None:
-        overrides["edits_per_category"] = arguments.edits_per_category
+    asked = {"edits_per_category": arguments.edits_per_category, "batch_size": arguments.batch_size}
+    overrides = {key: value for key, value in asked.items() if value is not None}
     config = read_config(arguments.name, overrides)
     out = arguments.out or Path("runs") / Path(arguments.name).stem
 
     from riebench.analysis import block_table
     from riebench.runs import run
 
-    done = run(config, out, device=arguments.device)
-    print(f"\n{block_table(done.summary)}\n\n{done.manifest['results']} results in {done.manifest['seconds']:.0f} s")
+    done = run(
+        config,
+        out,
+        device=arguments.device,
+        cache=arguments.cache,
+        reuse=arguments.reuse,
+        engine=arguments.engine,
+        address=arguments.address,
+        compile=arguments.compile,
+    )
+    made = f"{done.manifest['made']} made now, {done.manifest['unet_forwards']:.0f} U-Net forwards"
+    print(f"\n{block_table(done.summary)}\n")
+    print(f"{done.manifest['results']} results in {done.manifest['seconds']:.0f} s ({made})")
     print(f"report: {done.report.resolve()}")
 
 

@@ -61,8 +61,8 @@ class RunConfig:
     """The method that is run on every subset of the blocks, to attribute its effect to them."""
     mask_rule: str = "touched"
     """How an image mask becomes cells: touched or half (protocol section 4)."""
-    batch_size: int = 32
-    """Images generated at once."""
+    batch_size: int = 0
+    """Images generated at once; 0 takes what suits the device, and halves it where memory runs out."""
     resamples: int = 10_000
     """Bootstrap resamples behind every interval."""
 
@@ -81,10 +81,8 @@ class RunConfig:
             raise UserError(f"unknown mask rule {self.mask_rule!r}", remedy=f"use {' or '.join(MASK_RULES)}")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise UserError(f"seeds {list(self.seeds)} are empty or repeated", remedy="give distinct whole numbers")
-        if self.batch_size < 1 or self.resamples < 1 or self.edits_per_category < 0:
-            raise UserError(
-                "batch_size and resamples are at least 1, edits_per_category at least 0", remedy="mend them"
-            )
+        if self.batch_size < 0 or self.resamples < 1 or self.edits_per_category < 0:
+            raise UserError("resamples is at least 1, batch_size and edits_per_category at least 0", remedy="mend them")
 
 
 def preset_names() -> list[str]:

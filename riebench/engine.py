@@ -1,4 +1,5 @@
-"""The stages of a run: references, interventions, scores. Work goes through in chunks, so memory stays flat."""
+"""The stages of a run on one machine: references, interventions, scores. Work goes through in groups of cases, so that
+memory stays flat."""
 
 from __future__ import annotations
 
@@ -9,32 +10,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from riebench.backbones import BACKBONES, BLOCK_NAMES, Backbone, blocks_text
+from riebench.batches import fixed_batches
+from riebench.compiling import compile_parts
 from riebench.edits import Edit
 from riebench.errors import UserError
 from riebench.grounders import GROUNDERS
-from riebench.grounding import dilate, ground, mask_to_grid
+from riebench.grounding import ground, mask_to_grid
 from riebench.interventions import Intervention
 from riebench.lens import find_sites
 from riebench.methods import Case, Method
-from riebench.metrics import METRICS, ScoreBatch, score_batch, scorers
-from riebench.sampling import BATCH_SIZE, Request, Sampler, choose_device, load_sampler
+from riebench.plan import MODE, Task, Variant
+from riebench.sampling import Request, Sample, Sampler, choose_device, load_sampler
+from riebench.scoring import Pictures, Scorer, eight_bits
+from riebench.store import Batch
 from sae_models import index
 
-CASES_PER_CHUNK = 16
+GROUP = 8  # cases whose results go through the U-Net together
 SIDES = ("original", "edited")
-OUTSIDE_PX, OUTSIDE_REFERENCE_PX = 12, 512  # how far the region is dilated before "outside" begins (protocol §7)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One setting of a run: a method on a subset of the blocks. Empty `blocks` stands for no block at all."""
-
-    method: Method
-    blocks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -42,11 +39,9 @@ class Reference:
     """What all settings of a case share."""
 
     case: Case
-    original: Tensor
-    """The original image `[3, h, w]` in [0, 1]."""
-    edited: Tensor
-    outside: Tensor
-    """bool `[h, w]`: pixels outside both images' regions, dilated."""
+    pictures: Pictures
+    sample: Sample
+    """The original image's, with its first step recorded."""
     failure: str
     """Why the case cannot be run; empty where it can."""
 
@@ -62,9 +57,15 @@ class Planned:
 
     @property
     def request(self) -> Request:
-        edit, seed = self.reference.case.edit, self.reference.case.seed
-        prompt = edit.edited_prompt if self.intervention.prompt == "edited" else edit.original_prompt
-        return Request(prompt, seed, self.intervention)
+        case = self.reference.case
+        return Request(case.edit.original_prompt, case.seed, self.intervention)
+
+    @property
+    def shows(self) -> str:
+        """Which image the result is: "intervened", or a reference that need not be made again; "" for a failure."""
+        if self.failure:
+            return ""
+        return "intervened" if self.intervention.additions else self.intervention.prompt
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,9 @@ class Result:
 
     row: dict[str, object]
     image: Tensor | None
+    """`[3, h, w]` in [0, 1], of 8 bits; None for a failure."""
+    shows: str
+    """As in `Planned.shows`."""
 
 
 class Engine:
@@ -81,84 +85,108 @@ class Engine:
     def __init__(self, sampler: Sampler, *, mask_rule: str = "touched") -> None:
         self.sampler, self.backbone, self.mask_rule = sampler, sampler.backbone, mask_rule
         self.grounder = GROUNDERS.get(self.backbone.grounder)(sampler.device)
-        self.metrics = scorers(METRICS.names(), self.backbone.judges, sampler.device)
+        self.scorer = Scorer(self.backbone.judges, sampler.device)
         self.sae = cache(self._open_sae)
 
     def _open_sae(self, block: str):
         return index.open(index.find(self.backbone.dictionaries or self.backbone.name, block), device="cpu")
 
+    def work(self, tasks: Sequence[Task], judges: str = "") -> Iterator[Batch]:
+        """Everything that the tasks want, in batches to be written: first the reference pictures, then results.
+        judges: the version of what scores, noted in every row."""
+        methods = list(
+            {id(wanted.variant.method): wanted.variant.method for t in tasks for wanted in t.wanted}.values()
+        )
+        before = self.sampler.forwards
+        references = self.references([(task.edit, task.seed) for task in tasks], methods)
+        pictures: dict[str, np.ndarray] = {}
+        for task, reference in zip(tasks, references, strict=True):
+            pictures |= _reference_pictures(task, reference)
+        yield Batch([], pictures, self.sampler.forwards - before)
+        asked = [(reference, [w.variant for w in t.wanted]) for t, reference in zip(tasks, references, strict=True)]
+        results = zip(((t, wanted) for t in tasks for wanted in t.wanted), self.results(asked), strict=True)
+        before = self.sampler.forwards
+        while batch := list(itertools.islice(results, self.sampler.batch_size)):
+            rows, pictures = [], {}
+            for (task, wanted), result in batch:
+                path = getattr(task, result.shows, wanted.image) if result.image is not None else ""
+                if path == wanted.image:
+                    pictures[path] = to_array(result.image)
+                keys = {"recipe": wanted.recipe, "code": wanted.code, "judges": judges, "image": path}
+                rows.append(result.row | keys)
+            yield Batch(rows, pictures, self.sampler.forwards - before)
+            before = self.sampler.forwards
+
     def references(self, cases: Sequence[tuple[Edit, int]], methods: Sequence[Method] = ()) -> list[Reference]:
         """Original and edited image, updates and what else the methods trace, and regions of every (edit, seed)."""
         kinds = dict.fromkeys(["update", *(method.sites for method in methods if method.sites)])
         sites = [site for kind in kinds for site in find_sites(self.sampler.unet, BLOCK_NAMES, kind)]
-        requests = [
-            Request(prompt, seed) for edit, seed in cases for prompt in (edit.original_prompt, edit.edited_prompt)
-        ]
-        samples = self.sampler.generate(requests, sites)
-        originals, edited = samples[::2], samples[1::2]
+        sides = [[Request(getattr(edit, f"{side}_prompt"), seed) for edit, seed in cases] for side in SIDES]
+        distinct = list(dict.fromkeys(request for requests in sides for request in requests))
+        made = dict(zip(distinct, self.sampler.generate(distinct, sites, record=True), strict=True))
+        originals, edited = ([made[request] for request in requests] for requests in sides)
         masks_o, masks_e = (
-            ground(self.grounder, torch.stack([sample.image for sample in side]).to(self.sampler.device), phrases).cpu()
-            for side, phrases in (
-                (originals, [edit.original_region for edit, _ in cases]),
-                (edited, [edit.edited_region for edit, _ in cases]),
-            )
+            self._ground([sample.image for sample in samples], [getattr(edit, f"{side}_region") for edit, _ in cases])
+            for side, samples in zip(SIDES, (originals, edited), strict=True)
         )
         return [
-            self._reference(*case, originals[i], edited[i], *_shared_region(case[0], masks_o[i], masks_e[i]))
+            self._reference(*case, originals[i], edited[i], _shared_region(case[0], masks_o[i], masks_e[i]))
             for i, case in enumerate(cases)
         ]
 
-    def _reference(self, edit: Edit, seed: int, original, edited, mask_o: Tensor, mask_e: Tensor) -> Reference:
+    def _ground(self, images: Sequence[Tensor], phrases: Sequence[str]) -> Tensor:
+        """Masks `[b, h, w]` (bool) of the phrases in the images, in batches of one size."""
+        found = []
+        for batch, count in fixed_batches(list(zip(images, phrases, strict=True)), GROUP):
+            shown, named = zip(*batch, strict=True)
+            shown_bchw = torch.stack([eight_bits(image) for image in shown]).to(self.sampler.device)
+            found.append(ground(self.grounder, shown_bchw, named)[:count].cpu())
+        return torch.cat(found)
+
+    def _reference(self, edit: Edit, seed: int, original: Sample, edited: Sample, regions: Tensor) -> Reference:
         grids = {site.block: tuple(value.shape[-2:]) for site, value in original.trace.items()}
         cells_o, cells_e = (
             {block: mask_to_grid(mask[None], grid, self.mask_rule)[0] for block, grid in grids.items()}
-            for mask in (mask_o, mask_e)
+            for mask in regions
         )
         empty = [
-            name for name, cells in (("original", cells_o), ("edited", cells_e)) if not next(iter(cells.values())).any()
+            name for name, cells in zip(SIDES, (cells_o, cells_e), strict=True) if not next(iter(cells.values())).any()
         ]
         failure = f"no region found in the {' and '.join(empty)} image" if empty else ""
         if not all(torch.isfinite(sample.image).all() for sample in (original, edited)):
             failure = "a reference image holds NaN"
         case = Case(edit, seed, original.trace, edited.trace, cells_o, cells_e, self.sae)
-        pixels = round(OUTSIDE_PX * mask_o.shape[-2] / OUTSIDE_REFERENCE_PX)
-        outside = ~dilate((mask_o | mask_e)[None], pixels)[0]
-        return Reference(case, original.image, edited.image, outside, failure)
+        pictures = Pictures(eight_bits(original.image), eight_bits(edited.image), regions)
+        return Reference(case, pictures, original, failure)
 
-    def results(self, references: Sequence[Reference], variants: Sequence[Variant]) -> Iterator[Result]:
-        """Generates and scores every variant of every reference, in batches."""
-        planned = [item for reference in references for item in _plan(reference, variants)]
+    def results(self, asked: Sequence[tuple[Reference, Sequence[Variant]]]) -> Iterator[Result]:
+        """Generates and scores every variant that is asked of each reference, in batches, in their order."""
+        planned = [item for reference, variants in asked for item in _plan(reference, variants)]
+        edited = [item for item in planned if item.shows == "intervened"]
+        images = self.sampler.regenerate([item.request for item in edited], [item.reference.sample for item in edited])
         for start in range(0, len(planned), self.sampler.batch_size):
-            yield from self._batch(planned[start : start + self.sampler.batch_size])
+            yield from self._results(planned[start : start + self.sampler.batch_size], images)
 
-    def _batch(self, planned: list[Planned]) -> list[Result]:
-        samples = iter(self.sampler.generate([item.request for item in planned if not item.failure]))
-        images = [None if item.failure else next(samples).image for item in planned]
-        broken = [image is not None and not torch.isfinite(image).all() for image in images]
-        images = [None if bad else image for image, bad in zip(images, broken, strict=True)]
-        reasons = ["the image holds NaN" if bad else item.failure for item, bad in zip(planned, broken, strict=True)]
-        pairs = [(item.reference, image) for item, image in zip(planned, images, strict=True) if image is not None]
-        scores = iter(self._score(pairs))
-        unscored = dict.fromkeys(METRICS.names(), float("nan"))
-        return [
-            Result(self._row(item, reason) | (unscored if image is None else next(scores)), image)
-            for item, image, reason in zip(planned, images, reasons, strict=True)
+    def _results(self, planned: list[Planned], images: Iterator[Tensor]) -> list[Result]:
+        """The results of one batch. images: those that are generated, in the order of the plan."""
+        shown = [
+            next(images) if item.shows == "intervened" else getattr(item.reference.pictures, item.shows, None)
+            for item in planned
         ]
-
-    def _score(self, pairs: list[tuple[Reference, Tensor]]) -> list[dict[str, float]]:
-        if not pairs:
-            return []
-        references = [reference for reference, _ in pairs]
-        device = self.sampler.device
-        batch = ScoreBatch(
-            intervened=torch.stack([image for _, image in pairs]).to(device),
-            original=torch.stack([reference.original for reference in references]).to(device),
-            edited=torch.stack([reference.edited for reference in references]).to(device),
-            edits=[reference.case.edit for reference in references],
-            outside=torch.stack([reference.outside for reference in references]).to(device),
-        )
-        columns = score_batch(self.metrics, batch)
-        return [{name: float(values[i]) for name, values in columns.items()} for i in range(len(pairs))]
+        broken = [image is not None and not torch.isfinite(image).all() for image in shown]
+        shown = [image if image is None or bad else eight_bits(image) for image, bad in zip(shown, broken, strict=True)]
+        whole = [i for i, image in enumerate(shown) if image is not None and not broken[i]]
+        rows = [(planned[i].reference.case.edit, planned[i].reference.pictures, shown[i]) for i in whole]
+        scores = dict(zip(whole, self.scorer.score(rows), strict=True))
+        unscored = dict.fromkeys(self.scorer.names, float("nan"))
+        return [
+            Result(
+                self._row(item, "the image holds NaN" if broken[i] else item.failure) | scores.get(i, unscored),
+                shown[i] if i in scores else None,
+                item.shows,
+            )
+            for i, item in enumerate(planned)
+        ]
 
     def _row(self, item: Planned, reason: str) -> dict[str, object]:
         case, method = item.reference.case, item.variant.method
@@ -169,7 +197,7 @@ class Engine:
             "seed": case.seed,
             "backbone": self.backbone.name,
             "steps": self.backbone.steps,
-            "mode": "strict",
+            "mode": MODE,
             "method": method.name,
             "strength": float(method.strength),
             "blocks": blocks_text(item.variant.blocks),
@@ -209,36 +237,58 @@ def _ask(method: Method, case: Case) -> tuple[Intervention, str]:
 
 
 def open_engine(
-    backbone: str | Backbone, device: str = "auto", *, batch_size: int = BATCH_SIZE, mask_rule: str = "touched"
+    backbone: str | Backbone,
+    device: str = "auto",
+    *,
+    batch_size: int = 0,
+    mask_rule: str = "touched",
+    compiled: bool = False,
 ) -> Engine:
-    """Loads a backbone by name, with all that judges its pictures. Raises `UserError` where something is missing."""
+    """Loads a backbone by name, with all that judges its pictures.
+
+    batch_size: 0 takes what suits the device. compiled: with torch.compile. Raises `UserError` where something is
+    missing.
+    """
     found = BACKBONES.get(backbone) if isinstance(backbone, str) else backbone
-    return Engine(load_sampler(found, choose_device(device), batch_size), mask_rule=mask_rule)
+    sampler = load_sampler(found, choose_device(device), batch_size)
+    if compiled:
+        compile_parts(sampler.pipeline)
+    return Engine(sampler, mask_rule=mask_rule)
 
 
-def block_subsets(blocks: Sequence[str] = BLOCK_NAMES) -> list[tuple[str, ...]]:
-    """Every non-empty subset of the blocks, small ones first. The empty one is the original image."""
-    return [subset for size in range(1, len(blocks) + 1) for subset in itertools.combinations(blocks, size)]
+def to_array(image_chw: Tensor) -> np.ndarray:
+    """uint8 `[h, w, 3]` of an image of 8 bits in [0, 1]."""
+    return (image_chw * 255).round().byte().permute(1, 2, 0).numpy()
 
 
-def plan_variants(methods: Sequence[Method], subsets_of: str) -> list[Variant]:
-    """Each method on all blocks, and one method on every subset of them."""
-    return [
-        variant_of(method, subset)
-        for method in methods
-        for subset in (block_subsets() if method.name == subsets_of and method.sites else [BLOCK_NAMES])
-    ]
+def from_array(array_hwc: np.ndarray) -> Tensor:
+    """The image that `to_array` was given."""
+    return torch.from_numpy(array_hwc).permute(2, 0, 1).float() / 255
 
 
-def variant_of(method: Method, blocks: tuple[str, ...]) -> Variant:
-    """A method on some blocks; one that adds nothing has no blocks."""
-    return Variant(method, blocks if method.sites else ())
+def regions_to_array(regions: Tensor) -> np.ndarray:
+    """uint8 `[h, w]` of the two regions `[2, h, w]`: 85 where only the original's is, 170 the edited's, 255 both."""
+    return (85 * regions[0].byte() + 170 * regions[1].byte()).numpy()
 
 
-def _shared_region(edit: Edit, mask_o: Tensor, mask_e: Tensor) -> tuple[Tensor, Tensor]:
-    """Masks of the original and the edited image: one mask on both where an object comes or goes (protocol §4)."""
+def regions_from_array(array_hw: np.ndarray) -> Tensor:
+    """The regions that `regions_to_array` was given."""
+    return torch.from_numpy(np.stack([array_hw & 1, array_hw & 2]) > 0)
+
+
+def _reference_pictures(task: Task, reference: Reference) -> dict[str, np.ndarray]:
+    """Path -> what is to be written there, of a case's references; without images that cannot be shown."""
+    pictures = reference.pictures
+    images = {task.original: pictures.original, task.edited: pictures.edited}
+    whole = {path: to_array(image) for path, image in images.items() if torch.isfinite(image).all()}
+    return whole | {task.regions: regions_to_array(pictures.regions)}
+
+
+def _shared_region(edit: Edit, mask_o: Tensor, mask_e: Tensor) -> Tensor:
+    """Regions `[2, h, w]` of the original and the edited image: one on both where an object comes or goes
+    (protocol §4)."""
     if edit.category == "add_object":
-        return mask_e, mask_e
+        mask_o = mask_e
     if edit.category == "delete_object":
-        return mask_o, mask_o
-    return mask_o, mask_e
+        mask_e = mask_o
+    return torch.stack([mask_o, mask_e])

@@ -22,9 +22,10 @@ def data_folder() -> Path:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """Yields a temporary path beside `path`; what was written there is flushed and renamed to `path` on success.
 
+    sync: flush it to the disk; without, it may be lost in a power failure, though not when the process dies.
     Raises `UserError` when the folder cannot be written or the disk is full; an older file stays as it was.
     """
     path = Path(path)
@@ -36,8 +37,9 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary = Path(name)
         temporary.chmod(0o644)
         yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
+        if sync:
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(

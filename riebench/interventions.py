@@ -40,6 +40,8 @@ class Intervention:
             )
         if self.prompt not in ("original", "edited"):
             raise UserError(f"an intervention cannot have prompt {self.prompt!r}", remedy="use 'original' or 'edited'")
+        if self.prompt == "edited" and self.additions:
+            raise UserError("an intervention on the edited prompt adds nothing", remedy="leave its additions out")
         for site, value in self.additions.items():
             if value.ndim != 4:
                 raise UserError(

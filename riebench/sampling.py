@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,13 +15,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from riebench.backbones import Backbone
+from riebench.backbones import Backbone, backbone_folder
+from riebench.batches import fixed_batches, halving
 from riebench.errors import UserError
-from riebench.files import data_folder
 from riebench.interventions import Intervention
 from riebench.lens import Lens, Site
+from riebench.replay import Edited, FirstStep, Recorder, Replay, first_output
 
-BATCH_SIZE = 32
+#: Images generated at once where nothing is asked for: on the CPU more gain nothing (`docs/performance.md`).
+BATCH_SIZES = {"cpu": 16, "cuda": 32}
+REMEMBERED_PROMPTS = 256  # whose embeddings are kept
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Sample:
     """Site -> `[steps, C, h, w]`, of the row that sees the prompt."""
     uncond_trace: dict[Site, Tensor] = field(default_factory=dict)
     """The same of the row without a prompt, under guidance; empty without guidance."""
+    first_steps: tuple[FirstStep, ...] = ()
+    """The recorded first step of each of its rows, where it was to be recorded: under guidance [uncond, cond]."""
 
 
 class Sampler:
@@ -48,14 +54,18 @@ class Sampler:
 
     Every request has its own `torch.Generator("cpu")`, which draws the starting latents and then each step's
     ancestral noise; so a seed means the same noise in any batch. Batches are padded to `batch_size`, so a row does
-    not depend on how many others there are: two requests with equal content give equal bits.
+    not depend on how many others there are: two requests with equal content give equal bits. Where memory runs out the
+    batch size is halved, for good.
     """
 
-    def __init__(self, backbone: Backbone, pipeline: StableDiffusionXLPipeline, batch_size: int = BATCH_SIZE) -> None:
-        if batch_size < 1:
-            raise UserError(f"batch size {batch_size} is too small", remedy="use at least 1")
-        self.backbone, self.pipeline, self.batch_size = backbone, pipeline, batch_size
+    def __init__(self, backbone: Backbone, pipeline: StableDiffusionXLPipeline, batch_size: int = 0) -> None:
+        if batch_size < 0:
+            raise UserError(f"batch size {batch_size} is too small", remedy="use at least 1, or 0 for the usual one")
+        self.backbone, self.pipeline = backbone, pipeline
+        self.batch_size = batch_size or BATCH_SIZES[self.device.type]
         self._texts: dict[str, tuple[Tensor, Tensor]] = {}
+        self._replay = Replay(pipeline.unet)
+        self._whole_forwards = 0
 
     @property
     def unet(self):
@@ -65,25 +75,103 @@ class Sampler:
     def device(self) -> torch.device:
         return self.pipeline.unet.device
 
+    @property
+    def forwards(self) -> float:
+        """U-Net forwards of one row that were computed so far; a replayed row counts as the share that was computed."""
+        return self._whole_forwards + self._replay.forwards
+
     def generate(
-        self, requests: Sequence[Request], capture: Sequence[Site] = (), *, decode: bool = True
+        self, requests: Sequence[Request], capture: Sequence[Site] = (), *, decode: bool = True, record: bool = False
     ) -> list[Sample]:
-        """Images of the requests, in their order. capture: sites to trace. Without decode, images are the latents."""
-        samples: list[Sample] = []
-        for start in range(0, len(requests), self.batch_size):
-            rows = list(requests[start : start + self.batch_size])
-            padded = rows + [rows[-1]] * (self.batch_size - len(rows))
-            samples += self._batch(padded, capture, decode)[: len(rows)]
-        return samples
+        """Images of the requests, in their order.
+
+        capture: sites to trace. Without decode, images are the latents. record: keep the first step of each sample, so
+        that `regenerate` may start from it.
+        """
+
+        def work(size: int) -> list[Sample]:
+            samples: list[Sample] = []
+            for rows, count in fixed_batches(requests, size):
+                samples += self._batch(rows, capture, decode, record=record)[:count]
+                self._whole_forwards += count * self.backbone.steps * self._rows_each
+            return samples
+
+        return self._shrinking(work)
+
+    def regenerate(self, requests: Sequence[Request], originals: Sequence[Sample]) -> Iterator[Tensor]:
+        """Images `[3, height, width]` of requests, each equal to what `generate` makes of it, faster: the first step is
+        computed from the earliest edit on. originals: for each request the recorded sample of the same prompt and seed
+        without an intervention; requests of one original share what they have in common."""
+        if not all(original.first_steps for original in originals):
+            raise ValueError("the first step of an original was not recorded")
+        predictions = self._shrinking(lambda size: self._first_predictions(requests, originals, size))
+        done = 0
+        while done < len(requests):
+            images = self._shrinking(lambda size, done=done: self._finish(requests[done:], predictions[done:], size))
+            yield from images
+            done += len(images)
 
     def trace(self, requests: Sequence[Request], capture: Sequence[Site]) -> list[dict[Site, Tensor]]:
         """What `generate` captures, without decoding the images."""
         return [sample.trace for sample in self.generate(requests, capture, decode=False)]
 
+    @property
+    def _rows_each(self) -> int:
+        return 2 if self.backbone.guided else 1
+
+    def _shrinking(self, work: Callable[[int], list]) -> list:
+        done, self.batch_size = halving(work, self.batch_size, f"generating with {self.backbone.name}")
+        return done
+
+    def _first_predictions(
+        self, requests: Sequence[Request], originals: Sequence[Sample], size: int
+    ) -> list[tuple[Tensor, ...]]:
+        """For each request the U-Net's output `[1, 4, h, w]` at the first step of each of its rows."""
+        signed: dict[tuple[int, int], Tensor] = {}  # so that requests with one addition share one tensor
+
+        def first(value: Tensor, sign: int) -> Tensor:
+            key = (id(value), sign)
+            if key not in signed:
+                signed[key] = sign * value[0].to(self.device)
+            return signed[key]
+
+        rows = [
+            Edited(step, {site: first(value, sign) for site, value in self._additions(request).items() if sign})
+            for request, original in zip(requests, originals, strict=True)
+            for step, sign in zip(original.first_steps, self._signs(request), strict=True)
+        ]
+        found = self._replay.predict(rows, size * self._rows_each)
+        return list(zip(*(found[branch :: self._rows_each] for branch in range(self._rows_each)), strict=True))
+
+    def _finish(
+        self, requests: Sequence[Request], predictions: Sequence[tuple[Tensor, ...]], size: int
+    ) -> list[Tensor]:
+        """Images of the first `size` requests, whose first step is known: the other steps, and decoding."""
+        batch, count = next(fixed_batches(list(zip(requests, predictions, strict=True)), size))
+        rows, given = zip(*batch, strict=True)
+        first = torch.cat([prediction for branch in zip(*given, strict=True) for prediction in branch])
+        self._whole_forwards += count * (self.backbone.steps - 1) * self._rows_each
+        return [sample.image for sample in self._batch(list(rows), (), True, first=first)[:count]]
+
     @torch.no_grad()
-    def _batch(self, rows: list[Request], capture: Sequence[Site], decode: bool) -> list[Sample]:
+    def _batch(
+        self,
+        rows: list[Request],
+        capture: Sequence[Site],
+        decode: bool,
+        *,
+        record: bool = False,
+        first: Tensor | None = None,
+    ) -> list[Sample]:
+        """One batch through the pipeline. first: the U-Net's output at the first step, where it is known."""
         states, pooled = (torch.cat(parts) for parts in zip(*(self._text(row.prompt) for row in rows), strict=True))
-        with Lens(self.unet, capture, self._additions(rows)) as lens:  # under guidance the rows are [uncond, cond]
+        additions = self._merged(rows) if first is None or self.backbone.steps > 1 else {}
+        recorder = Recorder(self.unet)
+        with (
+            Lens(self.unet, capture, additions) as lens,  # under guidance the rows are [uncond, cond]
+            recorder if record else nullcontext(),
+            nullcontext() if first is None else first_output(self.unet, first),
+        ):
 
             def on_step_end(_pipeline, step, _timestep, tensors):
                 lens.step = step + 1
@@ -98,12 +186,15 @@ class Sampler:
                 callback_on_step_end=on_step_end,
                 output_type="pt" if decode else "latent",
             ).images.float()
-        traces = [
-            {site: value[start : start + len(rows)].cpu() for site, value in lens.trace.stacked().items()}
-            for start in ((len(rows), 0) if self.backbone.guided else (0,))
-        ]
+        traces = {site: value.cpu() for site, value in lens.trace.stacked().items()}
+        uncond = len(rows) if self.backbone.guided else 0  # rows before those that see a prompt
         return [
-            Sample(image, *({site: value[i] for site, value in trace.items()} for trace in traces))
+            Sample(
+                image,
+                {site: value[uncond + i] for site, value in traces.items()},
+                {site: value[i] for site, value in traces.items()} if uncond else {},
+                tuple(recorder.row(i + start) for start in dict.fromkeys((0, uncond))) if record else (),
+            )
             for i, image in enumerate(images.cpu())
         ]
 
@@ -111,29 +202,43 @@ class Sampler:
         if prompt not in self._texts:
             states, _, pooled, _ = self.pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)
             self._texts[prompt] = (states, pooled)
+            for oldest in list(self._texts)[:-REMEMBERED_PROMPTS]:
+                del self._texts[oldest]
         return self._texts[prompt]
 
-    def _additions(self, rows: list[Request]) -> dict[Site, Tensor]:
-        """Site -> `[rows, steps, C, h, w]`, zero where a row adds nothing; under guidance twice as many rows, first
-        those without a prompt. Branch "both" adds to the row with the prompt and takes away from the other."""
-        signs = {"cond": (0, 1), "uncond": (1, 0), "both": (-1, 1)} if self.backbone.guided else {}
+    def _additions(self, request: Request) -> Mapping[Site, Tensor]:
+        """What a request adds, checked against the backbone."""
+        if request.intervention is None:
+            return {}
+        if not self.backbone.guided and request.intervention.branch == "uncond" and request.intervention.additions:
+            raise UserError(
+                f"{self.backbone.name} is sampled without guidance and has no unconditional row",
+                remedy="use branch 'cond' or 'both'",
+            )
+        for site, value in request.intervention.additions.items():
+            if len(value) != self.backbone.steps:
+                raise UserError(
+                    f"the addition at {site.name} has {len(value)} steps, the backbone {self.backbone.steps}",
+                    remedy="plan it from a trace of this backbone",
+                )
+        return request.intervention.additions
+
+    def _signs(self, request: Request) -> tuple[int, ...]:
+        """How a request's additions go to each of its rows: branch "both" adds to the row with the prompt, the second,
+        and takes away from the other."""
+        if not self.backbone.guided:
+            return (1,)
+        branch = request.intervention.branch if request.intervention else "cond"
+        return {"cond": (0, 1), "uncond": (1, 0), "both": (-1, 1)}[branch]
+
+    def _merged(self, rows: list[Request]) -> dict[Site, Tensor]:
+        """Site -> `[rows, steps, C, h, w]`, zero where a row adds nothing; under guidance twice as many rows."""
         merged: dict[Site, Tensor] = {}
         for index, row in enumerate(rows):
-            for site, value in (row.intervention.additions if row.intervention else {}).items():
-                if len(value) != self.backbone.steps:
-                    raise UserError(
-                        f"the addition at {site.name} has {len(value)} steps, the backbone {self.backbone.steps}",
-                        remedy="plan it from a trace of this backbone",
-                    )
-                if not self.backbone.guided and row.intervention.branch == "uncond":
-                    raise UserError(
-                        f"{self.backbone.name} is sampled without guidance and has no unconditional row",
-                        remedy="use branch 'cond' or 'both'",
-                    )
-                branches = signs.get(row.intervention.branch, (1,))
+            for site, value in self._additions(row).items():
                 if site not in merged:
-                    merged[site] = torch.zeros(len(branches) * len(rows), *value.shape, dtype=value.dtype)
-                for branch, sign in enumerate(branches):
+                    merged[site] = torch.zeros(self._rows_each * len(rows), *value.shape, dtype=value.dtype)
+                for branch, sign in enumerate(self._signs(row)):
                     merged[site][branch * len(rows) + index] = sign * value
         return {site: value.to(self.device) for site, value in merged.items()}
 
@@ -149,14 +254,12 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def load_sampler(backbone: Backbone, device: torch.device, batch_size: int = BATCH_SIZE) -> Sampler:
-    """The backbone's pipeline on a device. Raises `UserError` when its weights are missing or broken."""
-    folder = data_folder() / backbone.folder if not Path(backbone.folder).is_absolute() else Path(backbone.folder)
-    if not (folder / "model_index.json").is_file():
-        raise UserError(
-            f"the weights of {backbone.name} are not at {folder}",
-            remedy="install riebench again, or make them with `riebench tinyworld train`",
-        )
+def load_sampler(backbone: Backbone, device: torch.device, batch_size: int = 0) -> Sampler:
+    """The backbone's pipeline on a device. Raises `UserError` when its weights are missing or broken.
+
+    batch_size: of images generated at once; 0 takes what suits the device (`BATCH_SIZES`).
+    """
+    folder = backbone_folder(backbone)
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     try:

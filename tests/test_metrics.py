@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from riebench.edits import Edit
 from riebench.errors import UserError
 from riebench.files import data_folder
-from riebench.metrics import METRICS, ScoreBatch, clip, convert_alexnet, oracle, score_batch, scorers
+from riebench.metrics import METRICS, ScoreBatch, clip, convert_alexnet, oracle, remembered, score_batch, scorers
 from riebench.metrics import lpips as lpips_metrics
 from riebench.metrics.models import ScoringModels
 from riebench.metrics.openclip import preprocess
@@ -73,7 +73,7 @@ def test_score_batch_names_the_metric_that_returns_something_else():
 
 
 def test_the_registry_describes_what_it_builds():
-    models = SimpleNamespace(clip=None, lpips=None, oracle=None, device="cpu")
+    models = SimpleNamespace(clip=None, lpips=None, attributes=None)
     expected_lower = {"lpips_original", "lpips_edited", "lpips_outside"}
     for name in METRICS.names():
         metric = METRICS.get(name)(models)
@@ -175,7 +175,7 @@ def test_directional_clip_of_no_change_is_undefined():
 
 def test_every_image_and_prompt_is_embedded_once():
     encoder = ColourEncoder()
-    metrics = clip_metrics(encoder)
+    metrics = clip_metrics(encoder, batch_size=1)
     original, edited = images(1), images(2)
     score_batch(metrics, make_batch(images(3), original, edited))
     score_batch(metrics, make_batch(images(4), original.clone(), edited.clone()))
@@ -184,17 +184,35 @@ def test_every_image_and_prompt_is_embedded_once():
 
 
 def test_images_are_forgotten_and_embedded_again(monkeypatch):
-    monkeypatch.setattr(clip, "REMEMBERED_IMAGES", 2)
+    monkeypatch.setattr(remembered, "REMEMBERED_BYTES", 2 * 3 * 4)  # two embeddings of three floats
     encoder = ColourEncoder()
-    embeddings = clip.Embeddings(encoder)
+    embeddings = clip.Embeddings(encoder, batch_size=1)
     first = embeddings.images(images(1, b=5))
+    embeddings.images(images(2, b=1))  # leaves room for one of the five
     np.testing.assert_array_equal(first, embeddings.images(images(1, b=5)))
-    assert encoder.images_seen == [5, 3]
+    assert len(encoder.images_seen) == 5 + 1 + 4
+
+
+def test_batches_are_filled_up_so_that_company_does_not_matter():
+    encoder = ColourEncoder()
+    embeddings = clip.Embeddings(encoder, batch_size=4)
+    embeddings.images(images(1, b=5))
+    embeddings.texts(["red circle"])
+    assert encoder.images_seen == [4, 4] and encoder.texts_seen == [["red circle"] * 4]
+
+
+def test_an_image_that_was_written_to_is_another_image():
+    encoder = ColourEncoder()
+    embeddings = clip.Embeddings(encoder, batch_size=1)
+    image = torch.zeros(1, 3, 4, 4)
+    embeddings.images(image)
+    image[0, 0] = 1.0
+    np.testing.assert_allclose(embeddings.images(image), [[1.0, 0.0, 0.0]])
 
 
 def test_images_of_equal_bytes_and_other_shape_are_not_confused():
     encoder = ColourEncoder()
-    embeddings = clip.Embeddings(encoder)
+    embeddings = clip.Embeddings(encoder, batch_size=1)
     embeddings.images(torch.zeros(1, 3, 4, 8))
     embeddings.images(torch.zeros(1, 3, 8, 4))
     assert encoder.images_seen == [1, 1]
@@ -216,7 +234,7 @@ def test_marks_are_stripped(prompt, bare):
 def test_reference_mode_keeps_the_marks():
     encoder = ColourEncoder()
     encoder.table = {"red [circle]": [1.0, 0.0, 0.0], "blue [square]": [0.0, 1.0, 0.0]}
-    score_batch(clip_metrics(encoder, keep_marks=True), make_batch(images(0)))
+    score_batch(clip_metrics(encoder, keep_marks=True, batch_size=1), make_batch(images(0)))
     assert encoder.texts_seen == [["blue [square]"], ["red [circle]"]]
 
 
@@ -428,7 +446,7 @@ def oracle_scores(cases):
         original=torch.stack([picture(original) for original, *_ in cases]),
         edits=edits,
     )
-    models = SimpleNamespace(oracle=Reader(), device="cpu")
+    models = SimpleNamespace(attributes=remembered.Remembered(lambda images: (Reader().attributes(images),)))
     return score_batch([oracle.OracleSuccess(models), oracle.OraclePreservation(models)], batch)
 
 
@@ -458,7 +476,7 @@ def test_oracle_preservation_of_an_edit_that_changes_all():
 
 
 def test_oracle_refuses_prompts_of_another_world():
-    models = SimpleNamespace(oracle=Reader(), device="cpu")
+    models = SimpleNamespace(attributes=remembered.Remembered(lambda images: (Reader().attributes(images),)))
     with pytest.raises(UserError, match="not in tinyworld's vocabulary"):
         oracle.OracleSuccess(models).score(make_batch(images(0), edits=[make_edit(original="a photo of a dog")] * 3))
 
@@ -472,19 +490,16 @@ def test_models_are_built_once_and_on_demand(monkeypatch):
     assert built == ["cpu"]
 
 
-def test_lpips_computes_each_distinct_image_once_and_forgets_the_oldest(monkeypatch):
-    alex = lpips_metrics.LpipsAlex()
-    trunk, seen = alex._whole.net.trunk, []
-    forward = trunk.forward
-    monkeypatch.setattr(trunk, "forward", lambda x: seen.append(len(x)) or forward(x))
+def test_lpips_computes_each_distinct_image_once_and_in_any_company_the_same():
+    alex = lpips_metrics.LpipsAlex(batch_size=4)
+    function, seen = alex._features._function, []
+    alex._features._function = lambda images: seen.append(len(images)) or function(images)
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.rand(3, 3, 64, 64, generator=generator) for _ in "ab")
-    first = alex.distance(a[[0, 1, 2]], b[[0, 0, 0]])
-    assert seen == [3, 1]
-    again = alex.distance(a[[0, 1, 2]], b[[0, 0, 0]])
+    first = alex.distance(a, b[[0, 0, 0]])
+    assert seen == [4, 4]  # three images and one, filled up
+    again = torch.cat([alex.distance(a[i : i + 1].clone(), b[:1]) for i in range(3)])
     alex.distance_map(a, b[[0, 0, 1]])
-    assert seen == [3, 1, 1] and torch.equal(first, again)
-    monkeypatch.setattr(lpips_metrics, "REMEMBERED_BYTES", 1)
-    alex.distance(b[[2]], b[[2]])
-    alex.distance(a[[0]], b[[2]])
-    assert seen == [3, 1, 1, 1, 1, 1]  # room for one: b[2] was forgotten for a[0], and is computed again
+    assert seen == [4, 4, 4] and torch.equal(first, again)
+    alex.forget()
+    assert torch.equal(torch.cat([alex.distance(a[i : i + 1], b[:1]) for i in (2, 1, 0)]), first.flip(0))

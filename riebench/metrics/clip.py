@@ -3,19 +3,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
 
+from riebench.batches import fixed_batches
 from riebench.metrics import METRICS, ScoreBatch
+from riebench.metrics.remembered import BATCH_SIZE, Remembered
 
 if TYPE_CHECKING:
     from riebench.metrics.models import ScoringModels
 
-REMEMBERED_IMAGES = 4096
+REMEMBERED_TEXTS = 4096
 
 #: L2 norm up to which the difference of two unit embeddings is rounding and has no direction. tinyworld's CLIP, in
 #: float32, moves one picture by at most 3e-7 when other pictures share its batch, and by 8e-6 or more when a single
@@ -41,45 +42,42 @@ def strip_marks(prompt: str) -> str:
 
 
 class Embeddings:
-    """One encoder's embeddings, each computed once: of prompts for good, of images by content for the last 4096.
+    """One encoder's embeddings, each computed once: of images by content, of prompts for the last 4096."""
 
-    A reference image comes back with every method and every block subset of its case, and within a batch with every
-    metric; its pixels are the key.
-    """
-
-    def __init__(self, encoder: ClipEncoder, device: torch.device | str = "cpu", keep_marks: bool = False) -> None:
-        self._encoder, self._device, self._keep_marks = encoder, device, keep_marks
+    def __init__(
+        self,
+        encoder: ClipEncoder,
+        device: torch.device | str = "cpu",
+        keep_marks: bool = False,
+        batch_size: int = BATCH_SIZE,
+    ) -> None:
+        self._encoder, self._keep_marks, self._batch_size = encoder, keep_marks, batch_size
         self._texts: dict[str, np.ndarray] = {}
-        self._images: dict[bytes, np.ndarray] = {}
+        self._images = Remembered(lambda images: (encoder.encode_images(images),), device, batch_size)
 
     def texts(self, prompts: list[str]) -> np.ndarray:
         """Float64 `[b, e]` of prompts, by default without their marks."""
         texts = prompts if self._keep_marks else [strip_marks(prompt) for prompt in prompts]
         new = [text for text in dict.fromkeys(texts) if text not in self._texts]
-        if new:
-            self._texts.update(zip(new, _numpy(self._encoder.encode_texts(new)), strict=True))
-        return np.stack([self._texts[text] for text in texts])
+        for batch, count in fixed_batches(new, self._batch_size):
+            self._texts.update(zip(batch[:count], _numpy(self._encoder.encode_texts(batch)[:count]), strict=True))
+        found = np.stack([self._texts[text] for text in texts])
+        for text in list(self._texts)[:-REMEMBERED_TEXTS]:
+            del self._texts[text]
+        return found
 
     def images(self, images_bchw: torch.Tensor) -> np.ndarray:
         """Float64 `[b, e]` of images in [0, 1]."""
-        keys = [_content(image) for image in images_bchw]
-        new = {key: row for row, key in enumerate(keys) if key not in self._images}
-        if new:
-            rows = images_bchw[list(new.values())].to(self._device, torch.float32)
-            self._images.update(zip(new, _numpy(self._encoder.encode_images(rows)), strict=True))
-        found = np.stack([self._images[key] for key in keys])
-        for key in list(self._images)[:-REMEMBERED_IMAGES]:
-            del self._images[key]
-        return found
+        return _numpy(self._images(images_bchw)[0])
+
+    def forget(self) -> None:
+        """Forgets all images and prompts."""
+        self._texts.clear()
+        self._images.forget()
 
 
 def _numpy(embeddings_be: torch.Tensor) -> np.ndarray:
     return embeddings_be.detach().double().cpu().numpy()
-
-
-def _content(image_chw: torch.Tensor) -> bytes:
-    pixels = image_chw.detach().float().cpu().contiguous().numpy()
-    return hashlib.blake2b(pixels.tobytes(), key=repr(pixels.shape).encode(), digest_size=16).digest()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import warnings
 from dataclasses import dataclass
@@ -16,15 +15,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import nn
 
+from riebench.batches import fixed_batches
 from riebench.errors import UserError
 from riebench.files import data_folder
 from riebench.metrics import METRICS, ScoreBatch
+from riebench.metrics.remembered import BATCH_SIZE, Remembered
 
 if TYPE_CHECKING:
     from riebench.metrics.models import ScoringModels
 
 _SLICES = {0: 1, 3: 2, 6: 3, 8: 4, 10: 5}  # torchvision's layer -> the slice of lpips's AlexNet that holds it
-REMEMBERED_BYTES = 128 * 2**20  # of the trunk's features, kept for images that come back
 
 
 def trunk_state() -> dict[str, torch.Tensor]:
@@ -61,28 +61,15 @@ def _network(state: dict[str, torch.Tensor], *, spatial: bool) -> lpips.LPIPS:
     return network.requires_grad_(False)
 
 
-class _RememberingTrunk(nn.Module):
-    """AlexNet's trunk that computes each distinct image once, and remembers the latest ones by content.
+class _Given(nn.Module):
+    """Stands in the trunk's place and returns features that are known already, in turn."""
 
-    A case's original image is the reference of every method and subset, and the intervened one of several metrics.
-    """
-
-    def __init__(self, trunk: nn.Module) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.trunk = trunk
-        self._known: dict[bytes, list[torch.Tensor]] = {}
+        self.features: list[tuple[torch.Tensor, ...]] = []
 
-    def forward(self, images_bchw: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        keys = [hashlib.sha256(image.numpy().tobytes()).digest() for image in images_bchw.cpu()]
-        new = {key: i for i, key in enumerate(keys) if key not in self._known}
-        if new:
-            layers = self.trunk(images_bchw[list(new.values())])
-            self._known |= {key: [layer[i].clone() for layer in layers] for i, key in enumerate(new)}
-        features = [self._known[key] for key in keys]
-        room = max(len(keys), REMEMBERED_BYTES // sum(layer.nbytes for layer in features[0]))
-        for key in list(self._known)[:-room]:
-            del self._known[key]
-        return tuple(torch.stack(layer) for layer in zip(*features, strict=True))
+    def forward(self, _images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.features.pop(0)
 
 
 class LpipsAlex:
@@ -92,12 +79,14 @@ class LpipsAlex:
     15, 7, 3, 3 and 3 cells wide; the values are well defined, but compare only with others of the same size.
     """
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
+    def __init__(self, device: torch.device | str = "cpu", batch_size: int = BATCH_SIZE) -> None:
         state = trunk_state() | head_state()
-        self._device = device
+        self._device, self._batch_size = device, batch_size
         self._whole = _network(state, spatial=False).to(device)
         self._spatial = _network(state, spatial=True).to(device)
-        self._whole.net = self._spatial.net = _RememberingTrunk(self._whole.net)
+        trunk, scale = self._whole.net, self._whole.scaling_layer
+        self._features = Remembered(lambda images: tuple(trunk(scale(2 * images - 1))), device, batch_size)
+        self._whole.net = self._spatial.net = _Given()
 
     def distance(self, a_bchw: torch.Tensor, b_bchw: torch.Tensor) -> torch.Tensor:
         """`[b]`, on the CPU."""
@@ -107,10 +96,18 @@ class LpipsAlex:
         """`[b, h, w]`, on the CPU: every layer's map, raised bilinearly to the image's size, summed."""
         return self._measure(self._spatial, a_bchw, b_bchw).squeeze(1)
 
+    def forget(self) -> None:
+        """Forgets all images."""
+        self._features.forget()
+
     @torch.no_grad()
     def _measure(self, network: lpips.LPIPS, a_bchw: torch.Tensor, b_bchw: torch.Tensor) -> torch.Tensor:
-        a, b = (images.to(self._device, torch.float32) for images in (a_bchw, b_bchw))
-        return network(a, b, normalize=True).cpu()
+        features = [self._features(images) for images in (a_bchw, b_bchw)]
+        found = []
+        for batch, count in fixed_batches(range(len(a_bchw)), self._batch_size):
+            network.net.features = [tuple(layer[batch] for layer in side) for side in features]
+            found.append(network(a_bchw[batch].to(self._device), b_bchw[batch].to(self._device))[:count].cpu())
+        return torch.cat(found)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from riebench.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from riebench.metrics.clip import Embeddings
     from riebench.metrics.lpips import LpipsAlex
-    from riebench.tinyworld.oracle import Oracle
+    from riebench.metrics.remembered import Remembered
 
 FAMILIES = ("tinyworld", "sdxl")
 OPENAI_CLIP = "ViT-L-14-quickgelu/openai"  # plain ViT-L-14 runs the wrong activation on those weights
@@ -29,6 +29,8 @@ class ScoringModels:
     """Where the networks run; images may come from anywhere."""
     keep_marks: bool = False
     """Whether prompts keep their `[ ]` marks."""
+    batch_size: int = 16
+    """Images and prompts that a network reads at once; fewer are filled up, so that a score does not depend on them."""
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -44,20 +46,24 @@ class ScoringModels:
         if self.family == "tinyworld":
             from riebench.tinyworld.clip import load_clip
 
-            return Embeddings(load_clip(self.device), self.device, self.keep_marks)
+            return Embeddings(load_clip(self.device), self.device, self.keep_marks, self.batch_size)
         from riebench.metrics.openclip import OpenClip
 
-        return Embeddings(OpenClip(OPENAI_CLIP, self.device), self.device, self.keep_marks)
+        return Embeddings(OpenClip(OPENAI_CLIP, self.device), self.device, self.keep_marks, self.batch_size)
 
     @cached_property
     def lpips(self) -> LpipsAlex:
         from riebench.metrics.lpips import LpipsAlex
 
-        return LpipsAlex(self.device)
+        return LpipsAlex(self.device, self.batch_size)
 
     @cached_property
-    def oracle(self) -> Oracle:
-        """Raises `UserError` for a family other than tinyworld."""
+    def attributes(self) -> Remembered:
+        """The oracle's reading: images -> (attribute indices, int64 `[b, 8]`,).
+
+        Raises `UserError` for a family other than tinyworld.
+        """
+        from riebench.metrics.remembered import Remembered
         from riebench.tinyworld.oracle import load_oracle
 
         if self.family != "tinyworld":
@@ -65,4 +71,11 @@ class ScoringModels:
                 f"the oracle reads tinyworld's pictures, not those of {self.family}",
                 remedy="leave oracle_success and oracle_preservation out",
             )
-        return load_oracle(self.device)
+        oracle = load_oracle(self.device)
+        return Remembered(lambda images: (oracle.attributes(images),), self.device, self.batch_size)
+
+    def forget(self) -> None:
+        """Forgets every image and prompt that was read, of the networks loaded so far."""
+        for name in ("clip", "lpips", "attributes"):
+            if name in vars(self):
+                getattr(self, name).forget()

@@ -33,11 +33,11 @@ class _OracleMetric:
     bounds = (0.0, 1.0)
 
     def __init__(self, models: ScoringModels) -> None:
-        self._oracle, self._device = models.oracle, models.device
+        self._attributes = models.attributes
 
     def _read(self, images_bchw: torch.Tensor) -> np.ndarray:
         """Attribute indices, int64 `[b, 8]`."""
-        return self._oracle.attributes(images_bchw.to(self._device, torch.float32)).cpu().numpy()
+        return self._attributes(images_bchw)[0].cpu().numpy()
 
 
 class OracleSuccess(_OracleMetric):

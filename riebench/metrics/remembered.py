@@ -1,0 +1,62 @@
+"""A network's values of images, each distinct image computed once, and always in batches of one size."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import torch
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from riebench.batches import fixed_batches
+
+BATCH_SIZE = 16
+REMEMBERED_BYTES = 256 * 2**20  # of one network's values, kept for images that come back
+
+_contents: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def contents(images_bchw: torch.Tensor) -> list[bytes]:
+    """For each image what tells its pixels from others'. Hashed once for each tensor that is not written to since."""
+    version, keys = _contents.get(images_bchw, (None, []))
+    if version != images_bchw._version:
+        pixels = images_bchw.detach().float().cpu().contiguous().numpy()
+        keys = [hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest() for image in pixels]
+        _contents[images_bchw] = images_bchw._version, keys
+    return keys
+
+
+class Remembered:
+    """`function` of images `[b, 3, h, w]` in [0, 1], a tuple of tensors with the batch first.
+
+    A case's original image is the reference of every method and subset, and the intervened image is read by several
+    metrics: here each is computed when it is first seen. A last, shorter batch is padded, so that an image's values do
+    not depend on the others in its batch. The images seen longest ago are forgotten.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[torch.Tensor], tuple[torch.Tensor, ...]],
+        device: torch.device | str = "cpu",
+        batch_size: int = BATCH_SIZE,
+    ) -> None:
+        self._function, self._device, self._batch_size = function, device, batch_size
+        self._known: dict[bytes, tuple[torch.Tensor, ...]] = {}
+
+    @torch.no_grad()
+    def __call__(self, images_bchw: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        keys = contents(images_bchw)
+        new = {key: row for row, key in enumerate(keys) if key not in self._known}
+        for batch, count in fixed_batches(list(new.items()), self._batch_size):
+            rows = images_bchw[[row for _, row in batch]].to(self._device, torch.float32)
+            values = self._function(rows)
+            self._known |= {key: tuple(v[i].clone() for v in values) for i, (key, _) in enumerate(batch[:count])}
+        found = [self._known[key] for key in keys]
+        room = max(len(keys), REMEMBERED_BYTES // sum(value.nbytes for value in found[0]))
+        for key in list(self._known)[:-room]:
+            del self._known[key]
+        return tuple(torch.stack(parts) for parts in zip(*found, strict=True))
+
+    def forget(self) -> None:
+        """Forgets all images."""
+        self._known.clear()
