@@ -47,10 +47,13 @@ def describe(value: object, where: str = "value") -> object:
         return [describe(item, f"{where}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, set | frozenset):
         return sorted((describe(item, where) for item in value), key=repr)
-    if hasattr(value, "detach"):  # a tensor
-        value = value.detach().cpu().numpy()
-    if hasattr(value, "__array_interface__"):
-        data = hashlib.sha256(value.tobytes()).hexdigest()
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        array = value
+        if hasattr(value, "detach"):  # a tensor; NumPy has no bfloat16
+            array = (
+                (value.float() if value.is_floating_point() and value.itemsize < 4 else value).detach().cpu().numpy()
+            )
+        data = hashlib.sha256(array.tobytes()).hexdigest()
         return {"dtype": str(value.dtype), "shape": list(value.shape), "sha256": data}
     kind = type(value)
     if isinstance(value, ModuleType | type) or kind.__module__ == "builtins" or not _has_attributes(value):
@@ -75,8 +78,8 @@ def _attributes(value: object) -> dict[str, object]:
 @cache
 def code_version() -> str:
     """Version of the code that generates: our sources but `NOT_GENERATING`, and the libraries' versions."""
-    sources = [path for package in PACKAGES for path in _sources(_package_folder(package), NOT_GENERATING)]
-    return digest([[_named_bytes(path) for path in sources], [metadata.version(name) for name in GENERATORS]])
+    sources = [_sources(_package_folder(package), NOT_GENERATING) for package in PACKAGES]
+    return digest([sources, [metadata.version(name) for name in GENERATORS]])
 
 
 def judge_version(names: Sequence[str], family: str) -> str:
@@ -86,7 +89,7 @@ def judge_version(names: Sequence[str], family: str) -> str:
     if family == "tinyworld":
         folders.append(_package_folder("riebench") / "tinyworld")
         weights += [data_folder() / "tinyworld" / name for name in ("clip", "oracle.safetensors")]
-    sources = [_named_bytes(path) for folder in folders for path in _sources(folder)]
+    sources = [_sources(folder) for folder in folders]
     metrics = {name: _foreign_code(METRICS.get(name)) for name in names}
     libraries = [metadata.version(name) for name in JUDGES]
     return digest([family, metrics, sources, [folder_digest(path) for path in weights], libraries])
@@ -126,13 +129,10 @@ def _package_folder(name: str) -> Path:
     return Path(util.find_spec(name).origin).parent
 
 
-def _sources(folder: Path, without: Sequence[str] = ()) -> list[Path]:
-    """The Python files of a folder, sorted; not those that lie in or are one of `without`."""
-    return sorted(path for path in folder.rglob("*.py") if path.relative_to(folder).parts[0] not in without)
-
-
-def _named_bytes(path: Path) -> list[str]:
-    return [path.name, file_sha256(path)]
+def _sources(folder: Path, without: Sequence[str] = ()) -> dict[str, str]:
+    """Name -> sha256 of the Python files of a folder, but those that are or lie in one of `without`."""
+    paths = {path.relative_to(folder): path for path in folder.rglob("*.py")}
+    return {name.as_posix(): file_sha256(path) for name, path in paths.items() if name.parts[0] not in without}
 
 
 def _foreign_code(thing: object) -> list:

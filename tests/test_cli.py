@@ -72,7 +72,7 @@ def test_train_and_evaluate_say_what_is_wrong_with_their_words(capsys, tmp_path)
         ("methods: [sae]", "no method 'noop'"),
         ("methods: [noop, {name: sae, kk: 3}]", "no setting 'kk'"),
         ("methods: [noop, 3]", "a method is 3"),
-        ("batch_size: 0", "at least 1"),
+        ("batch_size: -1", "at least 1"),
         ("batch_size: true", "holds True"),
         ("mask_rule: most", "unknown mask rule"),
     ],

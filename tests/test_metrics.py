@@ -483,7 +483,7 @@ def test_oracle_refuses_prompts_of_another_world():
 
 def test_models_are_built_once_and_on_demand(monkeypatch):
     built = []
-    monkeypatch.setattr(lpips_metrics, "LpipsAlex", lambda device: built.append(device) or object())
+    monkeypatch.setattr(lpips_metrics, "LpipsAlex", lambda device, _size: built.append(device) or object())
     models = ScoringModels("sdxl", "cpu")
     assert built == []
     assert models.lpips is models.lpips

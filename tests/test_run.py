@@ -7,15 +7,16 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from riebench import edits as edit_files
 from riebench.analysis.frames import read_scores
 from riebench.backbones import BLOCK_NAMES
 from riebench.edits import Edit, load_edits
-from riebench.engine import block_subsets
 from riebench.errors import UserError
 from riebench.metrics import METRICS
+from riebench.plan import block_subsets
 from riebench.runs import run
 
 
@@ -157,27 +158,43 @@ def test_regions_follow_the_category(engine):
         for block in BLOCK_NAMES:
             assert (case.original_cells[block] == case.edited_cells[block]).all()
             assert 0 < case.original_cells[block].sum() < 40
-        assert reference.failure == "" and 0.3 < reference.outside.float().mean() < 1
-    assert style.case.original_cells["mid.0"].all() and not style.outside.any()
+        assert reference.failure == "" and 0.3 < reference.pictures.outside.float().mean() < 1
+    assert style.case.original_cells["mid.0"].all() and not style.pictures.outside.any()
     assert 0.3 < background.case.original_cells["mid.0"].float().mean() <= 1
 
 
 def test_scores_are_the_same_alone_and_in_company(engine):
     from baselines.sae import SAE
-    from riebench.engine import Variant
+    from riebench.plan import Variant
 
     edits = [edit for edit in load_edits("tinyworld") if edit.id.endswith("-05")]
     variants = [Variant(SAE(), ("up.0.1",)), Variant(SAE(), BLOCK_NAMES)]
     references = engine.references([(edit, 42) for edit in edits])
-    together = [result.row for result in engine.results(references, variants)]
-    alone = [result.row for result in engine.results(engine.references([(edits[3], 42)]), variants)]
+    together = list(engine.results([(reference, variants) for reference in references]))
+    alone = list(engine.results([(engine.references([(edits[3], 42)])[0], variants)]))
     for a, b in zip(together[6:8], alone, strict=True):
-        assert (a["edit"], a["blocks"]) == (b["edit"], b["blocks"])
-        for name in METRICS.names():
-            assert a[name] == pytest.approx(b[name], abs=2e-4)
+        assert a.row == b.row and torch.equal(a.image, b.image)
 
 
-def test_a_run_that_dies_keeps_the_chunks_it_had_done(tmp_path, small_config, monkeypatch):
+def test_all_subsets_are_made_by_replay_and_references_once(tmp_path, small_config, monkeypatch):
+    """Counted where images are made: two per case, and every other one from the case's recorded first step."""
+    import dataclasses
+
+    from riebench.sampling import Sampler
+
+    whole, replayed = [], []
+    generate, regenerate = Sampler.generate, Sampler.regenerate
+    monkeypatch.setattr(Sampler, "generate", lambda s, r, *a, **k: whole.extend(r) or generate(s, r, *a, **k))
+    monkeypatch.setattr(Sampler, "regenerate", lambda s, r, o: replayed.extend(r) or regenerate(s, r, o))
+    config = dataclasses.replace(small_config, categories=("change_pose", "change_style"))
+    done = run(config, tmp_path, device="cpu")
+    cases = 2 * 2
+    assert len(whole) == len(set(whole)) == 2 * cases
+    assert len(replayed) == cases * (15 + 3)
+    assert done.manifest["unet_forwards"] == pytest.approx(cases * (2 + 7.69 + 3 * 0.7), rel=0.1)
+
+
+def test_a_run_that_dies_keeps_what_it_had_done(tmp_path, small_config, monkeypatch):
     import dataclasses
 
     from riebench import runs
@@ -193,10 +210,10 @@ def test_a_run_that_dies_keeps_the_chunks_it_had_done(tmp_path, small_config, mo
                 raise RuntimeError("the power fails")
             return Intervention()
 
-    monkeypatch.setattr(runs, "CASES_PER_CHUNK", 1)
+    monkeypatch.setattr(runs, "GROUP", 1)
     config = dataclasses.replace(small_config, edits_per_category=0, seeds=(42,), methods=small_config.methods[:3])
     with pytest.raises(RuntimeError, match="the power fails"):
         run(config, tmp_path, device="cpu", edits=edits, methods=[Dying()])
-    kept = read_scores(tmp_path / "scores.parquet")
-    assert set(kept.edit) == {edits[0].id, edits[1].id} and (kept.status == "ok").all()
     assert json.loads((tmp_path / "manifest.json").read_text())["status"] == "running"
+    with pytest.raises(UserError, match="18 of 54 results are not in"):
+        run(config, tmp_path, device="cpu", edits=edits, methods=[Dying()], cache="only-cache")
