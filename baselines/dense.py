@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from riebench.interventions import Intervention
 from riebench.methods import Case
-from riebench.transport import everything, static_transport
+from riebench.transport import encode_regions, everything, static_transport
 from sae_models.dictionary import Identity
 
 
@@ -16,4 +16,5 @@ class Dense:
 
     def plan(self, case: Case) -> Intervention:
         dictionaries = {site: Identity(trace.shape[1]) for site, trace in case.original.items()}
-        return static_transport(case, dictionaries, everything(dictionaries), self.strength)
+        encoded = encode_regions(case, dictionaries)
+        return static_transport(case, dictionaries, encoded, everything(dictionaries), self.strength)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from riebench.interventions import Intervention
 from riebench.methods import Case
-from riebench.transport import select_features, static_transport
+from riebench.transport import encode_regions, select_features, static_transport
 from sae_models.dictionary import Identity
 
 
@@ -20,5 +20,6 @@ class Neurons:
 
     def plan(self, case: Case) -> Intervention:
         neurons = {site: Identity(trace.shape[1]) for site, trace in case.original.items()}
-        selected = select_features(case, neurons, k=self.k, pool=self.pool, steps=self.steps, unit_norm=True)
-        return static_transport(case, neurons, selected, self.strength)
+        encoded = encode_regions(case, neurons)
+        selected = select_features(encoded, k=self.k, pool=self.pool, steps=self.steps, unit_norm=True)
+        return static_transport(case, neurons, encoded, selected, self.strength)

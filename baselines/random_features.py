@@ -9,7 +9,7 @@ import torch
 
 from riebench.interventions import Intervention
 from riebench.methods import Case
-from riebench.transport import select_features, static_transport
+from riebench.transport import encode_regions, select_features, static_transport
 
 
 class Shuffled:
@@ -18,9 +18,6 @@ class Shuffled:
     def __init__(self, dictionary, generator: torch.Generator) -> None:
         self.dictionary, self.num_features, self.width = dictionary, dictionary.num_features, dictionary.width
         self.order = torch.randperm(self.num_features, generator=generator)
-
-    def encode(self, x_nd):
-        return self.dictionary.encode(x_nd)
 
     def decode_linear(self, z_nf):
         shuffled = torch.empty_like(z_nf)
@@ -39,11 +36,12 @@ class RandomFeatures:
 
     def plan(self, case: Case) -> Intervention:
         saes = {site: case.sae(site.block) for site in case.original}
-        selected = select_features(case, saes, k=self.k, pool=self.pool, steps=self.steps)
-        target = static_transport(case, saes, selected, self.strength)
+        encoded = encode_regions(case, saes)
+        selected = select_features(encoded, k=self.k, pool=self.pool, steps=self.steps)
+        target = static_transport(case, saes, encoded, selected, self.strength)
         generator = torch.Generator().manual_seed(case.seed)
         shuffled = {site: Shuffled(sae, generator) for site, sae in saes.items()}
-        plan = static_transport(case, shuffled, selected, self.strength)
+        plan = static_transport(case, shuffled, encoded, selected, self.strength)
         scaled = {}
         for site, value in plan.additions.items():
             norm = value.norm()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from riebench.interventions import Intervention
 from riebench.methods import Case
-from riebench.transport import select_features, static_transport
+from riebench.transport import encode_regions, select_features, static_transport
 
 
 @dataclass(frozen=True)
@@ -19,5 +19,6 @@ class SAE:
 
     def plan(self, case: Case) -> Intervention:
         saes = {site: case.sae(site.block) for site in case.original}
-        selected = select_features(case, saes, k=self.k, pool=self.pool, steps=self.steps)
-        return static_transport(case, saes, selected, self.strength)
+        encoded = encode_regions(case, saes)
+        selected = select_features(encoded, k=self.k, pool=self.pool, steps=self.steps)
+        return static_transport(case, saes, encoded, selected, self.strength)

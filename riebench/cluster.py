@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
 from riebench.backbones import Backbone
-from riebench.engine import GROUP, open_engine
+from riebench.engine import open_engine
 from riebench.errors import UserError
 from riebench.plan import Task
 from riebench.store import Batch
@@ -29,10 +29,15 @@ class Worker:
         return list(self._engine.work(tasks, judges))
 
 
-def stream(
-    tasks: Sequence[Task], judges: str, backbone: Backbone, device: str, options: dict, address: str | None = None
+def work_on_cluster(
+    groups: Iterable[Sequence[Task]],
+    judges: str,
+    backbone: Backbone,
+    device: str,
+    options: dict,
+    address: str | None = None,
 ) -> Iterator[Batch]:
-    """What `Engine.work` makes of the tasks, in the order in which groups of cases are finished.
+    """What `Engine.work` makes of the groups, in the order in which they are finished.
 
     options: of `open_engine`. address: of a running cluster, or "auto"; None starts one on this machine. Each worker
     has one GPU where `device` is "cuda", else one CPU. A group whose worker dies is given to a new one. Raises
@@ -51,25 +56,28 @@ def stream(
                 f"no Ray cluster answers at {address!r}: {error}", remedy="start one, or leave --address out"
             ) from error
     try:
-        yield from _stream(ray, tasks, judges, (backbone, device, options))
+        yield from _stream(ray, groups, judges, (backbone, device, options))
     finally:
         if started_here:
             ray.shutdown()
 
 
-def _stream(ray, tasks: Sequence[Task], judges: str, hiring: tuple[Backbone, str, dict]) -> Iterator[Batch]:
+def _stream(ray, groups: Iterable[Sequence[Task]], judges: str, hiring: tuple[Backbone, str, dict]) -> Iterator[Batch]:
     kind = "GPU" if hiring[1] == "cuda" else "CPU"
     slots = int(ray.cluster_resources().get(kind, 0))
     if slots < 1:
         raise UserError(f"the Ray cluster has no {kind}", remedy="start it with some, or use another --device")
     actor = ray.remote(num_cpus=1, num_gpus=int(kind == "GPU"))(Worker)
-    waiting = [(tasks[start : start + GROUP], 1) for start in range(0, len(tasks), GROUP)][::-1]
-    idle = [actor.remote(*hiring) for _ in range(min(slots, len(waiting)))]
+    new = ((group, 1) for group in groups)
+    again: list[tuple[Sequence[Task], int]] = []
+    idle = [actor.remote(*hiring) for _ in range(slots)]
     busy: dict = {}
-    while waiting or busy:
-        while waiting and idle:
-            (group, tries), worker = waiting.pop(), idle.pop()
-            busy[worker.work.remote(group, judges)] = worker, group, tries
+    while True:
+        while idle and (item := again.pop() if again else next(new, None)):
+            worker = idle.pop()
+            busy[worker.work.remote(item[0], judges)] = worker, *item
+        if not busy:
+            return
         (finished,), _ = ray.wait(list(busy), num_returns=1)
         worker, group, tries = busy.pop(finished)
         try:
@@ -80,7 +88,7 @@ def _stream(ray, tasks: Sequence[Task], judges: str, hiring: tuple[Backbone, str
                     f"{TRIES} workers died over the cases from {group[0].edit.id!r} on: {error}",
                     remedy="look at Ray's logs; if memory ran out, use a smaller --batch-size",
                 ) from error
-            waiting.append((group, tries + 1))
+            again.append((group, tries + 1))
             idle.append(actor.remote(*hiring))
             continue
         except ray.exceptions.RayTaskError as error:

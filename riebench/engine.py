@@ -88,6 +88,10 @@ class Engine:
         self.scorer = Scorer(self.backbone.judges, sampler.device)
         self.sae = cache(self._open_sae)
 
+    def twin(self) -> Engine:
+        """Another engine of the same weights, for another thread."""
+        return Engine(self.sampler.twin(), mask_rule=self.mask_rule)
+
     def _open_sae(self, block: str):
         return index.open(index.find(self.backbone.dictionaries or self.backbone.name, block), device="cpu")
 

@@ -20,7 +20,7 @@ from riebench.metrics import METRICS
 
 PACKAGES = ("riebench", "sae_models", "baselines")
 #: What reads results, scores them or talks to people: a change there changes no image.
-NOT_GENERATING = ("analysis", "report", "metrics", "cli.py", "api.py", "progress.py", "interrupts.py", "cluster.py")
+NOT_GENERATING = ("analysis", "report", "metrics", "cli.py", "api.py", "progress.py", "interrupts.py")
 GENERATORS = ("torch", "diffusers", "transformers")
 JUDGES = ("torch", "open_clip_torch", "lpips")
 BLOCK_BYTES = 2**20

@@ -129,7 +129,8 @@ class Replay:
 
     def __init__(self, unet: nn.Module) -> None:
         self._units = find_units(unet) | {_WHOLE: unet}
-        self._shares: dict[str, float] = {}
+        self.shares: dict[str, float] = {}
+        """Unit -> its share of a forward's floating-point operations; of the U-Net itself, what is left to the rest."""
         self.forwards = 0.0
         """Rows computed so far, each weighted with the share of a whole forward's multiplications that it took."""
 
@@ -139,7 +140,8 @@ class Replay:
         same additions: every stage runs in batches of `batch_size` rows, padded, as whole forwards do."""
         if not rows:
             return []
-        self._shares = self._shares or self._count(rows[0].recorded)
+        if not self.shares:
+            self.count(rows[0].recorded)
         order = list(rows[0].recorded.outputs)
         nodes = [_Node(row.recorded) for row in rows]
         start = 0
@@ -152,15 +154,16 @@ class Replay:
         nodes = self._advance(nodes, [{}] * len(rows), order[:start], [_WHOLE], batch_size)
         return [node.output(_WHOLE)[0] for node in nodes]
 
-    def _count(self, recorded: FirstStep) -> dict[str, float]:
-        """Unit -> its share of a forward's floating-point operations; of the U-Net itself, what is left to the rest."""
+    @torch.no_grad()
+    def count(self, recorded: FirstStep) -> None:
+        """Finds the shares, by a forward of a recorded row. Modules called in other threads would be counted in."""
         args, kwargs = recorded.arguments
         with FlopCounterMode(display=False) as counter:
             self._units[_WHOLE](*args, **kwargs)
         root, total = type(self._units[_WHOLE]).__name__, counter.get_total_flops()
         found = {name: sum(ops.values()) / total for name, ops in counter.get_flop_counts().items()}
         shares = {name: found[f"{root}.{name}"] for name in recorded.outputs if name != _WHOLE}
-        return shares | {_WHOLE: 1 - sum(shares.values())}
+        self.shares = shares | {_WHOLE: 1 - sum(shares.values())}
 
     def _advance(
         self,
@@ -179,7 +182,7 @@ class Replay:
             outputs = self._run(batch, replayed, computed)
             for i, (node, _) in enumerate(batch[:count]):
                 done[node.key] = node.edited({}, _map(lambda value, i=i: value[i : i + 1], outputs))
-        self.forwards += len(distinct) * sum(self._shares[name] for name in computed)
+        self.forwards += len(distinct) * sum(self.shares[name] for name in computed)
         return [done.get(node.key, node) for node in entered]
 
     def _run(

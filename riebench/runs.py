@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 
 import pandas as pd
@@ -20,11 +20,11 @@ from PIL import Image
 
 from riebench import files
 from riebench.analysis import summarise, write_scores
-from riebench.backbones import BACKBONES, BLOCK_NAMES, Backbone
-from riebench.cluster import stream
+from riebench.backbones import BACKBONES, BLOCK_NAMES
+from riebench.cluster import work_on_cluster
 from riebench.config import RunConfig
 from riebench.edits import CATEGORY_NAMES, Edit, load_edits
-from riebench.engine import GROUP, from_array, open_engine, regions_from_array, to_array
+from riebench.engine import GROUP, from_array, regions_from_array, to_array
 from riebench.errors import UserError, did_you_mean
 from riebench.interrupts import Interrupted, stopping
 from riebench.keys import judge_version
@@ -36,7 +36,7 @@ from riebench.report import write_report
 from riebench.sampling import choose_device
 from riebench.scoring import Pictures, Scorer, eight_bits
 from riebench.store import Batch, Store, read_picture
-from riebench.threads import fit_threads
+from riebench.workers import work_here
 
 #: Which results of a run directory are taken and which are made.
 CACHE_MODES = {
@@ -117,21 +117,22 @@ def run(
             raise UserError(f"{todo} of {len(recipes)} results are not in {out}", remedy="use --cache only-missing")
         files.write_json(out / "manifest.json", manifest | {"status": "running"})
         options = {"batch_size": config.batch_size, "mask_rule": config.mask_rule, "compiled": compile}
-        make, more = (_made_here, ()) if engine == "local" else (stream, (address,))
-        generated = make(missing, judges, backbone, where.type, options, *more) if missing else ()
+        groups = (missing[start : start + GROUP] for start in range(0, len(missing), GROUP))
+        wished = takewhile(lambda _: not wish.stop, groups)
+        make, more = (work_here, ()) if engine == "local" else (work_on_cluster, (address,))
+        generated = make(wished, judges, backbone, where.type, options, *more) if missing else ()
         forwards = 0.0
         with Progress("generating and scoring", len(recipes), len(recipes) - todo, "result") as progress:
             for batch in chain(_rescored(unscored, backbone.judges, where, store, judges), generated):
                 store.add(batch)
                 forwards += batch.forwards
                 progress.update(progress.done + len(batch.rows))
-                if wish.stop and progress.done < len(recipes):
-                    store.flush()
-                    files.write_json(out / "manifest.json", manifest | {"status": "interrupted"})
-                    raise Interrupted(
-                        f"stopped with {progress.done} of {len(recipes)} results in {out}; "
-                        "the same command goes on from there"
-                    )
+        if progress.done < len(recipes):
+            store.flush()
+            files.write_json(out / "manifest.json", manifest | {"status": "interrupted"})
+            raise Interrupted(
+                f"stopped with {progress.done} of {len(recipes)} results in {out}; the same command goes on from there"
+            )
         scores = store.frame(recipes)
         write_scores(scores, out / "scores.parquet")
         summary = summarise(scores, BLOCK_NAMES, method=config.subsets_of, resamples=config.resamples)
@@ -167,15 +168,6 @@ def _missing(
         if absent:
             missing.append(dataclasses.replace(task, wanted=tuple(absent)))
     return missing, unscored
-
-
-def _made_here(tasks: Sequence[Task], judges: str, backbone: Backbone, device: str, options: dict) -> Iterator[Batch]:
-    """What the tasks want, made by one engine in this process."""
-    if device == "cpu":
-        fit_threads()
-    engine = open_engine(backbone, device, **options)
-    for start in range(0, len(tasks), GROUP):
-        yield from engine.work(tasks[start : start + GROUP], judges)
 
 
 def choose_edits(edits: list[Edit], config: RunConfig) -> list[Edit]:
