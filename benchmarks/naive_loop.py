@@ -18,7 +18,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -38,12 +38,7 @@ from riebench.grounding import dilate, ground, mask_to_grid
 from riebench.lens import Site
 from riebench.methods import Case, Method
 from riebench.metrics import METRICS, ScoreBatch, score_batch
-from riebench.metrics.clip import Embeddings
-from riebench.metrics.lpips import LpipsAlex
 from riebench.metrics.models import ScoringModels
-from riebench.metrics.remembered import Remembered
-from riebench.tinyworld.clip import load_clip
-from riebench.tinyworld.oracle import load_oracle
 from sae_models import index
 
 OUTSIDE_PX, OUTSIDE_REFERENCE_PX = 12, 512  # protocol §7
@@ -101,7 +96,7 @@ class NaiveLoop:
         trained_on = self.backbone.dictionaries or self.backbone.name
         self.saes = {block: index.open(index.find(trained_on, block)) for block in BLOCK_NAMES}
         self.grounder = GROUNDERS.get(self.backbone.grounder)("cpu")
-        self.judges = OneByOne(self.backbone.judges)
+        self.judges = ScoringModels(self.backbone.judges, batch_size=1)
         self.metrics = [METRICS.get(name)(self.judges) for name in METRICS.names()]
 
     def row(self, edit: Edit, seed: int, method: Method, blocks: tuple[str, ...]) -> dict:
@@ -222,23 +217,6 @@ class NaiveLoop:
         self.judges.forget()
         batch = ScoreBatch(image[None], original[None], edited[None], [edit], outside[None])
         return {name: float(values[0]) for name, values in score_batch(self.metrics, batch).items()}
-
-
-class OneByOne(ScoringModels):
-    """The networks that score, in batches of one where the engine's are padded to a fixed size."""
-
-    @cached_property
-    def clip(self) -> Embeddings:
-        return Embeddings(load_clip(self.device), self.device, self.keep_marks, batch_size=1)
-
-    @cached_property
-    def lpips(self) -> LpipsAlex:
-        return LpipsAlex(self.device, batch_size=1)
-
-    @cached_property
-    def attributes(self) -> Remembered:
-        oracle = load_oracle(self.device)
-        return Remembered(lambda images: (oracle.attributes(images),), self.device, batch_size=1)
 
 
 def eight_bits(image_chw: Tensor) -> Tensor:

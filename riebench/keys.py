@@ -2,155 +2,126 @@
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import hashlib
 import inspect
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from functools import cache, lru_cache
-from importlib import metadata, util
-from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from functools import cached_property
+from pathlib import PurePath
+
+import numpy as np
 
 from riebench.errors import UserError
-from riebench.files import data_folder
-from riebench.metrics import METRICS
 
-PACKAGES = ("riebench", "sae_models", "baselines")
-#: What reads results, scores them or talks to people: a change there changes no image.
-NOT_GENERATING = ("analysis", "report", "metrics", "cli.py", "api.py", "progress.py", "interrupts.py")
-GENERATORS = ("torch", "diffusers", "transformers")
-JUDGES = ("torch", "open_clip_torch", "lpips")
-BLOCK_BYTES = 2**20
+
+def describe(value: object) -> object:
+    """A canonical description of a value in what JSON knows.
+
+    Numbers, text, paths and lists are themselves, sets are sorted, arrays and tensors become dtype, shape and sha256,
+    and any other object its class and its attributes, without those that a `cached_property` keeps. Raises `UserError`
+    naming class and place of what cannot be described: a function, an open file, NaN, an object that holds itself.
+    """
+    return _describe(value, type(value).__name__, frozenset())
 
 
 def digest(value: object) -> str:
-    """32 hex digits that stand for a value's content, see `describe`."""
-    text = json.dumps(describe(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    """32 hex digits: values with equal descriptions, and only they, have equal digests. Raises as `describe` does."""
+    return hashlib.sha256(_canonical(describe(value)).encode()).hexdigest()[:32]
 
 
-def describe(value: object, where: str = "value") -> object:
-    """What JSON can hold of a value, equal for equal content: objects by their class and attributes, arrays and tensors
-    by their bytes. Raises `UserError` naming the place of what has no content: a function, an open file, NaN."""
+def _canonical(described: object) -> str:
+    return json.dumps(described, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _describe(value: object, where: str, within: frozenset[int]) -> object:
+    """where: how one gets to the value from the one that is described. within: ids of the values around it."""
+    if isinstance(value, np.bool_ | np.integer | np.floating):
+        value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{where} is {value}, which cannot be part of a key", remedy="use a finite number")
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, Path):
+    if isinstance(value, PurePath):
         return str(value)
-    if isinstance(value, Mapping):
-        return {str(key): describe(item, f"{where}.{key}") for key, item in value.items()}
+    data = _bytes_of(value)
+    if data is not None:
+        return {"dtype": str(value.dtype), "shape": list(value.shape), "sha256": hashlib.sha256(data).hexdigest()}
+    if id(value) in within:
+        raise UserError(f"{where} holds itself, which cannot be part of a key", remedy="cut the circle")
+    within |= {id(value)}
     if isinstance(value, list | tuple):
-        return [describe(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if isinstance(value, set | frozenset):
-        return sorted((describe(item, where) for item in value), key=repr)
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
-        array = value
-        if hasattr(value, "detach"):  # a tensor; NumPy has no bfloat16
-            array = (
-                (value.float() if value.is_floating_point() and value.itemsize < 4 else value).detach().cpu().numpy()
-            )
-        data = hashlib.sha256(array.tobytes()).hexdigest()
-        return {"dtype": str(value.dtype), "shape": list(value.shape), "sha256": data}
-    kind = type(value)
-    if isinstance(value, ModuleType | type) or kind.__module__ == "builtins" or not _has_attributes(value):
+        return [_describe(item, f"{where}[{i}]", within) for i, item in enumerate(value)]
+    if isinstance(value, AbstractSet):
+        return sorted((_describe(item, f"an item of {where}", within) for item in value), key=_canonical)
+    if isinstance(value, Mapping):
+        described = {}
+        for key, item in value.items():
+            name = key if isinstance(key, str) else _canonical(_describe(key, f"a key of {where}", within))
+            if name in described:
+                raise UserError(f"{where} has two keys that read {name!r}", remedy="rename one")
+            described[name] = _describe(item, f"{where}[{key!r}]", within)
+        return described
+    attributes = _attributes(value)
+    if attributes is None:
         raise UserError(
-            f"{where} is a {kind.__qualname__}, which has no content to make a key of",
-            remedy="keep plain values in it, or a dataclass of them",
+            f"{where} is a {name_of(type(value))}, which cannot be part of a key",
+            remedy="keep plain values in it, or make it a dataclass of them",
         )
-    name = f"{kind.__module__}.{kind.__qualname__}"
-    return {"class": name} | {key: describe(item, f"{where}.{key}") for key, item in _attributes(value).items()}
+    described = {name: _describe(item, f"{where}.{name}", within) for name, item in attributes.items()}
+    return {"class": name_of(type(value)), **described}
 
 
-def _has_attributes(value: object) -> bool:
-    return dataclasses.is_dataclass(value) or hasattr(value, "__dict__")
+def _bytes_of(value: object) -> bytes | None:
+    """The bytes of an array or a torch tensor; None for anything else, and where its bytes are not all it is."""
+    torch = sys.modules.get("torch")  # without it there are no tensors
+    if torch is not None and isinstance(value, torch.Tensor):
+        try:
+            return (
+                value.detach()
+                .cpu()
+                .resolve_conj()
+                .resolve_neg()
+                .contiguous()
+                .reshape(-1)
+                .view(torch.uint8)
+                .numpy()
+                .tobytes()
+            )
+        except (RuntimeError, NotImplementedError, TypeError):  # sparse, quantised, on the meta device
+            return None
+    return value.tobytes() if isinstance(value, np.ndarray) and not value.dtype.hasobject else None
 
 
-def _attributes(value: object) -> dict[str, object]:
-    if dataclasses.is_dataclass(value):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    return vars(value)
+def _attributes(value: object) -> dict[str, object] | None:
+    """What an object consists of, by name; None where that is not its attributes alone, or it is a class."""
+    kind = type(value)
+    if isinstance(value, type) or is_builtin(kind):
+        return None
+    if (kind.__reduce__, kind.__reduce_ex__) != (object.__reduce__, object.__reduce_ex__):
+        return None
+    try:
+        object.__reduce_ex__(value, 2)  # fails for what keeps a state in C: functions, modules, open files
+    except TypeError:
+        return None
+    state = object.__getstate__(value)
+    in_dict, in_slots = state if isinstance(state, tuple) else (state, None)
+    held = {**(in_dict or {}), **(in_slots or {})}
+    kept = {name for name in held if isinstance(inspect.getattr_static(kind, name, None), cached_property)}
+    fields = {field.name for field in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else set()
+    return {name: getattr(value, name) for name in fields} | {n: item for n, item in held.items() if n not in kept}
 
 
-@cache
-def code_version() -> str:
-    """Version of the code that generates: our sources but `NOT_GENERATING`, and the libraries' versions."""
-    sources = [_sources(_package_folder(package), NOT_GENERATING) for package in PACKAGES]
-    return digest([sources, [metadata.version(name) for name in GENERATORS]])
+def is_builtin(kind: type) -> bool:
+    return vars(builtins).get(kind.__name__) is kind
 
 
-def judge_version(names: Sequence[str], family: str) -> str:
-    """Version of what scores: the metrics by name, their sources, their shipped weights, the libraries' versions."""
-    folders = [_package_folder("riebench") / "metrics"]
-    weights = [data_folder() / "lpips"]
-    if family == "tinyworld":
-        folders.append(_package_folder("riebench") / "tinyworld")
-        weights += [data_folder() / "tinyworld" / name for name in ("clip", "oracle.safetensors")]
-    sources = [_sources(folder) for folder in folders]
-    metrics = {name: _foreign_code(METRICS.get(name)) for name in names}
-    libraries = [metadata.version(name) for name in JUDGES]
-    return digest([family, metrics, sources, [folder_digest(path) for path in weights], libraries])
-
-
-def code_of(thing: object) -> str:
-    """Version of the code that computes with an object, a class or a function: `code_version()` for ours; for somebody
-    else's also the files in which it and what it inherits from are written, or its byte code where there is no file, as
-    for what is typed into a notebook. What such code calls in turn is not looked at."""
-    foreign = _foreign_code(thing)
-    return digest([code_version(), foreign]) if foreign else code_version()
-
-
-def folder_digest(path: Path) -> str:
-    """Digest of the names and bytes of a folder's files, or of one file. Computed again only when a size or a time of
-    change differs. Raises `UserError` where nothing is there."""
-    path = Path(path).resolve()
-    if not path.exists():
-        raise UserError(f"{path} does not exist", remedy="check the path, or install riebench again")
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    shown = [file for file in files if not any(part.startswith((".", "__")) for part in file.relative_to(path).parts)]
-    return _digest_files(path, tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in shown))
-
-
-@lru_cache(maxsize=256)
-def _digest_files(root: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
-    return digest([[file.relative_to(root).as_posix(), file_sha256(file)] for file, *_ in files])
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes, in hex."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _package_folder(name: str) -> Path:
-    return Path(util.find_spec(name).origin).parent
-
-
-def _sources(folder: Path, without: Sequence[str] = ()) -> dict[str, str]:
-    """Name -> sha256 of the Python files of a folder, but those that are or lie in one of `without`."""
-    paths = {path.relative_to(folder): path for path in folder.rglob("*.py")}
-    return {name.as_posix(): file_sha256(path) for name, path in paths.items() if name.parts[0] not in without}
-
-
-def _foreign_code(thing: object) -> list:
-    """Digest or byte code of each definition behind a thing that is neither ours nor Python's."""
-    kinds = [thing] if isinstance(thing, FunctionType) else (thing if isinstance(thing, type) else type(thing)).__mro__
-    known = {*PACKAGES, *sys.stdlib_module_names} - {"__main__"}
-    found = []
-    for kind in kinds:
-        if kind.__module__.partition(".")[0] not in known:
-            try:
-                found.append(file_sha256(Path(inspect.getfile(kind))))
-            except (OSError, TypeError):
-                functions = [kind] if isinstance(kind, FunctionType) else vars(kind).values()
-                found += [_instructions(f.__code__) for f in functions if isinstance(f, FunctionType)]
-    return found
-
-
-def _instructions(code: CodeType) -> list:
-    """What a function does, without the file and the lines it stands in."""
-    constants = [_instructions(item) if isinstance(item, CodeType) else repr(item) for item in code.co_consts]
-    return [code.co_name, code.co_code.hex(), list(code.co_names), constants]
+def name_of(thing: object) -> str:
+    """Module and name of a class, function or module; the name alone of what has no module."""
+    name = getattr(thing, "__qualname__", None) or getattr(thing, "__name__", "")
+    module = getattr(thing, "__module__", None)
+    return f"{module}.{name}" if isinstance(module, str) else str(name)

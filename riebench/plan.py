@@ -10,9 +10,10 @@ from riebench.backbones import BLOCK_NAMES, Backbone, backbone_folder, blocks_te
 from riebench.edits import Edit
 from riebench.errors import UserError
 from riebench.grounders import GROUNDERS, grounder_digest
-from riebench.keys import code_of, code_version, digest, folder_digest
+from riebench.keys import digest
 from riebench.methods import Method
 from riebench.store import picture_path
+from riebench.versions import code_of, code_version, folder_digest
 from sae_models import index
 
 MODE = "strict"

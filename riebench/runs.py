@@ -27,7 +27,6 @@ from riebench.edits import CATEGORY_NAMES, Edit, load_edits
 from riebench.engine import GROUP, from_array, regions_from_array, to_array
 from riebench.errors import UserError, did_you_mean
 from riebench.interrupts import Interrupted, stopping
-from riebench.keys import judge_version
 from riebench.methods import Method
 from riebench.metrics import METRICS
 from riebench.plan import Task, Wanted, plan, plan_variants
@@ -36,6 +35,7 @@ from riebench.report import write_report
 from riebench.sampling import choose_device
 from riebench.scoring import Pictures, Scorer, eight_bits
 from riebench.store import Batch, Store, read_picture
+from riebench.versions import judge_version
 from riebench.workers import work_here
 
 #: Which results of a run directory are taken and which are made.

@@ -1,239 +1,386 @@
-"""The run directory as a store of keyed results: pictures, and rows in parts that are never changed.
-
-`docs/run-directory.md` says what lies where. Everything is written whole or not at all, pictures before the rows that
-name them, so whatever ends a process, what is there can be trusted; and every picture is compared with its row's hash
-when a directory is opened.
-"""
+"""The run directory as a store: results by their keys, with their pictures, written whole and checked when read."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import os
+import re
 import shutil
-from collections import deque
-from collections.abc import Collection, Sequence
+import socket
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
-from uuid import uuid4
 
 import filelock
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from riebench import files
 from riebench.errors import UserError
-from riebench.files import replacing
-from riebench.keys import file_sha256
+from riebench.keys import digest
 
+#: What every row has; `image_sha256` is of the picture's file, "" where there is none. The other columns are free.
 KEY_COLUMNS = ("recipe", "code", "judges", "status", "image", "image_sha256")
-PENDING = 4  # batches that may wait to be written
+PARTS, IMAGES, LOCK, WRITER = "parts", "images", ".lock", ".writer"
+PENDING = 4  # batches that wait to be written
+THREADS = 4  # that encode and check pictures
+COMPRESS_LEVEL = 1  # of PNG: a third of the time of level 6 at 512 px, for a sixth more bytes
 LONGEST_NAME = 80
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Results that are written together: the pictures first, then the rows as one part."""
+    """Written together: pictures first, then the rows, so a row never names a picture that is not there.
+
+    Raises `ValueError` for a row that lacks one of `KEY_COLUMNS`, or a picture that is not uint8 of those shapes.
+    """
 
     rows: list[dict]
+    """Plain values by column. `image` is the path of the row's picture, in this batch or written before, or "";
+    `image_sha256` is filled in."""
     pictures: dict[str, np.ndarray]
     """Path relative to the run directory -> uint8 `[h, w, 3]` or `[h, w]`."""
     forwards: float = 0.0
     """U-Net forwards that it took to make them."""
 
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            missing = [name for name in KEY_COLUMNS[:-1] if name not in row]
+            if missing:
+                raise ValueError(f"a row lacks {', '.join(missing)}")
+        for name, picture in self.pictures.items():
+            if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.shape[2:] not in ((), (3,)):
+                raise ValueError(f"picture {name} is {picture.dtype} {list(picture.shape)}")
+
 
 class Store:
-    """One run directory, open for writing by this process alone, as a context manager.
+    """A run directory, open for one process at a time. Use as a context manager.
 
-    Raises `UserError` where another process has it open, or it cannot be written.
+    `parts/` holds the rows in files that are never changed, one a batch, whose names count up and end in the beginning
+    of their sha256; a later row replaces an earlier one of the same recipe. What is found broken on entering is named
+    in `damage`, one sentence each, and its rows count as not there. Entering raises `UserError` where another process
+    has the folder open or it cannot be written; leaving waits until everything is on disk, and raises what went wrong
+    unless another error is on its way.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.damage: list[str] = []
-        """A sentence for everything that was found broken, and is forgotten."""
         self._rows: dict[str, dict] = {}
-        self._hashes: dict[str, str] = {}
-        self._next = 0
+        self._hashes: dict[str, str] = {}  # picture -> sha256, of those written or found whole
         self._pending: deque[Future] = deque()
-        self._lock = filelock.FileLock(self.folder / ".lock", timeout=0)
+        self._failure: Exception | None = None
 
     def __enter__(self) -> Store:
+        self._lock = _acquire(self.folder)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire()
-        except filelock.Timeout as error:
-            raise UserError(
-                f"another riebench is writing to {self.folder}{_holder(self.folder)}",
-                remedy="wait for it, or choose another --out",
-            ) from error
-        except OSError as error:
-            raise UserError(
-                f"cannot write to {self.folder}: {error.strerror or error}", remedy="choose a folder you may write to"
-            ) from error
-        try:
-            (self.folder / ".lock.pid").write_text(str(os.getpid()))
-            self._read()
+            self._lock_identity = _identity(self.folder / LOCK)
+            self._open()
         except BaseException:
             self._lock.release()
             raise
-        self._writer, self._encoders = ThreadPoolExecutor(1), ThreadPoolExecutor(2)
+        self._writer = ThreadPoolExecutor(1, "riebench-writer")
+        self._encoders = ThreadPoolExecutor(THREADS, "riebench-pictures")
         return self
 
-    def __exit__(self, kind, *exc) -> None:
+    def __exit__(self, kind, error, trace) -> None:
         try:
-            self.flush()
-        except UserError:
-            if kind is None:
-                raise
-        finally:
             self._writer.shutdown()
             self._encoders.shutdown()
+        finally:
             self._lock.release()
+        if error is None and self._failure is not None:
+            raise self._failure
 
     def row(self, recipe: str) -> dict | None:
-        """The latest row of a recipe, or None where there is none."""
-        return self._rows.get(recipe)
+        """The row of a recipe as plain values; None where there is none, or it is not on disk yet."""
+        found = self._rows.get(recipe)
+        return None if found is None else dict(found)
 
     def add(self, batch: Batch) -> None:
-        """Takes a batch to be written behind the caller's back; waits where too many are. Raises the `UserError` that
-        an earlier one has met."""
-        while self._pending and (self._pending[0].done() or len(self._pending) >= PENDING):
-            self._pending.popleft().result()
+        """Hands a batch to the writer and returns; waits only while `PENDING` others have not been written.
+
+        A picture that is there already is replaced. Raises `UserError` when an earlier batch could not be written;
+        from then on nothing more is.
+        """
+        self._settle(PENDING - 1)
         self._pending.append(self._writer.submit(self._write, batch))
 
     def flush(self) -> None:
-        """Waits until everything is on disk. Raises the `UserError` that a batch has met."""
-        while self._pending:
-            self._pending.popleft().result()
+        """Waits until everything is on disk. Raises `UserError` where that failed."""
+        self._settle(0)
 
     def frame(self, recipes: Sequence[str]) -> pd.DataFrame:
-        """The rows of the recipes, in their order. Raises `UserError` where some are not there."""
+        """The rows of those recipes in that order. Raises `UserError` where some are missing."""
         self.flush()
         missing = sum(recipe not in self._rows for recipe in recipes)
         if missing:
-            raise UserError(f"{missing} of {len(recipes)} results are not in {self.folder}", remedy="run it again")
+            raise UserError(
+                f"{missing} of {len(recipes)} results are not in {self.folder}", remedy="run the same command again"
+            )
         return pd.DataFrame([self._rows[recipe] for recipe in recipes])
 
     def adopt(self, folder: Path, recipes: Collection[str]) -> int:
-        """Takes the rows of these recipes that this store lacks from another run directory, with their pictures; the
-        other is only read. Returns how many. Raises `UserError` where it holds no results."""
-        other = Store(folder)
-        if not (other.folder / "parts").is_dir():
-            raise UserError(f"{folder} holds no results", remedy="give the folder of a run")
-        other._read(rename=False)
-        self.damage += other.damage
-        rows = [other._rows[recipe] for recipe in recipes if recipe in other._rows and recipe not in self._rows]
-        names = {row["image"] for row in rows if row["image"]}
-        # the pictures of the references lie beside those of the results, and are not named by any row
-        beside = {path for name in names for path in (other.folder / name).parent.glob("*.png")}
-        for path in beside:
-            name = path.relative_to(other.folder).as_posix()
-            if not (self.folder / name).exists():
-                with replacing(self.folder / name, sync=False) as temporary:
-                    shutil.copyfile(path, temporary)
-        self._hashes |= {name: other._hashes[name] for name in names}
-        if rows:
-            self.add(Batch([dict(row) for row in rows], {}))
-            self.flush()
+        """Takes over from another run directory what this one lacks of those recipes; returns how many rows.
+
+        Their pictures come along, with all that lie beside them, as hard links where the file system can. The other
+        folder is only read; what is broken there is named in `damage`, and a row whose picture differs from the one
+        here under the same name stays where it is. Raises `UserError` where there is no such folder, or no results in
+        it.
+        """
+        self.flush()
+        folder = Path(folder)
+        if not _part_paths(folder):
+            reason = "holds no results" if folder.is_dir() else "does not exist"
+            raise UserError(f"the run directory {folder} {reason}", remedy="give the folder of a run")
+        there, broken = _read_parts(folder)
+        lacking = {name: there[name] for name in recipes if name in there and name not in self._rows}
+        found, hashes, lost = _check_pictures(folder, lacking)
+        self.damage += [*broken.values(), *lost]
+        rows = [row for row in found.values() if _agrees(row, self._hashes)]
+        named = {row["image"] for row in rows if row["image"]}
+        for image in (named | _beside(folder, named)) - self._hashes.keys():
+            if image in named or not (self.folder / image).exists():
+                self._put(image, lambda path, source=folder / image: _link_or_copy(source, path), sync=False)
+        self._hashes |= {image: hashes[image] for image in named}
+        self._write_rows(rows)
         return len(rows)
 
+    def _open(self) -> None:
+        for room, suffix in ((PARTS, ".parquet"), (IMAGES, ".png")):
+            for leftover in (self.folder / room).rglob(f".*{suffix}"):  # of a process that was killed while writing
+                leftover.unlink(missing_ok=True)
+        rows, broken = _read_parts(self.folder)
+        for path in broken:
+            path.rename(path.with_name(f"{path.name}.damaged"))
+        self._rows, self._hashes, lost = _check_pictures(self.folder, rows)
+        self.damage += [*broken.values(), *lost]
+        numbers = [int(name[:9]) for name in _names(self.folder / PARTS) if re.match(r"\d{9}-", name)]
+        self._number = max(numbers, default=0)
+
+    def _settle(self, leave: int) -> None:
+        """Waits until at most so many batches are pending. Raises what went wrong in any."""
+        while len(self._pending) > leave:
+            self._pending[0].exception()  # waits
+            self._pending.popleft()
+        if self._failure is not None:
+            raise self._failure
+
     def _write(self, batch: Batch) -> None:
-        self._check_folder()
-        encoded = self._encoders.map(lambda item: self._write_picture(*item), batch.pictures.items())
-        self._hashes |= dict(encoded)
-        rows = [row | {"image_sha256": self._hash(row["image"])} for row in batch.rows]
-        if rows:
-            name = f"{self._next:09d}-{uuid4().hex[:8]}.parquet"
-            with replacing(self.folder / "parts" / name) as temporary:
-                pd.DataFrame(rows).to_parquet(temporary, index=False)
-            self._next += 1
-        self._rows |= {row["recipe"]: row for row in rows}
-
-    def _write_picture(self, name: str, array: np.ndarray) -> tuple[str, str]:
-        """(name, sha256). Not flushed to the disk: after a power failure the hash tells, and it is made again."""
-        png = io.BytesIO()
-        Image.fromarray(array).save(png, "png", compress_level=1)
-        with replacing(self.folder / name, sync=False) as temporary:
-            temporary.write_bytes(png.getvalue())
-        return name, hashlib.sha256(png.getvalue()).hexdigest()
-
-    def _hash(self, name: str) -> str:
-        if name and name not in self._hashes:
-            self._hashes[name] = file_sha256(self.folder / name)
-        return self._hashes[name] if name else ""
-
-    def _check_folder(self) -> None:
-        """A folder that was removed under a run is not made anew, with half of the results."""
-        if not (self.folder / ".lock").exists():
-            raise UserError(f"the run directory {self.folder} has vanished", remedy="run the same command again")
-
-    def _read(self, *, rename: bool = True) -> None:
-        paths = sorted((self.folder / "parts").glob("*.parquet"))
-        self._next = int(paths[-1].name.partition("-")[0]) + 1 if paths else 0
-        with ThreadPoolExecutor() as pool:
-            for path, rows in zip(paths, pool.map(_read_part, paths), strict=True):
-                if isinstance(rows, str):
-                    self.damage.append(f"{path} cannot be read ({rows}): its results are made again")
-                    if rename:
-                        path.rename(path.with_name(f"{path.name}.damaged"))
-                else:
-                    self._rows |= {row["recipe"]: row for row in rows}
-            named = dict.fromkeys(row["image"] for row in self._rows.values() if row["image"])
-            self._hashes = dict(zip(named, pool.map(self._hash_there, named), strict=True))
-        for row in list(self._rows.values()):
-            found = self._hashes.get(row["image"], "")
-            if found != row["image_sha256"]:
-                if row["image"] in named:
-                    del named[row["image"]]
-                    what = "is not what was written there" if found else "is missing"
-                    self.damage.append(f"{self.folder / row['image']} {what}: it is made again")
-                del self._rows[row["recipe"]]
-
-    def _hash_there(self, name: str) -> str:
+        """In the writer's thread: its errors are kept for the main one."""
+        if self._failure is not None:
+            return
         try:
-            return file_sha256(self.folder / name)
-        except OSError:
-            return ""
+            hashes = self._encoders.map(self._write_picture, batch.pictures.items())
+            self._hashes |= dict(zip(batch.pictures, hashes, strict=True))
+            self._write_rows(batch.rows)
+        except Exception as error:
+            self._failure = error
+
+    def _write_picture(self, item: tuple[str, np.ndarray]) -> str:
+        """Writes a picture; returns the sha256 of its file."""
+        name, picture = item
+        encoded = io.BytesIO()
+        Image.fromarray(picture).save(encoded, "PNG", compress_level=COMPRESS_LEVEL)
+        data = encoded.getvalue()
+        self._put(name, lambda path: path.write_bytes(data), sync=False)
+        return hashlib.sha256(data).hexdigest()
+
+    def _write_rows(self, rows: Sequence[dict]) -> None:
+        """Writes rows, whose pictures are on disk, as one new part."""
+        if not rows:
+            return
+        hashed = [{**row, "image_sha256": self._hash_of(row["image"])} for row in rows]
+        columns = dict.fromkeys(column for row in hashed for column in row)
+        plain = [{column: _plain(row.get(column)) for column in columns} for row in hashed]
+        encoded = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(plain), encoded)
+        data = encoded.getvalue()
+        self._number += 1
+        name = f"{PARTS}/{self._number:09d}-{hashlib.sha256(data).hexdigest()[:8]}.parquet"
+        self._put(name, lambda path: path.write_bytes(data), sync=True)
+        self._rows |= {row["recipe"]: row for row in plain}
+
+    def _hash_of(self, image: str) -> str:
+        """sha256 of a row's picture, "" for none. Raises `UserError` where it is not there."""
+        if image and image not in self._hashes:
+            found = _sha256(self.folder / image)
+            if not found:
+                raise UserError(f"picture {self.folder / image} is not there", remedy="run the same command again")
+            self._hashes[image] = found
+        return self._hashes[image] if image else ""
+
+    def _put(self, name: str, write: Callable[[Path], None], *, sync: bool) -> None:
+        """Writes a file of the run directory. Raises `UserError` where that fails, or the directory has vanished."""
+        try:
+            self._check_there()
+            with files.replacing(self.folder / name, sync=sync) as temporary:
+                write(temporary)
+        except UserError:
+            self._check_there()  # the better message
+            raise
+
+    def _check_there(self) -> None:
+        # without this, a folder that was removed or renamed would be made anew, with half of a run
+        if _identity(self.folder / LOCK) != self._lock_identity:
+            raise UserError(
+                f"the run directory {self.folder} has vanished: it was removed or renamed",
+                remedy="run the same command again",
+            )
 
 
-def _read_part(path: Path) -> list[dict] | str:
-    """The rows of a part, or why they cannot be read."""
-    try:
-        frame = pq.read_table(path, use_threads=False).to_pandas()
-    except (OSError, ValueError) as error:  # pyarrow's own errors are of these
-        return str(error).splitlines()[0]
-    missing = [column for column in KEY_COLUMNS if column not in frame.columns]
-    return f"no column {missing[0]}" if missing else frame.to_dict("records")
-
-
-def _holder(folder: Path) -> str:
-    try:
-        return f" (process {int((folder / '.lock.pid').read_text())})"
-    except (OSError, ValueError):
-        return ""
+def picture_path(edit_id: str, seed: int, name: str, key: str) -> str:
+    """`images/<edit>/<seed>/<name>-<12 digits of the key>.png`, safe on every file system whatever the names are."""
+    return f"{IMAGES}/{_file_name(edit_id)}/{seed}/{_file_name(name)}-{key[:12]}.png"
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """uint8 `[h, w, 3]` or `[h, w]`. Raises `UserError` naming a file that is missing or broken."""
+    """The picture of a file, uint8 `[h, w, 3]`, or `[h, w]` of a grey one. Raises `UserError` where it is broken."""
     try:
         with Image.open(path) as picture:
-            return np.asarray(picture)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} is not a picture: {error}", remedy="remove it and run the same command") from error
+            return np.array(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's words for a broken file
+        raise UserError(
+            f"picture {path} cannot be read: {error}", remedy="run the same command again: what is missing is made"
+        ) from error
 
 
-def picture_path(edit: str, seed: int, name: str, key: str) -> str:
-    """Where a picture lies, relative to the run directory, whatever characters the edit's id has."""
-    return f"images/{_component(edit)}/{seed}/{_component(name)}-{key[:12]}.png"
+def _acquire(folder: Path) -> filelock.BaseFileLock:
+    """The lock of a run directory, which is made where it is not there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / LOCK, timeout=0)
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise UserError(
+            f"another riebench{_holder(folder)} is writing to {folder}", remedy="wait for it, or choose another --out"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder}: {error.strerror or error}", remedy="choose a folder you may write to"
+        ) from error
+    try:
+        files.write_text(folder / WRITER, f"process {os.getpid()} on {socket.gethostname()}")
+    except BaseException:
+        lock.release()
+        raise
+    return lock
 
 
-def _component(text: str) -> str:
-    """A text as the name of a file that every file system takes, never longer than `LONGEST_NAME`."""
-    quoted = quote(text, safe="@+,=").replace(".", "%2E" if text.strip(".") == "" else ".")
-    if len(quoted) <= LONGEST_NAME:
-        return quoted
-    return f"{quoted[: LONGEST_NAME - 13]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+def _holder(folder: Path) -> str:
+    """Who holds the lock: not in the lock's own file, which some versions of filelock empty."""
+    try:
+        return f" ({(folder / WRITER).read_text()})"
+    except OSError:
+        return ""
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another that took its place; None where there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino
+
+
+def _names(folder: Path) -> list[str]:
+    """Names in a folder, sorted, but hidden ones; none where there is no folder."""
+    try:
+        return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _part_paths(folder: Path) -> list[Path]:
+    return [folder / PARTS / name for name in _names(folder / PARTS) if name.endswith(".parquet")]
+
+
+def _read_parts(folder: Path) -> tuple[dict[str, dict], dict[Path, str]]:
+    """(Recipe -> its last row, broken part -> a sentence about it)."""
+    paths = _part_paths(folder)
+    rows, broken = {}, {}
+    with ThreadPoolExecutor(THREADS) as pool:
+        for path, part in zip(paths, pool.map(_read_part, paths), strict=True):
+            if isinstance(part, str):
+                broken[path] = f"{path} {part}: its results are made again"
+            else:
+                rows |= {row["recipe"]: row for row in part.to_pylist()}
+    return rows, broken
+
+
+def _read_part(path: Path) -> pa.Table | str:
+    """The rows of a part, or what is wrong with it."""
+    try:
+        data = path.read_bytes()
+        if path.stem.partition("-")[2] != hashlib.sha256(data).hexdigest()[:8]:
+            return "is not as it was written"
+        part = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        return f"cannot be read ({str(error).splitlines()[0]})"
+    missing = [name for name in KEY_COLUMNS if name not in part.column_names]
+    return f"lacks the columns {', '.join(missing)}" if missing else part
+
+
+def _check_pictures(folder: Path, rows: dict[str, dict]) -> tuple[dict[str, dict], dict[str, str], list[str]]:
+    """(Rows without those whose picture is missing or changed, picture -> sha256 of the others' files, a sentence for
+    each picture that is not as a row says)."""
+    images = list(dict.fromkeys(row["image"] for row in rows.values() if row["image"]))
+    with ThreadPoolExecutor(THREADS) as pool:
+        hashes = dict(zip(images, pool.map(lambda image: _sha256(folder / image), images), strict=True))
+    whole = {recipe: row for recipe, row in rows.items() if not row["image"] or _agrees(row, hashes)}
+    lost: defaultdict[str, int] = defaultdict(int)
+    for recipe, row in rows.items():
+        lost[row["image"]] += recipe not in whole
+    sentences = [
+        f"{folder / image} {'has changed' if hashes[image] else 'is missing'}: it is made again, with {count} results"
+        for image, count in lost.items()
+        if count
+    ]
+    return whole, {row["image"]: row["image_sha256"] for row in whole.values() if row["image"]}, sentences
+
+
+def _agrees(row: dict, hashes: dict[str, str]) -> bool:
+    """Whether a row's picture is the known one of that name, or none of that name is known."""
+    return hashes.get(row["image"], row["image_sha256"]) == row["image_sha256"]
+
+
+def _sha256(path: Path) -> str:
+    """sha256 of a file in hex; empty where it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+def _beside(folder: Path, images: Collection[str]) -> set[str]:
+    """Every picture that lies beside one of these: those of the references, which may be no row's own."""
+    rooms = {image.rpartition("/")[0] for image in images}
+    return {f"{room}/{name}" for room in rooms for name in _names(folder / room) if name.endswith(".png")}
+
+
+def _link_or_copy(source: Path, path: Path) -> None:
+    path.unlink()
+    try:
+        os.link(source.resolve(), path)
+    except OSError:  # another disk, or a file system without links
+        shutil.copyfile(source, path)
+
+
+def _plain(value: object) -> object:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _file_name(text: str) -> str:
+    """Text as a part of a path: percent-quoted, cut where it is long, with no dot at either end."""
+    quoted = quote(text, safe="@+.,=_-")
+    if len(quoted) > LONGEST_NAME:
+        quoted = f"{quoted[:LONGEST_NAME]}-{digest(text)[:12]}"
+    return re.sub(r"^\.|\.$", "%2E", quoted)
