@@ -21,12 +21,6 @@ def fixed_batches(rows: Sequence[T], size: int) -> Iterator[tuple[list[T], int]]
         yield batch + [batch[-1]] * (size - len(batch)), len(batch)
 
 
-def map_batches(function: Callable[[torch.Tensor], torch.Tensor], rows_b: torch.Tensor, size: int) -> torch.Tensor:
-    """`function` of a tensor whose first dimension is the batch, computed in batches of `size` rows, padded."""
-    found = [function(rows_b[batch])[:count] for batch, count in fixed_batches(range(len(rows_b)), size)]
-    return torch.cat(found)
-
-
 def halving(work: Callable[[int], R], size: int, what: str) -> tuple[R, int]:
     """(`work(size)`, size), with half the size for as long as memory runs out; each halving is said on stderr.
 

@@ -102,18 +102,16 @@ class Engine:
             {id(wanted.variant.method): wanted.variant.method for t in tasks for wanted in t.wanted}.values()
         )
         before = self.sampler.forwards
-        references = self.references([(task.edit, task.seed) for task in tasks], methods)
-        pictures: dict[str, np.ndarray] = {}
-        for task, reference in zip(tasks, references, strict=True):
-            pictures |= _reference_pictures(task, reference)
-        yield Batch([], pictures, self.sampler.forwards - before)
+        cases = [(task.edit, task.seed) for task in tasks]
+        references = self.references(cases, methods, [task.pictures for task in tasks])
+        yield _shared_batch(tasks, references, self.sampler.forwards - before)
         asked = [(reference, [w.variant for w in t.wanted]) for t, reference in zip(tasks, references, strict=True)]
         results = zip(((t, wanted) for t in tasks for wanted in t.wanted), self.results(asked), strict=True)
         before = self.sampler.forwards
         while batch := list(itertools.islice(results, self.sampler.batch_size)):
             rows, pictures = [], {}
             for (task, wanted), result in batch:
-                path = getattr(task, result.shows, wanted.image) if result.image is not None else ""
+                path = getattr(task, result.shows, wanted).image if result.image is not None else ""
                 if path == wanted.image:
                     pictures[path] = to_array(result.image)
                 keys = {"recipe": wanted.recipe, "code": wanted.code, "judges": judges, "image": path}
@@ -121,21 +119,43 @@ class Engine:
             yield Batch(rows, pictures, self.sampler.forwards - before)
             before = self.sampler.forwards
 
-    def references(self, cases: Sequence[tuple[Edit, int]], methods: Sequence[Method] = ()) -> list[Reference]:
-        """Original and edited image, updates and what else the methods trace, and regions of every (edit, seed)."""
+    def references(
+        self,
+        cases: Sequence[tuple[Edit, int]],
+        methods: Sequence[Method] = (),
+        known: Sequence[Pictures | None] = (),
+    ) -> list[Reference]:
+        """Original and edited image, updates and what else the methods trace, and regions of every (edit, seed).
+
+        known: for each case its pictures, where they were made before: they are not decoded and grounded again.
+        """
+        known = list(known) or [None] * len(cases)
         kinds = dict.fromkeys(["update", *(method.sites for method in methods if method.sites)])
         sites = [site for kind in kinds for site in find_sites(self.sampler.unet, BLOCK_NAMES, kind)]
         sides = [[Request(getattr(edit, f"{side}_prompt"), seed) for edit, seed in cases] for side in SIDES]
-        distinct = list(dict.fromkeys(request for requests in sides for request in requests))
-        made = dict(zip(distinct, self.sampler.generate(distinct, sites, record=True), strict=True))
+        made: dict[Request, Sample] = {}
+        for is_known in (False, True):
+            asked = [side[i] for side in sides for i, pictures in enumerate(known) if bool(pictures) == is_known]
+            distinct = [request for request in dict.fromkeys(asked) if request not in made]
+            samples = self.sampler.generate(distinct, sites, decode=not is_known, record=True)
+            made |= dict(zip(distinct, samples, strict=True))
         originals, edited = ([made[request] for request in requests] for requests in sides)
+        new = [i for i, pictures in enumerate(known) if pictures is None]
+        found = dict(zip(new, self._look([(cases[i][0], originals[i], edited[i]) for i in new]), strict=True))
+        return [self._reference(*case, originals[i], edited[i], known[i] or found[i]) for i, case in enumerate(cases)]
+
+    def _look(self, cases: Sequence[tuple[Edit, Sample, Sample]]) -> list[Pictures]:
+        """The pictures of cases, with the regions that are found in them."""
+        if not cases:
+            return []
+        edits, *sides = zip(*cases, strict=True)
         masks_o, masks_e = (
-            self._ground([sample.image for sample in samples], [getattr(edit, f"{side}_region") for edit, _ in cases])
-            for side, samples in zip(SIDES, (originals, edited), strict=True)
+            self._ground([sample.image for sample in samples], [getattr(edit, f"{side}_region") for edit in edits])
+            for side, samples in zip(SIDES, sides, strict=True)
         )
         return [
-            self._reference(*case, originals[i], edited[i], _shared_region(case[0], masks_o[i], masks_e[i]))
-            for i, case in enumerate(cases)
+            Pictures(eight_bits(original.image), eight_bits(edited.image), _shared_region(edit, masks_o[i], masks_e[i]))
+            for i, (edit, original, edited) in enumerate(cases)
         ]
 
     def _ground(self, images: Sequence[Tensor], phrases: Sequence[str]) -> Tensor:
@@ -147,20 +167,19 @@ class Engine:
             found.append(ground(self.grounder, shown_bchw, named)[:count].cpu())
         return torch.cat(found)
 
-    def _reference(self, edit: Edit, seed: int, original: Sample, edited: Sample, regions: Tensor) -> Reference:
+    def _reference(self, edit: Edit, seed: int, original: Sample, edited: Sample, pictures: Pictures) -> Reference:
         grids = {site.block: tuple(value.shape[-2:]) for site, value in original.trace.items()}
         cells_o, cells_e = (
             {block: mask_to_grid(mask[None], grid, self.mask_rule)[0] for block, grid in grids.items()}
-            for mask in regions
+            for mask in pictures.regions
         )
         empty = [
             name for name, cells in zip(SIDES, (cells_o, cells_e), strict=True) if not next(iter(cells.values())).any()
         ]
         failure = f"no region found in the {' and '.join(empty)} image" if empty else ""
-        if not all(torch.isfinite(sample.image).all() for sample in (original, edited)):
+        if not all(torch.isfinite(image).all() for image in (pictures.original, pictures.edited)):
             failure = "a reference image holds NaN"
         case = Case(edit, seed, original.trace, edited.trace, cells_o, cells_e, self.sae)
-        pictures = Pictures(eight_bits(original.image), eight_bits(edited.image), regions)
         return Reference(case, pictures, original, failure)
 
     def results(self, asked: Sequence[tuple[Reference, Sequence[Variant]]]) -> Iterator[Result]:
@@ -280,12 +299,20 @@ def regions_from_array(array_hw: np.ndarray) -> Tensor:
     return torch.from_numpy(np.stack([array_hw & 1, array_hw & 2]) > 0)
 
 
-def _reference_pictures(task: Task, reference: Reference) -> dict[str, np.ndarray]:
-    """Path -> what is to be written there, of a case's references; without images that cannot be shown."""
-    pictures = reference.pictures
-    images = {task.original: pictures.original, task.edited: pictures.edited}
-    whole = {path: to_array(image) for path, image in images.items() if torch.isfinite(image).all()}
-    return whole | {task.regions: regions_to_array(pictures.regions)}
+def _shared_batch(tasks: Sequence[Task], references: Sequence[Reference], forwards: float) -> Batch:
+    """What the cases share and was not there before, each picture by its key; without images that hold NaN."""
+    rows, shown = [], {}
+    for task, reference in zip(tasks, references, strict=True):
+        if task.pictures is None:
+            pictures = reference.pictures
+            arrays = {task.regions: regions_to_array(pictures.regions)}
+            for shared, image in ((task.original, pictures.original), (task.edited, pictures.edited)):
+                if torch.isfinite(image).all():
+                    arrays[shared] = to_array(image)
+            for shared, array in arrays.items():
+                shown[shared.image] = array
+                rows.append(dataclasses.asdict(shared) | {"judges": "", "status": "ok"})
+    return Batch(rows, shown, forwards)
 
 
 def _shared_region(edit: Edit, mask_o: Tensor, mask_e: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from riebench.backbones import BLOCK_NAMES, Backbone, backbone_folder, blocks_text
 from riebench.edits import Edit
@@ -15,6 +16,9 @@ from riebench.methods import Method
 from riebench.store import picture_path
 from riebench.versions import code_of, code_version, folder_digest
 from sae_models import index
+
+if TYPE_CHECKING:
+    from riebench.scoring import Pictures
 
 MODE = "strict"
 DTYPE = "float32"
@@ -42,16 +46,30 @@ class Wanted:
 
 
 @dataclass(frozen=True)
+class Shared:
+    """A picture that all results of a case share: one of the two images, or the regions in them."""
+
+    recipe: str
+    code: str
+    image: str
+
+
+@dataclass(frozen=True)
 class Task:
-    """A case and what is wanted of it. Paths are relative to the run directory."""
+    """A case and what is wanted of it."""
 
     edit: Edit
     seed: int
-    original: str
-    """Path of the original image."""
-    edited: str
-    regions: str
+    original: Shared
+    edited: Shared
+    regions: Shared
     wanted: tuple[Wanted, ...]
+    pictures: Pictures | None = None
+    """The shared pictures, where they were made before and need not be made again."""
+
+    @property
+    def shared(self) -> tuple[Shared, ...]:
+        return self.original, self.edited, self.regions
 
 
 def block_subsets(blocks: Sequence[str] = BLOCK_NAMES) -> list[tuple[str, ...]]:
@@ -86,7 +104,7 @@ def plan(
         "guidance": backbone.guidance,
         "dtype": DTYPE,
     }
-    shared = {
+    common = {
         "backbone": backbone.name,
         "model": model,
         "grounder": [backbone.grounder, grounder_digest(backbone.grounder)],
@@ -99,24 +117,23 @@ def plan(
     for variant in variants:
         words = {"method": variant.method, "blocks": variant.blocks, "dictionaries": variant.blocks and dictionaries}
         settings.append((variant, digest(words), digest([code, code_of(variant.method)])))
-    return [_task(shared, edit, seed, code, settings) for edit, seed in cases]
+    return [_task(common, edit, seed, code, settings) for edit, seed in cases]
 
 
-def _task(shared: dict, edit: Edit, seed: int, code: str, settings: Sequence[tuple[Variant, str, str]]) -> Task:
+def _task(common: dict, edit: Edit, seed: int, code: str, settings: Sequence[tuple[Variant, str, str]]) -> Task:
     known = {name: value for name, value in asdict(edit).items() if name not in ("instruction", "tags")}
-    case = digest([shared, known, seed])
-    paths = {
-        name: picture_path(edit.id, seed, name, digest([case, name, code]))
-        for name in ("original", "edited", "regions")
-    }
-    wanted = []
+    case = digest([common, known, seed])
+    shared, wanted = {}, []
+    for name in ("original", "edited", "regions"):
+        recipe = digest([case, name])
+        shared[name] = Shared(recipe, code, picture_path(edit.id, seed, name, digest([recipe, code])))
     for variant, setting, version in settings:
         recipe = digest([case, setting])
         name = f"{variant.method.name}@{variant.method.strength:g}"
         blocks = f"-{blocks_text(variant.blocks)}" if variant.blocks else ""
         path = picture_path(edit.id, seed, name + blocks, digest([recipe, version]))
         wanted.append(Wanted(variant, recipe, version, path))
-    return Task(edit, seed, **paths, wanted=tuple(wanted))
+    return Task(edit, seed, **shared, wanted=tuple(wanted))
 
 
 def _dictionary(backbone: Backbone, block: str) -> str:

@@ -7,7 +7,7 @@ import hashlib
 import platform
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -24,29 +24,22 @@ from riebench.backbones import BACKBONES, BLOCK_NAMES
 from riebench.cluster import work_on_cluster
 from riebench.config import RunConfig
 from riebench.edits import CATEGORY_NAMES, Edit, load_edits
-from riebench.engine import GROUP, from_array, regions_from_array, to_array
+from riebench.engine import GROUP, to_array
 from riebench.errors import UserError, did_you_mean
 from riebench.interrupts import Interrupted, stopping
 from riebench.methods import Method
 from riebench.metrics import METRICS
-from riebench.plan import Task, Wanted, plan, plan_variants
+from riebench.plan import plan, plan_variants
 from riebench.progress import Progress
 from riebench.report import write_report
+from riebench.resume import CACHE_MODES, find_missing, rescored, with_pictures
 from riebench.sampling import choose_device
-from riebench.scoring import Pictures, Scorer, eight_bits
-from riebench.store import Batch, Store, read_picture
+from riebench.scoring import eight_bits
+from riebench.store import Store
 from riebench.versions import judge_version
 from riebench.workers import work_here
 
-#: Which results of a run directory are taken and which are made.
-CACHE_MODES = {
-    "only-missing": "what is there is taken, the rest is made",
-    "always": "the same, and what another version of the code made is taken too",
-    "never": "nothing that is there is taken: everything is made again",
-    "only-cache": "nothing is made: tables and report of what is there, or an error where something is missing",
-}
 ENGINES = ("local", "ray")
-RESCORED = 64  # results that are read and scored together
 
 
 @dataclass(frozen=True)
@@ -107,26 +100,29 @@ def run(
     manifest = _describe(config, chosen, all_methods, where.type) | {"judges": judges}
     with Store(out) as store, stopping() as wish:
         for folder in reuse:
-            store.adopt(Path(folder), recipes)
+            store.adopt(Path(folder), [*recipes, *(shared.recipe for task in tasks for shared in task.shared)])
         for sentence in store.damage:
             print(f"riebench: {sentence}", file=sys.stderr)
-        missing, unscored = _missing(tasks, store, cache, judges)
+        missing, unscored = find_missing(tasks, store, cache, judges)
         made = sum(len(task.wanted) for task in missing)
         todo = made + len(unscored)
         if cache == "only-cache" and todo:
             raise UserError(f"{todo} of {len(recipes)} results are not in {out}", remedy="use --cache only-missing")
         files.write_json(out / "manifest.json", manifest | {"status": "running"})
         options = {"batch_size": config.batch_size, "mask_rule": config.mask_rule, "compiled": compile}
-        groups = (missing[start : start + GROUP] for start in range(0, len(missing), GROUP))
+        groups = (
+            [with_pictures(task, store, cache) for task in missing[start : start + GROUP]]
+            for start in range(0, len(missing), GROUP)
+        )
         wished = takewhile(lambda _: not wish.stop, groups)
         make, more = (work_here, ()) if engine == "local" else (work_on_cluster, (address,))
         generated = make(wished, judges, backbone, where.type, options, *more) if missing else ()
         forwards = 0.0
         with Progress("generating and scoring", len(recipes), len(recipes) - todo, "result") as progress:
-            for batch in chain(_rescored(unscored, backbone.judges, where, store, judges), generated):
+            for batch in chain(rescored(unscored, backbone.judges, where, store, judges), generated):
                 store.add(batch)
                 forwards += batch.forwards
-                progress.update(progress.done + len(batch.rows))
+                progress.update(progress.done + sum("method" in row for row in batch.rows))
         if progress.done < len(recipes):
             store.flush()
             files.write_json(out / "manifest.json", manifest | {"status": "interrupted"})
@@ -150,26 +146,6 @@ def run(
     return Run(out, manifest, scores, summary)
 
 
-def _missing(
-    tasks: Sequence[Task], store: Store, cache: str, judges: str
-) -> tuple[list[Task], list[tuple[Task, Wanted]]]:
-    """(Tasks with what must be generated, results that are there and must only be scored)."""
-    missing, unscored = [], []
-    for task in tasks:
-        absent = []
-        for wanted in task.wanted:
-            row = store.row(wanted.recipe) if cache != "never" else None
-            if row is None or (row["code"] != wanted.code and cache != "always"):
-                absent.append(wanted)
-            elif row["judges"] != judges and _has_pictures(task, store.folder):
-                unscored.append((task, wanted))
-            elif row["judges"] != judges:
-                absent.append(wanted)
-        if absent:
-            missing.append(dataclasses.replace(task, wanted=tuple(absent)))
-    return missing, unscored
-
-
 def choose_edits(edits: list[Edit], config: RunConfig) -> list[Edit]:
     """The first `edits_per_category` edits of each asked category. Raises `UserError` where none is left."""
     chosen = []
@@ -180,39 +156,6 @@ def choose_edits(edits: list[Edit], config: RunConfig) -> list[Edit]:
     if not chosen:
         raise UserError("no edit of the asked categories is in the edit set", remedy="ask for other categories")
     return chosen
-
-
-def _rescored(
-    items: Sequence[tuple[Task, Wanted]], family: str, device: torch.device, store: Store, judges: str
-) -> Iterator[Batch]:
-    """The rows of results that are there, with new scores of the same pictures."""
-    scorer = Scorer(family, device) if items else None
-    for start in range(0, len(items), RESCORED):
-        rows, to_score = {}, []
-        for task, wanted in items[start : start + RESCORED]:
-            row = store.row(wanted.recipe)
-            rows[wanted.recipe] = row | {"judges": judges}
-            if row["image"]:
-                image = from_array(read_picture(store.folder / row["image"]))
-                to_score.append((wanted.recipe, (task.edit, _pictures(task, store.folder), image)))
-        scores = scorer.score([item for _, item in to_score])
-        for (recipe, _), found in zip(to_score, scores, strict=True):
-            rows[recipe] |= found
-        yield Batch(list(rows.values()), {})
-
-
-def _pictures(task: Task, folder: Path) -> Pictures:
-    """The reference pictures of a case as they are on disk. Raises `UserError` where one is missing or broken."""
-    original, edited, regions = (read_picture(folder / path) for path in (task.original, task.edited, task.regions))
-    return Pictures(from_array(original), from_array(edited), regions_from_array(regions))
-
-
-def _has_pictures(task: Task, folder: Path) -> bool:
-    try:
-        _pictures(task, folder)
-    except UserError:
-        return False
-    return True
 
 
 def to_picture(image_chw: torch.Tensor) -> Image.Image:

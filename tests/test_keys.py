@@ -350,7 +350,7 @@ def test_a_typed_class_without_a_module_counts_too():
 def test_typed_code_has_the_same_version_in_another_process(tmp_path):
     (tmp_path / "text.py").write_text(TYPED)
     code = (
-        "import sys; from riebench.versions import code_of"
+        "import sys; from riebench.versions import code_of\n"
         "space = {'__name__': 'typed_in_a_notebook'}; exec(open(sys.argv[1]).read(), space)\n"
         "print(code_of(space['Method']()))"
     )

@@ -183,14 +183,19 @@ def test_every_image_and_prompt_is_embedded_once():
     assert encoder.texts_seen == [["blue square"], ["red circle"]]
 
 
-def test_images_are_forgotten_and_embedded_again(monkeypatch):
-    monkeypatch.setattr(remembered, "REMEMBERED_BYTES", 2 * 3 * 4)  # two embeddings of three floats
+def test_the_images_used_longest_ago_are_forgotten(monkeypatch):
+    monkeypatch.setattr(remembered, "REMEMBERED_IMAGES", 3)
     encoder = ColourEncoder()
     embeddings = clip.Embeddings(encoder, batch_size=1)
-    first = embeddings.images(images(1, b=5))
-    embeddings.images(images(2, b=1))  # leaves room for one of the five
-    np.testing.assert_array_equal(first, embeddings.images(images(1, b=5)))
-    assert len(encoder.images_seen) == 5 + 1 + 4
+    a, b, c, d = images(1, b=4).split(1)
+    for image in (a, b, c, a, d):  # room for three: b is the one that was not used since
+        embeddings.images(image)
+    assert len(encoder.images_seen) == 4
+    for image in (c, a, d):
+        embeddings.images(image.clone())
+    assert len(encoder.images_seen) == 4
+    embeddings.images(b)
+    assert len(encoder.images_seen) == 5
 
 
 def test_batches_are_filled_up_so_that_company_does_not_matter():

@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from riebench.backbones import BLOCK_NAMES, BLOCKS, Backbone
-from riebench.batches import fixed_batches, halving, map_batches
+from riebench.batches import fixed_batches, halving
 from riebench.errors import UserError
 from riebench.interventions import Intervention
 from riebench.lens import Site, find_sites
@@ -196,9 +196,6 @@ def test_the_sampler_counts_forwards(sampler):
 def test_batches_are_of_one_size():
     assert list(fixed_batches([1, 2, 3, 4, 5], 2)) == [([1, 2], 2), ([3, 4], 2), ([5, 5], 1)]
     assert list(fixed_batches([], 2)) == []
-    sizes = []
-    doubled = map_batches(lambda x: sizes.append(len(x)) or 2 * x, torch.arange(5), 2)
-    assert doubled.tolist() == [0, 2, 4, 6, 8] and sizes == [2, 2, 2]
 
 
 def test_memory_that_runs_out_halves_the_batch(capsys):

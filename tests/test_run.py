@@ -194,6 +194,36 @@ def test_all_subsets_are_made_by_replay_and_references_once(tmp_path, small_conf
     assert done.manifest["unet_forwards"] == pytest.approx(cases * (2 + 7.69 + 3 * 0.7), rel=0.1)
 
 
+def test_what_cases_share_is_decoded_and_grounded_once_for_all_methods_also_of_later_runs(
+    tmp_path, small_config, monkeypatch
+):
+    import dataclasses
+
+    from riebench.engine import Engine
+    from riebench.sampling import Sampler
+
+    config = dataclasses.replace(
+        small_config, categories=("change_pose",), seeds=(42,), methods=small_config.methods[:3]
+    )
+    wider = dataclasses.replace(config, methods=small_config.methods[:5])
+    run(config, tmp_path / "run", device="cpu")
+    whole = run(wider, tmp_path / "whole", device="cpu")
+
+    decoded = []
+    generate = Sampler.generate
+    monkeypatch.setattr(
+        Sampler,
+        "generate",
+        lambda self, requests, *a, decode=True, **k: (
+            decoded.extend(requests if decode else ()) or generate(self, requests, *a, decode=decode, **k)
+        ),
+    )
+    monkeypatch.setattr(Engine, "_ground", lambda *_: pytest.fail("grounded again"))
+    widened = run(wider, tmp_path / "run", device="cpu")
+    assert decoded == [] and widened.manifest["made"] == 2
+    pd.testing.assert_frame_equal(widened.scores, whole.scores, check_exact=True)
+
+
 def test_a_run_that_dies_keeps_what_it_had_done(tmp_path, small_config, monkeypatch):
     import dataclasses
 

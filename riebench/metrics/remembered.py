@@ -11,7 +11,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from riebench.batches import fixed_batches
 
 BATCH_SIZE = 16
-REMEMBERED_BYTES = 256 * 2**20  # of one network's values, kept for images that come back
+REMEMBERED_IMAGES = 64  # kept for when they come back: those of the cases in hand
 
 _contents: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
@@ -31,7 +31,7 @@ class Remembered:
 
     A case's original image is the reference of every method and subset, and the intervened image is read by several
     metrics: here each is computed when it is first seen. A last, shorter batch is padded, so that an image's values do
-    not depend on the others in its batch. The images seen longest ago are forgotten.
+    not depend on the others in its batch. The images used longest ago are forgotten.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class Remembered:
             values = self._function(rows)
             self._known |= {key: tuple(v[i].clone() for v in values) for i, (key, _) in enumerate(batch[:count])}
         found = [self._known[key] for key in keys]
-        room = max(len(keys), REMEMBERED_BYTES // sum(value.nbytes for value in found[0]))
-        for key in list(self._known)[:-room]:
+        self._known |= {key: self._known.pop(key) for key in dict.fromkeys(keys)}  # to the end: used just now
+        for key in list(self._known)[: -max(len(keys), REMEMBERED_IMAGES)]:
             del self._known[key]
         return tuple(torch.stack(parts) for parts in zip(*found, strict=True))
 

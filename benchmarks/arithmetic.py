@@ -1,0 +1,129 @@
+"""What memory layout, precision, batch size, threads and torch.compile do to speed and to pixels, on this machine.
+
+    python benchmarks/arithmetic.py [--compile]     two minutes on two cores; with --compile three more
+
+The figures of `docs/performance.md`. Pixels are compared with float32 in the usual layout; one level of an 8-bit image
+is 0.0039.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import multiprocessing
+import time
+from collections.abc import Callable
+
+import torch
+
+from riebench import workers
+from riebench.backbones import BACKBONES
+from riebench.compiling import compile_parts
+from riebench.config import read_config
+from riebench.edits import load_edits
+from riebench.engine import GROUP
+from riebench.plan import plan, plan_variants
+from riebench.sampling import Request, Sampler, load_sampler
+from riebench.threads import MOST, count_free_cores
+
+BACKBONE = "tinyworld-turbo@1"
+PROMPT = "flat poster of a standing red plain heart in the sky"
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
+IMAGES, REPEATS, GROUPS = 32, 5, 4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--compile", action="store_true", help="also with torch.compile, which needs a C++ compiler")
+    asked = parser.parse_args()
+    print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {MOST} cores, {BACKBONE}")
+    one_thread(asked.compile)
+    engines_and_threads()
+
+
+def one_thread(with_compile: bool) -> None:
+    """A whole generation without tracing or scoring, on one thread."""
+    torch.set_num_threads(1)
+    print(f"\n{'one thread':44}{'ms an image':>12}{'largest change of a pixel':>27}")
+    expected = None
+    for batch_size, (layout, memory_format), bf16 in itertools.product((16, 8, 32), LAYOUTS.items(), (False, True)):
+        sampler = load_sampler(BACKBONES.get(BACKBONE), torch.device("cpu"), batch_size)
+        for part in (sampler.unet, sampler.pipeline.vae):
+            part.to(memory_format=memory_format)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            seconds, images = generate(sampler)
+        expected = images if expected is None else expected
+        name = f"batch {batch_size}, {layout}, {'bfloat16' if bf16 else 'float32'}"
+        print(f"{name:44}{1000 * seconds / IMAGES:>12.2f}{(images - expected).abs().max():>27.5f}")
+    if with_compile:
+        sampler = load_sampler(BACKBONES.get(BACKBONE), torch.device("cpu"), 16)
+        compile_parts(sampler.pipeline)
+        start = time.perf_counter()
+        generate(sampler, repeats=1)
+        first = time.perf_counter() - start
+        seconds, images = generate(sampler)
+        name = f"batch 16, channels last, compiled in {first:.0f} s"
+        print(f"{name:44}{1000 * seconds / IMAGES:>12.2f}{(images - expected).abs().max():>27.5f}")
+
+
+def generate(sampler: Sampler, repeats: int = REPEATS) -> tuple[float, torch.Tensor]:
+    """(seconds of the quickest repeat after a first one, images)."""
+    requests = [Request(PROMPT, seed) for seed in range(IMAGES)]
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        images = torch.stack([sample.image for sample in sampler.generate(requests)])
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:]), images
+
+
+def engines_and_threads() -> None:
+    """Results a second, scores and all, of one engine or several, with and without another busy process."""
+    config = read_config("quickstart")
+    methods = [method.build() for method in config.methods]
+    cases = [(edit, 42) for edit in load_edits()[:: 540 // (GROUP * GROUPS)]][: GROUP * GROUPS]
+    tasks = plan(BACKBONES.get(BACKBONE), cases, plan_variants(methods, config.subsets_of), config.mask_rule)
+    print(f"\n{'':44}{'results a second':>16}")
+    for name, engines, threads in (
+        ("1 engine of 1 thread", 1, 1),
+        (f"1 engine of {MOST} threads", 1, MOST),
+        (f"{MOST} engines of 1 thread", MOST, 1),
+    ):
+        print(f"{name:44}{speed(tasks, engines, threads):>16.1f}", flush=True)
+    busy = multiprocessing.get_context("spawn").Process(target=count_up, daemon=True)
+    busy.start()
+    time.sleep(2)
+    fitted = count_free_cores()
+    for name, engines, threads in (
+        (f"beside a busy process: 1 engine of {MOST} threads", 1, MOST),
+        (f"beside a busy process: {MOST} engines of 1 thread", MOST, 1),
+        (f"beside a busy process, fitted: {fitted} engine of 1 thread", fitted, 1),
+    ):
+        print(f"{name:44}{speed(tasks, engines, threads):>16.1f}", flush=True)
+    busy.terminate()
+
+
+def speed(tasks: list, engines: int, threads: int) -> float:
+    started: list[float] = []
+
+    def groups():
+        for first in range(0, len(tasks), GROUP):
+            started.append(time.perf_counter())  # the networks are loaded when the first group is asked for
+            yield tasks[first : first + GROUP]
+
+    fit: Callable[[], int] = lambda: torch.set_num_threads(engines * threads) or engines * threads  # noqa: E731
+    workers.fit_threads, workers.MOST_ENGINES = fit, engines
+    torch.set_num_threads(threads)
+    results = sum(len(batch.rows) for batch in workers.work_here(groups(), "", BACKBONES.get(BACKBONE), "cpu", {}))
+    return results / (time.perf_counter() - started[0])
+
+
+def count_up() -> None:
+    """Keeps one core busy for good."""
+    number = 0
+    while True:
+        number += 1
+
+
+if __name__ == "__main__":
+    main()
