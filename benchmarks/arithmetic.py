@@ -12,7 +12,6 @@ import argparse
 import itertools
 import multiprocessing
 import time
-from collections.abc import Callable
 
 import torch
 
@@ -111,9 +110,7 @@ def speed(tasks: list, engines: int, threads: int) -> float:
             started.append(time.perf_counter())  # the networks are loaded when the first group is asked for
             yield tasks[first : first + GROUP]
 
-    fit: Callable[[], int] = lambda: torch.set_num_threads(engines * threads) or engines * threads  # noqa: E731
-    workers.fit_threads, workers.MOST_ENGINES = fit, engines
-    torch.set_num_threads(threads)
+    workers.usable_cores, workers.MOST_ENGINES = lambda: engines * threads, engines
     results = sum(len(batch.rows) for batch in workers.work_here(groups(), "", BACKBONES.get(BACKBONE), "cpu", {}))
     return results / (time.perf_counter() - started[0])
 

@@ -33,7 +33,7 @@ from riebench.engine import GROUP
 from riebench.metrics import METRICS
 from riebench.plan import plan, plan_variants
 from riebench.store import Store
-from riebench.threads import fit_threads
+from riebench.threads import usable_cores
 from riebench.workers import work_here
 
 ROW = ["edit", "seed", "method", "strength", "blocks"]
@@ -66,11 +66,12 @@ def measure(part: str, backbone: str, cases: int, strengths: int, out: Path) -> 
         config = with_strengths(config, strengths)
     every = load_edits(config.edits)
     edits = [every[i * len(every) // cases] for i in range(cases)]
-    threads = fit_threads()
+    cores = usable_cores()
+    torch.set_num_threads(cores)  # of the naive loop; the engine chooses for itself
     rows, seconds = (naive if part == "naive" else engine)(config, edits, out.parent)
     rows.to_parquet(out)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"results": len(rows), "seconds": seconds, "peak_mb": peak, "threads": threads}
+    return {"results": len(rows), "seconds": seconds, "peak_mb": peak, "cores": cores}
 
 
 def with_strengths(config: RunConfig, count: int) -> RunConfig:
@@ -127,7 +128,7 @@ def compare(backbone: str, cases: int, folder: Path) -> dict:
     settings = [edits[0], *(run("engine", cases, times) for times in TIMES[1:])]
     differences = differ(Path(peer["rows"]), Path(edits[0]["rows"]))
     return {
-        "machine": f"{platform.machine()}, {edits[0]['threads']} threads, torch {torch.__version__}",
+        "machine": f"{platform.machine()}, {edits[0]['cores']} free cores, torch {torch.__version__}",
         "backbone": backbone,
         "equal": all(value <= TOLERANCE.get(name, 1e-3) for name, value in differences.items()),
         "largest_differences": differences,

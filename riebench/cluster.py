@@ -1,28 +1,57 @@
-"""Work spread over a Ray cluster: a resident backbone on each GPU, or each CPU, and groups of cases streamed to it."""
+"""Groups of cases on a Ray cluster: an engine stays loaded on each GPU, or each CPU, and groups are streamed to it."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator, Sequence
+import os
+import platform
+import signal
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import ModuleType
 
 import torch
 
 from riebench.backbones import Backbone
-from riebench.engine import open_engine
+from riebench.engine import Engine, open_engine
 from riebench.errors import UserError
+from riebench.metrics import METRICS
 from riebench.plan import Task
 from riebench.store import Batch
+from riebench.threads import count_free_cores
+from riebench.versions import code_version, judge_version
 
 TRIES = 3  # workers that one group of cases may cost
+ANSWER_SECONDS = 5
+#: What Ray reads of the environment, where the user has not set it.
+RAY_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` Ray would upload the working directory
+}
 
 
 class Worker:
-    """One backbone that stays loaded, in a process of its own."""
+    """An engine that stays loaded, in a process of its own."""
 
-    def __init__(self, backbone: Backbone, device: str, options: dict) -> None:
+    _engine: Engine
+
+    def load(self, backbone: Backbone, device: str, options: dict, versions: tuple[str, str]) -> list[Batch]:
+        """Opens the engine, and makes nothing yet. Not done on creation: of an error there Ray keeps but the text.
+
+        Raises `UserError` where something is missing, or the versions of code and judges are not those here.
+        """
+        if versions != (code_version(), judge_version(METRICS.names(), backbone.judges)):
+            raise UserError(
+                f"the code or the metrics on {platform.node()} are not those of the machine that runs the benchmark",
+                remedy="install the same versions of riebench, torch and plug-ins everywhere",
+            )
         if device == "cpu":
             torch.set_num_threads(1)
         self._engine = open_engine(backbone, device, **options)
+        return []
 
     def work(self, tasks: Sequence[Task], judges: str) -> list[Batch]:
         """As `Engine.work`."""
@@ -37,61 +66,24 @@ def work_on_cluster(
     options: dict,
     address: str | None = None,
 ) -> Iterator[Batch]:
-    """What `Engine.work` makes of the groups, in the order in which they are finished.
+    """What `Engine.work` makes of the groups, which are taken from the iterable one by one, in the order in which it is
+    made.
 
-    options: of `open_engine`. address: of a running cluster, or "auto"; None starts one on this machine. Each worker
-    has one GPU where `device` is "cuda", else one CPU. A group whose worker dies is given to a new one. Raises
-    `UserError` where Ray or a GPU is missing, and where one group has cost three workers.
+    options: of `open_engine`. address: of a running cluster, or "auto"; None starts one on the free cores and the GPUs
+    of this machine; where the caller has connected to one, it is that. Each worker has one GPU where `device` is
+    "cuda", else one CPU. A group whose worker dies is given to another. Raises `UserError` where Ray, the cluster or a
+    GPU is missing, and where one group has cost three workers.
     """
-    try:
-        ray = importlib.import_module("ray")
-    except ImportError as error:
-        raise UserError("Ray is not installed", remedy='pip install "riebench[ray]"') from error
-    started_here = not ray.is_initialized()
-    if started_here:
-        try:
-            ray.init(address=address, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
-        except (ConnectionError, ValueError) as error:
-            raise UserError(
-                f"no Ray cluster answers at {address!r}: {error}", remedy="start one, or leave --address out"
-            ) from error
-    try:
-        yield from _stream(ray, groups, judges, (backbone, device, options))
-    finally:
-        if started_here:
-            ray.shutdown()
-
-
-def _stream(ray, groups: Iterable[Sequence[Task]], judges: str, hiring: tuple[Backbone, str, dict]) -> Iterator[Batch]:
-    kind = "GPU" if hiring[1] == "cuda" else "CPU"
-    slots = int(ray.cluster_resources().get(kind, 0))
-    if slots < 1:
-        raise UserError(f"the Ray cluster has no {kind}", remedy="start it with some, or use another --device")
-    actor = ray.remote(num_cpus=1, num_gpus=int(kind == "GPU"))(Worker)
-    new = ((group, 1) for group in groups)
-    again: list[tuple[Sequence[Task], int]] = []
-    idle = [actor.remote(*hiring) for _ in range(slots)]
-    busy: dict = {}
-    while True:
-        while idle and (item := again.pop() if again else next(new, None)):
-            worker = idle.pop()
-            busy[worker.work.remote(item[0], judges)] = worker, *item
-        if not busy:
-            return
-        (finished,), _ = ray.wait(list(busy), num_returns=1)
-        worker, group, tries = busy.pop(finished)
-        try:
-            batches = ray.get(finished)
-        except ray.exceptions.RayActorError as error:
-            if tries == TRIES:
-                raise UserError(
-                    f"{TRIES} workers died over the cases from {group[0].edit.id!r} on: {error}",
-                    remedy="look at Ray's logs; if memory ran out, use a smaller --batch-size",
-                ) from error
-            again.append((group, tries + 1))
-            idle.append(actor.remote(*hiring))
-            continue
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from error
-        idle.append(worker)
-        yield from batches
+    groups = iter(groups)
+    first = next(groups, None)
+    if first is None:
+        return
+    ray = _import_ray()
+    with _connected(ray, address):
+        kind = "GPU" if device == "cuda" else "CPU"
+        slots = int(ray.cluster_resources().get(kind, 0))
+        if slots < 1:
+            raise UserError(f"the Ray cluster has no {kind}", remedy="start it with some, or use another --device")
+        hire = ray.remote(num_cpus=int(kind == "CPU"), num_gpus=int(kind == "GPU"))(Worker).remote
+        words = backbone, device, options, (code_version(), judges)
+        crew = 

@@ -16,7 +16,7 @@ from riebench.errors import UserError, did_you_mean
 from riebench.harvest import world_prompts
 from riebench.lens import find_sites
 from riebench.progress import Progress
-from riebench.sampling import BATCH_SIZES, Request, Sampler, choose_device, load_sampler
+from riebench.sampling import Request, Sampler, choose_device, load_sampler
 from sae_models import index
 from sae_models.dictionary import Dictionary
 from sae_models.evaluation import Evaluation, Tally
@@ -71,7 +71,8 @@ def generalise(
     ]
     captions = world_prompts(prompts, FIRST_SEED, "held_out")
     for backbone in on:
-        sampler = load_sampler(backbone, where, min(BATCH_SIZES[where.type], prompts))
+        sampler = load_sampler(backbone, where)
+        sampler.batch_size = min(sampler.batch_size, prompts)
         for row, found in zip(rows, evaluate_steps(sampler, dictionaries, captions, FIRST_SEED), strict=True):
             row["on"][backbone.name] = found
     return {

@@ -37,9 +37,10 @@ class Progress:
         now = time.monotonic()
         if done >= self.total or now - self._spoke_at >= PLAIN_SECONDS:
             self._spoke_at = now
-            rate = (done - self._started_done) / max(now - self._started_at, 1e-9)
-            left = (self.total - done) / rate if rate > 0 else 0.0
-            line = f"{self.label}: {done}/{self.total} {self.unit}s, {rate:.1f} a second, {_clock(left)} left"
+            line = f"{self.label}: {done}/{self.total} {self.unit}s"
+            if done > self._started_done:
+                rate = (done - self._started_done) / max(now - self._started_at, 1e-9)
+                line += f", {rate:.1f} a second, {_clock((self.total - done) / rate)} left"
             print(f"{line}{'; ' + note if note else ''}", file=sys.stderr, flush=True)
 
 

@@ -119,7 +119,8 @@ def run(
         generated = make(wished, judges, backbone, where.type, options, *more) if missing else ()
         forwards = 0.0
         with Progress("generating and scoring", len(recipes), len(recipes) - todo, "result") as progress:
-            for batch in chain(rescored(unscored, backbone.judges, where, store, judges), generated):
+            again = takewhile(lambda _: not wish.stop, rescored(unscored, backbone.judges, where, store, judges))
+            for batch in chain(again, generated):
                 store.add(batch)
                 forwards += batch.forwards
                 progress.update(progress.done + sum("method" in row for row in batch.rows))

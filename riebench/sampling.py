@@ -64,7 +64,7 @@ class Sampler:
             raise UserError(f"batch size {batch_size} is too small", remedy="use at least 1, or 0 for the usual one")
         self.backbone, self.pipeline = backbone, pipeline
         self.device = pipeline.unet.device
-        self.batch_size = batch_size or BATCH_SIZES[self.device.type]
+        self.batch_size = batch_size or BATCH_SIZES.get(self.device.type, BATCH_SIZES["cpu"])
         self._texts: dict[str, tuple[Tensor, Tensor]] = {}
         self._replay = Replay(pipeline.unet)
         self._whole_forwards = 0

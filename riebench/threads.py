@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -13,15 +15,20 @@ MOST = torch.get_num_threads()  # torch's own choice: the machine's cores, each 
 CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 
-def fit_threads() -> int:
-    """Sets torch's threads to the cores that this process may use and nobody else is using; returns how many.
+def usable_cores() -> int:
+    """How many cores are ours: OMP_NUM_THREADS where the user has set it, else those that are free."""
+    return torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else count_free_cores()
 
-    Two threads beside one busy process on two cores run slower than one (`docs/performance.md`). Where the user has
-    set OMP_NUM_THREADS, that stays.
-    """
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(count_free_cores())
-    return torch.get_num_threads()
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """torch computes with so many threads in here, and with as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def count_free_cores() -> int:

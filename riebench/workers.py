@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from queue import SimpleQueue
-
-import torch
 
 from riebench.backbones import Backbone
 from riebench.engine import Engine, open_engine
 from riebench.plan import Task
 from riebench.store import Batch
-from riebench.threads import fit_threads
+from riebench.threads import threads, usable_cores
 
 MOST_ENGINES = 4  # more would wait for the interpreter's lock
 
@@ -27,17 +26,22 @@ def work_here(
 ) -> Iterator[Batch]:
     """What `Engine.work` makes of the groups, which are taken from the iterable one by one, in the order in which it is
     made. options: of `open_engine`."""
-    cores = fit_threads() if device == "cpu" else 1
-    engine = open_engine(backbone, device, **options)
-    engines = min(cores, MOST_ENGINES)
-    if engines == 1:
-        for group in groups:
-            yield from engine.work(group, judges)
-        return
-    torch.set_num_threads(max(1, cores // engines))
+    cores = usable_cores() if device == "cpu" else 1
+    engines = 1 if options.get("compiled") else min(cores, MOST_ENGINES)
+    with threads(max(1, cores // engines)) if device == "cpu" else nullcontext():
+        engine = open_engine(backbone, device, **options)
+        if engines > 1:
+            yield from _share([engine, *(engine.twin() for _ in range(engines - 1))], groups, judges)
+        else:
+            for group in groups:
+                yield from engine.work(group, judges)
+
+
+def _share(engines: Sequence[Engine], groups: Iterable[Sequence[Task]], judges: str) -> Iterator[Batch]:
+    """The groups' batches, each group made by the engine that is free first."""
     idle: SimpleQueue[Engine] = SimpleQueue()
-    for each in (engine, *(engine.twin() for _ in range(engines - 1))):
-        idle.put(each)
+    for engine in engines:
+        idle.put(engine)
 
     def work(group: Sequence[Task]) -> list[Batch]:
         mine = idle.get()
@@ -47,11 +51,11 @@ def work_here(
             idle.put(mine)
 
     busy: set[Future] = set()
-    with ThreadPoolExecutor(engines, "riebench-engine") as pool:
+    with ThreadPoolExecutor(len(engines), "riebench-engine") as pool:
         try:
             for group in groups:
                 busy.add(pool.submit(work, group))
-                if len(busy) == engines:
+                if len(busy) == len(engines):
                     done, busy = wait(busy, return_when=FIRST_COMPLETED)
                     for future in done:
                         yield from future.result()

@@ -38,7 +38,7 @@ def groups_of(methods, size=2, count=6):
 
 def made(groups, cores, monkeypatch):
     """(Recipe -> row, path -> picture) of all batches, with so many cores free."""
-    monkeypatch.setattr(workers, "fit_threads", lambda: cores)
+    monkeypatch.setattr(workers, "usable_cores", lambda: cores)
     batches = list(workers.work_here(groups, "judges", BACKBONE, "cpu", OPTIONS))
     rows = {row["recipe"]: row for batch in batches for row in batch.rows if "method" in row}
     return rows, {path: array for batch in batches for path, array in batch.pictures.items()}
@@ -46,13 +46,10 @@ def made(groups, cores, monkeypatch):
 
 def test_two_engines_make_what_one_makes(monkeypatch):
     before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        groups = groups_of([SAE(), Neurons()])
-        one, one_shown = made(groups, 1, monkeypatch)
-        two, two_shown = made(groups, 2, monkeypatch)
-    finally:
-        torch.set_num_threads(before)
+    groups = groups_of([SAE(), Neurons()])
+    one, one_shown = made(groups, 1, monkeypatch)
+    two, two_shown = made(groups, 2, monkeypatch)
+    assert torch.get_num_threads() == before
     assert len(one) == sum(len(task.wanted) for group in groups for task in group) == 12
     assert one == two
     assert one_shown.keys() == two_shown.keys() and all((one_shown[p] == two_shown[p]).all() for p in one_shown)
@@ -124,7 +121,7 @@ def test_a_container_s_limit_counts(monkeypatch, tmp_path, text, count):
 def test_a_process_on_one_core_takes_one_thread_unless_it_is_told_otherwise(setting, expected):
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-        "from riebench.threads import fit_threads; print(fit_threads())"
+        "from riebench.threads import usable_cores; print(usable_cores())"
     )
     env = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"} | setting
     found = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
