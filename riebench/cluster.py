@@ -10,8 +10,9 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from types import ModuleType
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
@@ -21,16 +22,33 @@ from riebench.errors import UserError
 from riebench.metrics import METRICS
 from riebench.plan import Task
 from riebench.store import Batch
-from riebench.threads import count_free_cores
+from riebench.threads import usable_cores
 from riebench.versions import code_version, judge_version
 
 TRIES = 3  # workers that one group of cases may cost
 ANSWER_SECONDS = 5
-#: What Ray reads of the environment, where the user has not set it.
+#: What Ray is told by the environment, where the user has not set it.
 RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` Ray would upload the working directory
 }
+
+
+@dataclass(frozen=True)
+class Job:
+    """A group of cases to be worked on, and how many workers it has cost."""
+
+    group: Sequence[Task]
+    lost: int = 0
+
+    def again(self, error: Exception) -> Job:
+        """The job after one more worker. Raises `UserError` where that was the last it may cost."""
+        if self.lost + 1 == TRIES:
+            raise UserError(
+                f"{TRIES} workers died over the cases from edit {self.group[0].edit.id!r} on",
+                remedy="look at Ray's logs; where memory ran out, use a smaller --batch-size or fewer workers",
+            ) from error
+        return Job(self.group, self.lost + 1)
 
 
 class Worker:
@@ -39,14 +57,14 @@ class Worker:
     _engine: Engine
 
     def load(self, backbone: Backbone, device: str, options: dict, versions: tuple[str, str]) -> list[Batch]:
-        """Opens the engine, and makes nothing yet. Not done on creation: of an error there Ray keeps but the text.
+        """Opens the engine; makes nothing yet. Not in `__init__`: of an error there Ray keeps the text alone.
 
         Raises `UserError` where something is missing, or the versions of code and judges are not those here.
         """
         if versions != (code_version(), judge_version(METRICS.names(), backbone.judges)):
             raise UserError(
-                f"the code or the metrics on {platform.node()} are not those of the machine that runs the benchmark",
-                remedy="install the same versions of riebench, torch and plug-ins everywhere",
+                f"the code or the metrics of riebench on {platform.node()} are not those that the run was planned with",
+                remedy="install the same versions everywhere, and metrics of your own as plug-ins",
             )
         if device == "cpu":
             torch.set_num_threads(1)
@@ -66,24 +84,113 @@ def work_on_cluster(
     options: dict,
     address: str | None = None,
 ) -> Iterator[Batch]:
-    """What `Engine.work` makes of the groups, which are taken from the iterable one by one, in the order in which it is
-    made.
+    """What `Engine.work` makes of the groups, which are taken from the iterable as workers come free, in the order in
+    which it is made.
 
     options: of `open_engine`. address: of a running cluster, or "auto"; None starts one on the free cores and the GPUs
-    of this machine; where the caller has connected to one, it is that. Each worker has one GPU where `device` is
-    "cuda", else one CPU. A group whose worker dies is given to another. Raises `UserError` where Ray, the cluster or a
-    GPU is missing, and where one group has cost three workers.
+    of this machine. A cluster that the caller is connected to already is used, and left connected. Each worker has one
+    GPU where `device` is "cuda", else one CPU; at most one is started for each group. A group whose worker dies is
+    given to another. Raises `UserError` where Ray, the cluster or a GPU is missing, and where one group has cost three
+    workers.
     """
     groups = iter(groups)
     first = next(groups, None)
     if first is None:
         return
-    ray = _import_ray()
-    with _connected(ray, address):
+    ray = _import_ray(address)
+    connected = ray.is_initialized()
+    if not connected:
+        _connect(ray, address)
+    try:
         kind = "GPU" if device == "cuda" else "CPU"
         slots = int(ray.cluster_resources().get(kind, 0))
         if slots < 1:
             raise UserError(f"the Ray cluster has no {kind}", remedy="start it with some, or use another --device")
         hire = ray.remote(num_cpus=int(kind == "CPU"), num_gpus=int(kind == "GPU"))(Worker).remote
         words = backbone, device, options, (code_version(), judges)
-        crew = 
+        yield from _stream(ray, chain([first], groups), judges, slots, hire, words)
+    finally:
+        if not connected:
+            ray.shutdown()
+
+
+def _stream(
+    ray, groups: Iterator[Sequence[Task]], judges: str, slots: int, hire: Callable, words: tuple
+) -> Iterator[Batch]:
+    """words: of `Worker.load`. A group waits until a worker is loaded, and is bound to none before: where others use
+    the cluster too, not every worker finds a place at once."""
+    waiting: deque[Job] = deque()
+    loading: dict = {}  # call -> worker
+    busy: dict = {}  # call -> (worker, job)
+    idle: list = []
+    try:
+        while True:
+            while len(waiting) + len(busy) < slots and (group := next(groups, None)):
+                waiting.append(Job(group))
+            while waiting and idle:
+                worker, job = idle.pop(), waiting.popleft()
+                busy[worker.work.remote(job.group, judges)] = worker, job
+            for _ in range(len(waiting) - len(loading)):
+                worker = hire()
+                loading[worker.load.remote(*words)] = worker
+            if not waiting and not busy:
+                return
+            (call,), _ = ray.wait([*busy, *loading], num_returns=1)
+            worker, job = busy.pop(call) if call in busy else (loading.pop(call), None)
+            try:
+                batches = ray.get(call)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from error
+            except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
+                ray.kill(worker)
+                if job is None and waiting:  # it died while it loaded
+                    job = waiting.popleft()
+                if job is not None:
+                    waiting.appendleft(job.again(error))
+            else:
+                idle.append(worker)
+                yield from batches
+    finally:
+        for worker in (*idle, *loading.values(), *(worker for worker, _ in busy.values())):
+            ray.kill(worker)
+
+
+def _import_ray(address: str | None):
+    patience = {"RAY_NUM_REDIS_GET_RETRIES": "1"} if address else {}  # Ray's own is a quarter of an hour
+    for name, value in {**RAY_SETTINGS, **patience}.items():
+        os.environ.setdefault(name, value)
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise UserError("Ray is not installed", remedy='pip install "riebench[ray]"') from error
+
+
+def _connect(ray, address: str | None) -> None:
+    """Connects to the cluster at the address, or starts one; signals go where they went before.
+
+    `ray.init` takes SIGTERM for itself, and takes this process out of its process group, where Ctrl-C would not reach
+    it any more; what it starts stays behind in the new group, and is spared.
+    """
+    handler, group = signal.getsignal(signal.SIGTERM), os.getpgrp()
+    try:
+        cores = {} if address else {"num_cpus": usable_cores()}
+        if address:
+            _check_answers(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
+        ray.init(address or "local", log_to_driver=False, include_dashboard=False, logging_level="ERROR", **cores)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"no Ray cluster at {address}: {error}" if address else f"Ray does not start: {error}",
+            remedy="check the address, or leave --address out to start one here",
+        ) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+        with suppress(PermissionError):
+            os.setpgid(0, group)
+
+
+def _check_answers(address: str) -> None:
+    """Raises `OSError` or `ValueError` where nothing listens; Ray itself would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
