@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from functools import cached_property
 from pathlib import PurePath
+from types import FunctionType
 
 import numpy as np
 
@@ -104,6 +105,8 @@ def _attributes(value: object) -> dict[str, object] | None:
         return None
     if (kind.__reduce__, kind.__reduce_ex__) != (object.__reduce__, object.__reduce_ex__):
         return None
+    if kind.__getstate__ is not object.__getstate__ and not isinstance(kind.__getstate__, FunctionType):
+        return None  # the state is in C, as that of io.StringIO
     try:
         object.__reduce_ex__(value, 2)  # fails for what keeps a state in C: functions, modules, open files
     except TypeError:

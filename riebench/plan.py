@@ -115,14 +115,18 @@ def plan(
     code = digest([code_version(), code_of(GROUNDERS.get(backbone.grounder))])
     settings = []
     for variant in variants:
-        words = {"method": variant.method, "blocks": variant.blocks, "dictionaries": variant.blocks and dictionaries}
+        words = {
+            "method": variant.method,
+            "settings": _settings(variant.method),
+            "blocks": variant.blocks,
+            "dictionaries": variant.blocks and dictionaries,
+        }
         settings.append((variant, digest(words), digest([code, code_of(variant.method)])))
     return [_task(common, edit, seed, code, settings) for edit, seed in cases]
 
 
 def _task(common: dict, edit: Edit, seed: int, code: str, settings: Sequence[tuple[Variant, str, str]]) -> Task:
-    known = {name: value for name, value in asdict(edit).items() if name not in ("instruction", "tags")}
-    case = digest([common, known, seed])
+    case = digest([common, asdict(edit), seed])
     shared, wanted = {}, []
     for name in ("original", "edited", "regions"):
         recipe = digest([case, name])
@@ -134,6 +138,12 @@ def _task(common: dict, edit: Edit, seed: int, code: str, settings: Sequence[tup
         path = picture_path(edit.id, seed, name + blocks, digest([recipe, version]))
         wanted.append(Wanted(variant, recipe, version, path))
     return Task(edit, seed, **shared, wanted=tuple(wanted))
+
+
+def _settings(method: Method) -> dict[str, object]:
+    """A method's public attributes that are plain values, also those that only its class has."""
+    values = {name: getattr(method, name) for name in dir(method) if not name.startswith("_")}
+    return {name: value for name, value in values.items() if isinstance(value, bool | int | float | str)}
 
 
 def _dictionary(backbone: Backbone, block: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -25,7 +25,8 @@ RESCORED = 64  # results that are read and scored together
 def find_missing(
     tasks: Sequence[Task], store: Store, cache: str, judges: str
 ) -> tuple[list[Task], list[tuple[Task, Wanted]]]:
-    """(Tasks with only those results that must be generated, results that are there and must only be scored anew)."""
+    """(Tasks with only those results that must be generated, which may be none where only a picture that they share is
+    gone; results that are there and must only be scored anew)."""
     missing, unscored = [], []
     for task in tasks:
         absent = []
@@ -35,22 +36,34 @@ def find_missing(
                 absent.append(wanted)
             elif row["judges"] != judges:
                 unscored.append((task, wanted))
-        if absent:
+        if absent or not _has_shared(task, store, cache):
             missing.append(dataclasses.replace(task, wanted=tuple(absent)))
     return missing, unscored
 
 
 def with_pictures(task: Task, store: Store, cache: str) -> Task:
-    """The task with the pictures that its results share, where they are all there."""
-    return dataclasses.replace(task, pictures=_pictures(task, store)) if _has_shared(task, store, cache) else task
+    """The task with the pictures that its results share, in their places, where they are all there."""
+    if not _has_shared(task, store, cache):
+        return task
+    original, edited, regions = (
+        dataclasses.replace(shared, image=store.row(shared.recipe)["image"]) for shared in task.shared
+    )
+    return dataclasses.replace(task, original=original, edited=edited, regions=regions, pictures=_pictures(task, store))
 
 
 def rescored(
-    items: Sequence[tuple[Task, Wanted]], family: str, device: torch.device, store: Store, judges: str
+    items: Sequence[tuple[Task, Wanted]],
+    family: str,
+    device: torch.device,
+    store: Store,
+    judges: str,
+    stop: Callable[[], bool],
 ) -> Iterator[Batch]:
-    """The rows of results that are there, with new scores of the same pictures."""
+    """The rows of results that are there, with new scores of the same pictures, until `stop` is true."""
     scorer = Scorer(family, device) if items else None
     for start in range(0, len(items), RESCORED):
+        if stop():
+            return
         rows, to_score = {}, []
         for task, wanted in items[start : start + RESCORED]:
             row = store.row(wanted.recipe)

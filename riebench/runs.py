@@ -7,7 +7,7 @@ import hashlib
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -27,6 +27,7 @@ from riebench.edits import CATEGORY_NAMES, Edit, load_edits
 from riebench.engine import GROUP, to_array
 from riebench.errors import UserError, did_you_mean
 from riebench.interrupts import Interrupted, stopping
+from riebench.keys import describe
 from riebench.methods import Method
 from riebench.metrics import METRICS
 from riebench.plan import plan, plan_variants
@@ -35,7 +36,7 @@ from riebench.report import write_report
 from riebench.resume import CACHE_MODES, find_missing, rescored, with_pictures
 from riebench.sampling import choose_device
 from riebench.scoring import eight_bits
-from riebench.store import Store
+from riebench.store import Batch, Store
 from riebench.versions import judge_version
 from riebench.workers import work_here
 
@@ -100,7 +101,7 @@ def run(
     manifest = _describe(config, chosen, all_methods, where.type) | {"judges": judges}
     with Store(out) as store, stopping() as wish:
         for folder in reuse:
-            store.adopt(Path(folder), [*recipes, *(shared.recipe for task in tasks for shared in task.shared)])
+            store.adopt(Path(folder), {item.recipe: item.code for t in tasks for item in (*t.shared, *t.wanted)})
         for sentence in store.damage:
             print(f"riebench: {sentence}", file=sys.stderr)
         missing, unscored = find_missing(tasks, store, cache, judges)
@@ -109,18 +110,24 @@ def run(
         if cache == "only-cache" and todo:
             raise UserError(f"{todo} of {len(recipes)} results are not in {out}", remedy="use --cache only-missing")
         files.write_json(out / "manifest.json", manifest | {"status": "running"})
-        options = {"batch_size": config.batch_size, "mask_rule": config.mask_rule, "compiled": compile}
-        groups = (
-            [with_pictures(task, store, cache) for task in missing[start : start + GROUP]]
-            for start in range(0, len(missing), GROUP)
-        )
-        wished = takewhile(lambda _: not wish.stop, groups)
-        make, more = (work_here, ()) if engine == "local" else (work_on_cluster, (address,))
-        generated = make(wished, judges, backbone, where.type, options, *more) if missing else ()
+
+        def generated() -> Iterator[Batch]:
+            groups = (
+                [with_pictures(task, store, cache) for task in missing[start : start + GROUP]]
+                for start in range(0, len(missing), GROUP)
+            )
+            options = {"batch_size": config.batch_size, "mask_rule": config.mask_rule, "compiled": compile}
+            if engine == "ray":
+                until_stopped = takewhile(lambda _: not wish.stop, groups)
+                return work_on_cluster(until_stopped, judges, backbone, where.type, options, address)
+            return work_here(groups, judges, backbone, where.type, options, lambda: wish.stop)
+
+        batches = [rescored(unscored, backbone.judges, where, store, judges, lambda: wish.stop)]
+        if missing and cache != "only-cache":
+            batches.append(generated())
         forwards = 0.0
         with Progress("generating and scoring", len(recipes), len(recipes) - todo, "result") as progress:
-            again = takewhile(lambda _: not wish.stop, rescored(unscored, backbone.judges, where, store, judges))
-            for batch in chain(again, generated):
+            for batch in chain.from_iterable(batches):
                 store.add(batch)
                 forwards += batch.forwards
                 progress.update(progress.done + sum("method" in row for row in batch.rows))
@@ -128,23 +135,30 @@ def run(
             store.flush()
             files.write_json(out / "manifest.json", manifest | {"status": "interrupted"})
             raise Interrupted(
-                f"stopped with {progress.done} of {len(recipes)} results in {out}; the same command goes on from there"
+                f"stopped with {progress.done} of {len(recipes)} results in {out}; the same command"
+                f"{' without --cache never' if cache == 'never' else ''} goes on from there"
             )
-        scores = store.frame(recipes)
-        write_scores(scores, out / "scores.parquet")
-        summary = summarise(scores, BLOCK_NAMES, method=config.subsets_of, resamples=config.resamples)
-        files.write_json(out / "summary.json", summary)
-        manifest |= {
-            "status": "finished",
-            "seconds": round(time.monotonic() - clock, 1),
-            "results": len(recipes),
-            "made": made,
-            "unet_forwards": round(forwards, 1),
-        }
-        files.write_json(out / "manifest.json", manifest)
-        prompts = {edit.id: (edit.original_prompt, edit.edited_prompt) for edit in chosen}
-        write_report(out, summary, scores, manifest, prompts=prompts)
-    return Run(out, manifest, scores, summary)
+        manifest |= {"status": "finished", "results": len(recipes), "made": made, "unet_forwards": round(forwards, 1)}
+        return _finish(store, recipes, config, chosen, manifest, clock)
+
+
+def _finish(
+    store: Store, recipes: Sequence[str], config: RunConfig, edits: Sequence[Edit], manifest: dict, clock: float
+) -> Run:
+    """Writes the tables and the report of results that are all there. clock: when the run began."""
+    scores = store.frame(recipes)
+    summary = summarise(scores, BLOCK_NAMES, method=config.subsets_of, resamples=config.resamples)
+    prompts = {edit.id: (edit.original_prompt, edit.edited_prompt) for edit in edits}
+    manifest["seconds"] = round(time.monotonic() - clock, 1)
+    for write in (
+        lambda: write_scores(scores, store.folder / "scores.parquet"),
+        lambda: files.write_json(store.folder / "summary.json", summary),
+        lambda: write_report(store.folder, summary, scores, manifest, prompts=prompts),
+        lambda: files.write_json(store.folder / "manifest.json", manifest),
+    ):
+        store.check_there()
+        write()
+    return Run(store.folder, manifest, scores, summary)
 
 
 def choose_edits(edits: list[Edit], config: RunConfig) -> list[Edit]:
@@ -188,5 +202,5 @@ def _version(package: str) -> str:
 
 
 def _settings(method: Method) -> dict:
-    settings = dataclasses.asdict(method) if dataclasses.is_dataclass(method) else {}
-    return settings | {"name": method.name, "strength": method.strength}
+    """What the manifest says of a method, in what JSON can hold."""
+    return describe(method) | {"name": method.name, "strength": method.strength}

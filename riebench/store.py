@@ -9,7 +9,7 @@ import re
 import shutil
 import socket
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ PENDING = 4  # batches that wait to be written
 THREADS = 4  # that encode and check pictures
 COMPRESS_LEVEL = 1  # of PNG: a third of the time of level 6 at 512 px, for a sixth more bytes
 LONGEST_NAME = 80
+LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}(\.\w+)?")  # as `files.replacing` names what it has not finished
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ class Store:
     def frame(self, recipes: Sequence[str]) -> pd.DataFrame:
         """The rows of those recipes in that order. Raises `UserError` where some are missing."""
         self.flush()
+        self.check_there()
         missing = sum(recipe not in self._rows for recipe in recipes)
         if missing:
             raise UserError(
@@ -127,8 +129,10 @@ class Store:
             )
         return pd.DataFrame([self._rows[recipe] for recipe in recipes])
 
-    def adopt(self, folder: Path, recipes: Collection[str]) -> int:
-        """Takes over from another run directory what this one lacks of those recipes; returns how many rows.
+    def adopt(self, folder: Path, wanted: Mapping[str, str]) -> int:
+        """Takes over from another run directory what this one lacks; returns how many rows.
+
+        wanted: recipe -> code; a row of another code gives way to one of that code.
 
         Their pictures come along, with all that lie beside them, as hard links where the file system can. The other
         folder is only read; what is broken there is named in `damage`, and a row whose picture differs from the one
@@ -141,22 +145,25 @@ class Store:
             reason = "holds no results" if folder.is_dir() else "does not exist"
             raise UserError(f"the run directory {folder} {reason}", remedy="give the folder of a run")
         there, broken = _read_parts(folder)
-        lacking = {name: there[name] for name in recipes if name in there and name not in self._rows}
+        lacking = {
+            recipe: there[recipe]
+            for recipe, code in wanted.items()
+            if recipe in there
+            and (recipe not in self._rows or self._rows[recipe]["code"] != code == there[recipe]["code"])
+        }
         found, hashes, lost = _check_pictures(folder, lacking)
         self.damage += [*broken.values(), *lost]
         rows = [row for row in found.values() if _agrees(row, self._hashes)]
-        named = {row["image"] for row in rows if row["image"]}
-        for image in (named | _beside(folder, named)) - self._hashes.keys():
-            if image in named or not (self.folder / image).exists():
-                self._put(image, lambda path, source=folder / image: _link_or_copy(source, path), sync=False)
-        self._hashes |= {image: hashes[image] for image in named}
+        for image in {row["image"] for row in rows if row["image"]} - self._hashes.keys():
+            self._put(image, lambda path, source=folder / image: _link_or_copy(source, path), sync=False)
+            self._hashes[image] = hashes[image]
         self._write_rows(rows)
         return len(rows)
 
     def _open(self) -> None:
-        for room, suffix in ((PARTS, ".parquet"), (IMAGES, ".png")):
-            for leftover in (self.folder / room).rglob(f".*{suffix}"):  # of a process that was killed while writing
-                leftover.unlink(missing_ok=True)
+        for path in self.folder.rglob(".*"):
+            if LEFTOVER.fullmatch(path.name):  # of a process that was killed while writing
+                path.unlink(missing_ok=True)
         rows, broken = _read_parts(self.folder)
         for path in broken:
             path.rename(path.with_name(f"{path.name}.damaged"))
@@ -220,14 +227,15 @@ class Store:
     def _put(self, name: str, write: Callable[[Path], None], *, sync: bool) -> None:
         """Writes a file of the run directory. Raises `UserError` where that fails, or the directory has vanished."""
         try:
-            self._check_there()
+            self.check_there()
             with files.replacing(self.folder / name, sync=sync) as temporary:
                 write(temporary)
         except UserError:
-            self._check_there()  # the better message
+            self.check_there()  # the better message
             raise
 
-    def _check_there(self) -> None:
+    def check_there(self) -> None:
+        """Raises `UserError` where the run directory has vanished."""
         # without this, a folder that was removed or renamed would be made anew, with half of a run
         if _identity(self.folder / LOCK) != self._lock_identity:
             raise UserError(
@@ -358,12 +366,6 @@ def _sha256(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:
         return ""
-
-
-def _beside(folder: Path, images: Collection[str]) -> set[str]:
-    """Every picture that lies beside one of these: those of the references, which may be no row's own."""
-    rooms = {image.rpartition("/")[0] for image in images}
-    return {f"{room}/{name}" for room in rooms for name in _names(folder / room) if name.endswith(".png")}
 
 
 def _link_or_copy(source: Path, path: Path) -> None:

@@ -126,7 +126,11 @@ def _foreign_code(thing: object) -> list[object]:
     code = []
     for kind in filter(_is_foreign, kinds):
         file = _source_file(kind)
-        code.append(file_sha256(file) if file else _bytecode(kind, set()))
+        if file:  # and what was loaded of it, which may be older than the file
+            functions = [f for item in _items(kind) for f in _functions(item)]
+            code.append([file_sha256(file), [_instructions(function.__code__) for function in functions]])
+        else:
+            code.append(_bytecode(kind, set()))
     return code
 
 
@@ -140,9 +144,14 @@ def _is_foreign(thing: FunctionType | type) -> bool:
 def _source_file(thing: FunctionType | type) -> Path | None:
     """The file where a function or class is written; None for one typed elsewhere, if only into that file's module."""
     file = getattr(sys.modules.get(thing.__module__), "__file__", None)
-    functions = [thing] if isinstance(thing, FunctionType) else [f for x in vars(thing).values() for f in _functions(x)]
+    functions = [function for item in _items(thing) for function in _functions(item)]
     written_in = {Path(inspect.unwrap(function).__code__.co_filename).name for function in functions}
     return Path(file) if file and Path(file).name in written_in and Path(file).is_file() else None
+
+
+def _items(thing: FunctionType | type) -> list[object]:
+    """What a class holds, or the function itself."""
+    return [thing] if isinstance(thing, FunctionType) else list(vars(thing).values())
 
 
 def _functions(thing: object) -> Iterator[FunctionType]:

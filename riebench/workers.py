@@ -7,10 +7,12 @@ once, take methods of any kind, and end with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from itertools import takewhile
 from queue import SimpleQueue
+from threading import Event
 
 from riebench.backbones import Backbone
 from riebench.engine import Engine, open_engine
@@ -22,44 +24,54 @@ MOST_ENGINES = 4  # more would wait for the interpreter's lock
 
 
 def work_here(
-    groups: Iterable[Sequence[Task]], judges: str, backbone: Backbone, device: str, options: dict
+    groups: Iterable[Sequence[Task]],
+    judges: str,
+    backbone: Backbone,
+    device: str,
+    options: dict,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Batch]:
     """What `Engine.work` makes of the groups, which are taken from the iterable one by one, in the order in which it is
-    made. options: of `open_engine`."""
+    made. options: of `open_engine`. stop: where it is true, only the batches in hand are finished."""
     cores = usable_cores() if device == "cpu" else 1
-    engines = 1 if options.get("compiled") else min(cores, MOST_ENGINES)
-    with threads(max(1, cores // engines)) if device == "cpu" else nullcontext():
+    count = 1 if options.get("compiled") else min(cores, MOST_ENGINES)
+    with threads(max(1, cores // count)) if device == "cpu" else nullcontext():
         engine = open_engine(backbone, device, **options)
-        if engines > 1:
-            yield from _share([engine, *(engine.twin() for _ in range(engines - 1))], groups, judges)
-        else:
-            for group in groups:
-                yield from engine.work(group, judges)
+        engines = [engine, *(engine.twin() for _ in range(count - 1))]
+        yield from _share(engines, takewhile(lambda _: not stop(), groups), judges, stop)
 
 
-def _share(engines: Sequence[Engine], groups: Iterable[Sequence[Task]], judges: str) -> Iterator[Batch]:
+def _share(
+    engines: Sequence[Engine], groups: Iterator[Sequence[Task]], judges: str, stop: Callable[[], bool]
+) -> Iterator[Batch]:
     """The groups' batches, each group made by the engine that is free first."""
-    idle: SimpleQueue[Engine] = SimpleQueue()
-    for engine in engines:
-        idle.put(engine)
+    found: SimpleQueue[Batch | BaseException | Engine] = SimpleQueue()
+    ended = Event()
 
-    def work(group: Sequence[Task]) -> list[Batch]:
-        mine = idle.get()
+    def work(engine: Engine, group: Sequence[Task]) -> None:
         try:
-            return list(mine.work(group, judges))
-        finally:
-            idle.put(mine)
+            for batch in engine.work(group, judges):
+                found.put(batch)
+                if stop() or ended.is_set():
+                    break
+        except BaseException as error:
+            found.put(error)
+        found.put(engine)
 
-    busy: set[Future] = set()
+    idle = list(engines)
     with ThreadPoolExecutor(len(engines), "riebench-engine") as pool:
         try:
-            for group in groups:
-                busy.add(pool.submit(work, group))
-                if len(busy) == len(engines):
-                    done, busy = wait(busy, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        yield from future.result()
-            for future in busy:
-                yield from future.result()
+            while True:
+                while idle and (group := next(groups, None)):
+                    pool.submit(work, idle.pop(), group)
+                if len(idle) == len(engines):
+                    return
+                match found.get():
+                    case Engine() as engine:
+                        idle.append(engine)
+                    case BaseException() as error:
+                        raise error
+                    case batch:
+                        yield batch
         finally:
-            pool.shutdown(cancel_futures=True)
+            ended.set()

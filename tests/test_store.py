@@ -153,7 +153,7 @@ def test_the_last_part_broken_does_not_lend_its_number_again(filled):
 def test_strange_files_among_the_parts_do_not_stop_a_run(filled):
     (filled / "parts" / "notes.parquet").write_text("mine")
     (filled / "parts" / "notes.txt").write_text("mine")
-    (filled / "parts" / ".000000009-aaaaaaaa.parquet.x1.parquet").write_text("half")
+    (filled / "parts" / ".000000009-aaaaaaaa.parquet.x1y2_3ab.parquet").write_text("half")
     with Store(filled) as store:
         (sentence,) = store.damage
         assert "notes.parquet" in sentence
@@ -330,31 +330,35 @@ def test_folders_that_cannot_be_written_are_user_errors(tmp_path):
 
 
 def test_adopting_takes_what_is_lacking_and_whole(filled, tmp_path):
-    beside = filled / "images/e/42/regions-0123456789ab.png"
-    Image.fromarray(picture(99)).save(beside)
     (filled / NAME.format(1)).write_bytes(b"broken")
     broken = parts(filled)[2]
     broken.write_bytes(b"broken")
     with Store(tmp_path / "new") as store:
         store.add(Batch([row(0, NAME.format(0), clip=0.25)], {NAME.format(0): picture(50)}))
-        assert store.adopt(filled, [f"r{n}" for n in range(6) if n != 3]) == 1
+        assert store.adopt(filled, dict.fromkeys([f"r{n}" for n in range(6) if n != 3], "c")) == 1
         assert len(store.damage) == 2
         assert str(filled / NAME.format(1)) in " ".join(store.damage) and str(broken) in " ".join(store.damage)
         assert [n for n in range(6) if store.row(f"r{n}")] == [0, 2]
-        assert store.adopt(filled, ["r2"]) == 0
+        assert store.adopt(filled, dict.fromkeys(["r2"], "c")) == 0
     assert broken.exists(), "the other folder stays as it is"
     assert recipes_in(tmp_path / "new") == [0, 2]
     shutil.rmtree(filled)
     new = tmp_path / "new"
     np.testing.assert_array_equal(read_picture(new / NAME.format(0)), picture(50))
     np.testing.assert_array_equal(read_picture(new / NAME.format(2)), picture(2))
-    np.testing.assert_array_equal(read_picture(new / beside.relative_to(filled)), picture(99))
+
+
+def test_a_row_of_another_code_gives_way_to_the_wanted_one_alone(filled, tmp_path):
+    with Store(tmp_path / "new") as store:
+        store.add(Batch([row(0, NAME.format(7)) | {"code": "old"}], {NAME.format(7): picture(50)}))
+        assert store.adopt(filled, {"r0": "newer"}) == 0 and store.row("r0")["code"] == "old"
+        assert store.adopt(filled, {"r0": "c"}) == 1 and store.row("r0")["code"] == "c"
 
 
 def test_a_shared_picture_that_differs_is_not_adopted(filled, tmp_path):
     with Store(tmp_path / "new") as store:
         store.add(Batch([row(10, NAME.format(0))], {NAME.format(0): picture(50)}))
-        assert store.adopt(filled, ["r0", "r1"]) == 1
+        assert store.adopt(filled, dict.fromkeys(["r0", "r1"], "c")) == 1
     assert recipes_in(tmp_path / "new", of=11) == [1, 10]
 
 
@@ -364,23 +368,23 @@ def test_adopting_where_links_are_not_possible_copies(filled, tmp_path, monkeypa
 
     monkeypatch.setattr(os, "link", no_links)
     with Store(tmp_path / "new") as store:
-        assert store.adopt(filled, [f"r{n}" for n in range(6)]) == 6
+        assert store.adopt(filled, dict.fromkeys([f"r{n}" for n in range(6)], "c")) == 6
     assert recipes_in(tmp_path / "new") == list(range(6))
 
 
 def test_adopting_from_a_run_that_goes_on_needs_no_lock(filled, tmp_path):
     with Store(filled), Store(tmp_path / "new") as store:
-        assert store.adopt(filled, ["r0"]) == 1
-        assert store.adopt(filled, ["r0", "r1"]) == 1
+        assert store.adopt(filled, dict.fromkeys(["r0"], "c")) == 1
+        assert store.adopt(filled, dict.fromkeys(["r0", "r1"], "c")) == 1
 
 
 def test_adopting_from_nothing_is_a_user_error(tmp_path):
     (tmp_path / "empty").mkdir()
     with Store(tmp_path / "new") as store:
         with pytest.raises(UserError, match="absent does not exist"):
-            store.adopt(tmp_path / "absent", ["r0"])
+            store.adopt(tmp_path / "absent", dict.fromkeys(["r0"], "c"))
         with pytest.raises(UserError, match="empty holds no results"):
-            store.adopt(tmp_path / "empty", ["r0"])
+            store.adopt(tmp_path / "empty", dict.fromkeys(["r0"], "c"))
 
 
 @pytest.mark.parametrize(
