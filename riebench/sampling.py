@@ -285,7 +285,7 @@ def load_sampler(backbone: Backbone, device: torch.device, batch_size: int = 0) 
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     for part in (pipeline.unet, pipeline.vae):
-        part.to(memory_format=torch.channels_last)  # a sixth faster on a CPU (`docs/performance.md`)
+        part.to(memory_format=torch.channels_last)  # up to a seventh faster on a CPU (`docs/performance.md`)
     return Sampler(backbone, pipeline.to(device), batch_size)
 
 

@@ -8,28 +8,29 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
+import psutil
 import pytest
 
 from baselines.dense import Dense
 from riebench import runs
 from riebench.backbones import BACKBONES
-from riebench.cluster import work_on_cluster
+from riebench.cluster import Worker, work_on_cluster
 from riebench.config import read_config
 from riebench.edits import load_edits
 from riebench.errors import UserError
-from riebench.metrics import METRICS
-from riebench.plan import plan, plan_variants
-from riebench.versions import judge_version
 
 try:
     import ray
 except ImportError:
     ray = None
 
+GROUPS = [[SimpleNamespace(edit=SimpleNamespace(id=f"edit {i}"))] for i in range(5)]
 needs_ray = pytest.mark.skipif(ray is None, reason="Ray is not installed")
 BACKBONE = BACKBONES.get("tinyworld-turbo@1")
 EDITS = load_edits("tinyworld")[::90][:5]
@@ -39,29 +40,45 @@ CONFIG = dataclasses.replace(CONFIG, methods=CONFIG.methods[:3])
 
 @dataclass(frozen=True)
 class Deadly:
-    """Kills its process the first `times` times that it sees an edit."""
+    """Kills its process when it sees an edit for the first time."""
 
-    folder: str
-    edit: str
-    times: int = 1
+    edit: str = ""
+    folder: str = ""
     name = "deadly"
     strength = 1.0
     sites = "update"
 
     def plan(self, case):
-        deaths = Path(self.folder, f"deaths of {self.name}")
-        died = deaths.read_text().split() if deaths.exists() else []
-        if case.edit.id == self.edit and len(died) < self.times:
-            deaths.write_text(" ".join([*died, str(os.getpid())]))
+        died = Path(self.folder, "died")
+        if case.edit.id == self.edit and not died.exists():
+            died.write_text(str(os.getpid()))
             os.kill(os.getpid(), signal.SIGKILL)
         return Dense().plan(case)
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    """One of two workers, on the CPU or on GPUs that it believes to have."""
+    ray.init("local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def light(cluster, monkeypatch):
+    """Makes workers that load nothing, and do what they are told."""
+
+    def use(load=lambda: [], work=lambda group: []):
+        class Light:
+            def load(self, *_):
+                return load()
+
+            def work(self, group, _):
+                return work(group)
+
+        monkeypatch.setattr("riebench.cluster.Worker", Light)
+
+    return use
 
 
 @pytest.fixture(autouse=True)
@@ -72,26 +89,20 @@ def small_groups(monkeypatch):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """The run of one process, whose method kills nobody."""
-    return make(tmp_path_factory.mktemp("alone"), Deadly("", "", 0))
+    return make(tmp_path_factory.mktemp("alone"), Deadly())
 
 
 def make(folder, *methods, edits=EDITS, engine="local"):
     return runs.run(CONFIG, folder, device="cpu", edits=edits, methods=methods, engine=engine)
 
 
-def groups_of(*methods, edits=EDITS):
-    tasks = plan(BACKBONE, [(edit, 42) for edit in edits], plan_variants(methods, ""), "touched")
-    return [[task] for task in tasks]
-
-
-def work(groups, *, judges="", backbone=BACKBONE, address=None):
-    judges = judges or judge_version(METRICS.names(), backbone.judges)
-    return work_on_cluster(iter(groups), judges, backbone, "cpu", {"batch_size": 8}, address)
+def work(groups, *, device="cpu", address=None):
+    return work_on_cluster(iter(groups), "judges", BACKBONE, device, {}, address)
 
 
 def assert_equal(one, other):
-    """Rows are, and pictures, but for what names the settings of a method."""
-    named = ["recipe", "image"]
+    """Rows are, and pictures, but for what names a method's class and settings."""
+    named = ["recipe", "code", "image"]
     left, right = (pd.read_parquet(run.folder / "scores.parquet") for run in (one, other))
     pd.testing.assert_frame_equal(left.drop(columns=named), right.drop(columns=named), check_exact=True)
     for a, b in zip(left.image, right.image, strict=True):
@@ -99,7 +110,7 @@ def assert_equal(one, other):
 
 
 def test_the_default_engine_needs_no_ray():
-    code = "import sys, riebench.runs, riebench.api, riebench.cli; assert 'ray' not in sys.modules"
+    code = "import sys, riebench.runs; assert 'ray' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
 
 
@@ -130,63 +141,85 @@ def test_two_workers_make_what_one_process_makes(alone, cluster, tmp_path):
     class Unnamed(Deadly):  # as one that is typed in a notebook: nobody can import it
         pass
 
-    for method in (Deadly("", "", 0), Unnamed("", "", 0)):
-        made = make(tmp_path / type(method).__name__, method, engine="ray")
-        assert made.manifest["made"] == len(EDITS) * 18
-        assert_equal(made, alone)
+    made = make(tmp_path, Unnamed(), engine="ray")
+    assert made.manifest["made"] == len(EDITS) * 18
+    assert_equal(made, alone)
 
 
 @needs_ray
-def test_cases_of_a_worker_that_dies_are_redone(alone, cluster, tmp_path):
-    deadly = Deadly(str(tmp_path), EDITS[2].id)
-    assert_equal(make(tmp_path / "run", deadly, engine="ray"), alone)
-    (died,) = (tmp_path / "deaths of deadly").read_text().split()
-    assert int(died) != os.getpid()
+def test_what_one_process_began_goes_on_where_a_worker_dies(alone, cluster, tmp_path):
+    deadly = Deadly(EDITS[3].id, str(tmp_path))
+    make(tmp_path / "run", deadly, edits=EDITS[:2])
+    made = make(tmp_path / "run", deadly, engine="ray")
+    assert made.manifest["made"] == 3 * 18
+    assert_equal(made, alone)
+    assert int((tmp_path / "died").read_text()) != os.getpid()
 
 
 @needs_ray
-def test_cases_that_kill_three_workers_are_given_up(cluster, tmp_path):
-    deadly = Deadly(str(tmp_path), EDITS[0].id, times=9)
-    with pytest.raises(UserError, match=f"3 workers died over the cases from edit '{EDITS[0].id}' on"):
-        list(work(groups_of(deadly, edits=EDITS[:1])))
-    assert len(set((tmp_path / "deaths of deadly").read_text().split())) == 3
+def test_each_group_has_a_worker_at_most_and_each_worker_a_gpu(light, tmp_path):
+    def do(group):
+        Path(tmp_path, str(os.getpid())).touch()
+        time.sleep(0.2)
+        return [(group[0].edit.id, os.environ["CUDA_VISIBLE_DEVICES"])]
+
+    light(work=do)
+    assert list(work(GROUPS[:1], device="cuda"))[0][0] == "edit 0"
+    assert len(list(tmp_path.iterdir())) == 1
+    edits, gpus = zip(*work(GROUPS, device="cuda"), strict=True)
+    assert sorted(edits) == [group[0].edit.id for group in GROUPS] and set(gpus) == {"0", "1"}
+    assert len(list(tmp_path.iterdir())) == 1 + 2
 
 
 @needs_ray
-def test_errors_of_a_worker_come_out_as_they_are(cluster, tmp_path):
-    class Failing(Dense):
-        def plan(self, case):
-            raise KeyError("the power fails")
-
-    with pytest.raises(KeyError, match="the power fails"):
-        list(work(groups_of(Failing(), edits=EDITS[:1])))
-    with pytest.raises(UserError, match=f"the weights of {BACKBONE.name} are not at {tmp_path}"):
-        list(work(groups_of(Dense()), backbone=dataclasses.replace(BACKBONE, folder=str(tmp_path))))
-    with pytest.raises(UserError, match="the code or the metrics .* are not those that the run was planned with"):
-        list(work(groups_of(Dense()), judges="others"))
-
-
-@needs_ray
-def test_groups_are_taken_as_workers_come_free_and_workers_go_when_the_caller_does(cluster):
+def test_what_is_made_comes_at_once_and_groups_are_taken_as_workers_come_free(light):
     taken = []
-    groups = groups_of(Dense())
-    batches = work(taken.append(group) or group for group in groups)
-    next(batches)
-    assert len(taken) <= 3, "two in work, and one after the first that was done"
+
+    def do(group):
+        time.sleep(5 if group[0].edit.id == "edit 0" else 0)
+        return [group[0].edit.id]
+
+    light(work=do)
+    batches = work(taken.append(group) or group for group in GROUPS)
+    assert next(batches) == "edit 1" and len(taken) == 2
+    assert next(batches) == "edit 2" and len(taken) == 3
     batches.close()
-    deadline = time.monotonic() + 20
+    assert ray.is_initialized()
+    deadline = time.monotonic() + 30
     while ray.available_resources().get("CPU") != 2:
-        assert time.monotonic() < deadline, "the workers hold their places"
+        assert time.monotonic() < deadline, f"the workers hold their places: {ray.available_resources()}"
         time.sleep(0.1)
 
 
 @needs_ray
-def test_a_run_goes_on_with_another_engine(alone, cluster, tmp_path):
-    harmless = Deadly("", "", 0)
-    make(tmp_path, harmless, edits=EDITS[:2])
-    made = make(tmp_path, harmless, engine="ray")
-    assert made.manifest["made"] == 3 * 18
-    assert_equal(made, alone)
+@pytest.mark.parametrize("when", ["load", "work"])
+def test_cases_that_cost_three_workers_are_given_up(light, tmp_path, when):
+    def die(*_):
+        Path(tmp_path, str(os.getpid())).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    light(**{when: die})
+    with pytest.raises(UserError, match="3 workers died over the cases from edit 'edit 0' on -> look at Ray's logs"):
+        list(work(GROUPS[:1]))
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@needs_ray
+@pytest.mark.parametrize("when", ["load", "work"])
+@pytest.mark.parametrize("error", [UserError("no weights", remedy="fetch them"), KeyError("the power fails")])
+def test_errors_of_a_worker_come_out_as_they_are(light, when, error):
+    def fail(*_):
+        raise error
+
+    light(**{when: fail})
+    with pytest.raises(type(error)) as raised:
+        list(work(GROUPS))
+    assert type(raised.value) is type(error) and str(raised.value) == str(error)
+
+
+def test_a_worker_of_other_versions_refuses():
+    with pytest.raises(UserError, match="the code in .*riebench on .*, or its metrics, are not those"):
+        Worker().load(BACKBONE, "cpu", {}, ("another", "another"), [])
 
 
 @needs_ray
@@ -203,5 +236,16 @@ def test_ctrl_c_finishes_what_is_in_work_and_leaves_no_process(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and "the same command goes on from there" in said and "Traceback" not in said
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+    deadline = time.monotonic() + 20
+    while left := in_session(process.pid):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
+def in_session(leader):
+    """Ids of the processes of a session."""
+    found = []
+    for pid in psutil.pids():
+        with suppress(ProcessLookupError):
+            found += [pid] if os.getsid(pid) == leader else []
+    return found
