@@ -7,12 +7,13 @@ import os
 import platform
 import signal
 import socket
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 
 import torch
 
@@ -56,15 +57,20 @@ class Worker:
 
     _engine: Engine
 
-    def load(self, backbone: Backbone, device: str, options: dict, versions: tuple[str, str]) -> list[Batch]:
+    def load(
+        self, backbone: Backbone, device: str, options: dict, versions: tuple[str, str], paths: Sequence[str]
+    ) -> list[Batch]:
         """Opens the engine; makes nothing yet. Not in `__init__`: of an error there Ray keeps the text alone.
 
-        Raises `UserError` where something is missing, or the versions of code and judges are not those here.
+        versions: of code and judges. paths: where modules of one's own are looked for, after those that are installed.
+        Raises `UserError` where the versions here are others, and where something is missing.
         """
+        sys.path += [path for path in paths if path not in sys.path]
         if versions != (code_version(), judge_version(METRICS.names(), backbone.judges)):
             raise UserError(
-                f"the code or the metrics of riebench on {platform.node()} are not those that the run was planned with",
-                remedy="install the same versions everywhere, and metrics of your own as plug-ins",
+                f"the code in {Path(__file__).parent} on {platform.node()}, or its metrics, are not those that the run "
+                "was planned with",
+                remedy="install the same versions everywhere, and start where no other copy lies",
             )
         if device == "cpu":
             torch.set_num_threads(1)
@@ -107,7 +113,7 @@ def work_on_cluster(
         if slots < 1:
             raise UserError(f"the Ray cluster has no {kind}", remedy="start it with some, or use another --device")
         hire = ray.remote(num_cpus=int(kind == "CPU"), num_gpus=int(kind == "GPU"))(Worker).remote
-        words = backbone, device, options, (code_version(), judges)
+        words = backbone, device, options, (code_version(), judges), [os.path.abspath(path) for path in sys.path]
         yield from _stream(ray, chain([first], groups), judges, slots, hire, words)
     finally:
         if not connected:
@@ -123,6 +129,7 @@ def _stream(
     loading: dict = {}  # call -> worker
     busy: dict = {}  # call -> (worker, job)
     idle: list = []
+    deaths = ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.ObjectLostError
     try:
         while True:
             while len(waiting) + len(busy) < slots and (group := next(groups, None)):
@@ -141,7 +148,7 @@ def _stream(
                 batches = ray.get(call)
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from error
-            except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
+            except deaths as error:
                 ray.kill(worker)
                 if job is None and waiting:  # it died while it loaded
                     job = waiting.popleft()
@@ -166,27 +173,22 @@ def _import_ray(address: str | None):
 
 
 def _connect(ray, address: str | None) -> None:
-    """Connects to the cluster at the address, or starts one; signals go where they went before.
-
-    `ray.init` takes SIGTERM for itself, and takes this process out of its process group, where Ctrl-C would not reach
-    it any more; what it starts stays behind in the new group, and is spared.
-    """
-    handler, group = signal.getsignal(signal.SIGTERM), os.getpgrp()
+    """Connects to the cluster at the address, or starts one. `ray.init` takes SIGTERM for itself, and is made to give
+    it back; Ctrl-C it leaves alone, and hides from the processes that it starts."""
+    before = signal.getsignal(signal.SIGTERM)
     try:
-        cores = {} if address else {"num_cpus": usable_cores()}
         if address:
             _check_answers(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
+        cores = {} if address else {"num_cpus": usable_cores()}
         ray.init(address or "local", log_to_driver=False, include_dashboard=False, logging_level="ERROR", **cores)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"no Ray cluster at {address}: {error}" if address else f"Ray does not start: {error}",
-            remedy="check the address, or leave --address out to start one here",
+            remedy="check the address, and RAY_AUTH_MODE where it asks for a token; or leave --address out",
         ) from error
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)
-        with suppress(PermissionError):
-            os.setpgid(0, group)
+            signal.signal(signal.SIGTERM, before)
 
 
 def _check_answers(address: str) -> None:
