@@ -19,9 +19,14 @@ from riebench.keys import describe, digest, is_builtin, name_of
 from riebench.metrics import METRICS
 
 PACKAGES = ("riebench", "sae_models", "baselines")
-#: What reads results, scores them or talks to people: a change there changes no image.
+#: What reads results, scores them, hands work out or talks to people: a change there changes no image.
 NOT_GENERATING = tuple(
-    f"riebench/{name}" for name in ("analysis", "report", "metrics", "cli.py", "api.py", "progress.py", "interrupts.py")
+    f"riebench/{name}"
+    for name in (
+        *("analysis", "report", "metrics"),
+        *("cli.py", "api.py", "progress.py", "interrupts.py", "runs.py", "resume.py"),
+        *("workers.py", "cluster.py", "threads.py", "harvest.py", "generalisation.py"),
+    )
 )
 GENERATORS = ("torch", "diffusers", "transformers")
 JUDGES = ("torch", "open_clip_torch", "lpips")
