@@ -22,16 +22,18 @@ def data_folder() -> Path:
 
 
 @contextmanager
-def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
+def replacing(path: Path, *, sync: bool = True, make_folder: bool = True) -> Iterator[Path]:
     """Yields a temporary path beside `path`; what was written there is flushed and renamed to `path` on success.
 
     sync: flush it to the disk; without, it may be lost in a power failure, though not when the process dies.
+    make_folder: make the folder where it is not there.
     Raises `UserError` when the folder cannot be written or the disk is full; an older file stays as it was.
     """
     path = Path(path)
     temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
         os.close(handle)
         temporary = Path(name)

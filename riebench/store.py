@@ -228,9 +228,11 @@ class Store:
         """Writes a file of the run directory. Raises `UserError` where that fails, or the directory has vanished."""
         try:
             self.check_there()
-            with files.replacing(self.folder / name, sync=sync) as temporary:
+            for room in [*Path(name).parents][-2::-1]:  # from the run directory on, which itself is not made anew
+                (self.folder / room).mkdir(exist_ok=True)
+            with files.replacing(self.folder / name, sync=sync, make_folder=False) as temporary:
                 write(temporary)
-        except UserError:
+        except (FileNotFoundError, UserError):
             self.check_there()  # the better message
             raise
 

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from baselines.dense import Dense
-from riebench import runs
+from riebench import runs, workers
 from riebench.backbones import BACKBONES
 from riebench.cluster import Worker, work_on_cluster
 from riebench.config import read_config
@@ -81,11 +81,6 @@ def light(cluster, monkeypatch):
     return use
 
 
-@pytest.fixture(autouse=True)
-def small_groups(monkeypatch):
-    monkeypatch.setattr(runs, "GROUP", 1)
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """The run of one process, whose method kills nobody."""
@@ -93,7 +88,11 @@ def alone(tmp_path_factory):
 
 
 def make(folder, *methods, edits=EDITS, engine="local"):
-    return runs.run(CONFIG, folder, device="cpu", edits=edits, methods=methods, engine=engine)
+    """A run in groups of one case; one thread a process, as on the cluster."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "GROUP", 1)
+        patch.setattr(workers, "usable_cores", lambda: 1)
+        return runs.run(CONFIG, folder, device="cpu", edits=edits, methods=methods, engine=engine)
 
 
 def work(groups, *, device="cpu", address=None):
