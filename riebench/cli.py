@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--engine", default="local", help="local, or ray: a worker for each GPU of a cluster")
     run.add_argument("--address", help="of a running Ray cluster, or auto (default: start one on this machine)")
-    run.add_argument("--compile", action="store_true", help="compile the U-Net with torch.compile")
+    run.add_argument("--compile", action="store_true", help="compile the U-Net and the decoder with torch.compile")
     run.set_defaults(verb=_run)
 
     agreement = verbs.add_parser("agreement", help="how well the metrics of a run agree with tinyworld's oracle")

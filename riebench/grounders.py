@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 
-from riebench.files import data_folder
 from riebench.registry import Registry
 
 #: Name -> loader `(device) -> grounder` with `masks(images_bchw, phrases) -> bool [b, h, w]`, which knows noun
@@ -17,12 +15,5 @@ GROUNDERS.add(
     summary="segments the object and its accessories in tinyworld pictures",
 )
 
-_SHIPPED_WEIGHTS = {"tinyworld": "tinyworld/grounder.safetensors"}
-
-
-def grounder_digest(name: str) -> str:
-    """sha256 of a shipped grounder's weights, in hex; empty for a grounder that brings its own."""
-    if name not in _SHIPPED_WEIGHTS:
-        return ""
-    with (data_folder() / _SHIPPED_WEIGHTS[name]).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+#: Name -> weights, relative to the shipped data, of the grounders that do not bring their own.
+SHIPPED_WEIGHTS = {"tinyworld": "tinyworld/grounder.safetensors"}

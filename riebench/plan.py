@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from riebench.backbones import BLOCK_NAMES, Backbone, backbone_folder, blocks_text
 from riebench.edits import Edit
 from riebench.errors import UserError
-from riebench.grounders import GROUNDERS, grounder_digest
+from riebench.files import data_folder
+from riebench.grounders import GROUNDERS, SHIPPED_WEIGHTS
 from riebench.keys import digest
 from riebench.methods import Method
 from riebench.store import picture_path
-from riebench.versions import code_of, code_version, folder_digest
+from riebench.versions import code_of, code_version, file_sha256, folder_digest
 from sae_models import index
 
 if TYPE_CHECKING:
@@ -104,10 +105,11 @@ def plan(
         "guidance": backbone.guidance,
         "dtype": DTYPE,
     }
+    weights = SHIPPED_WEIGHTS.get(backbone.grounder)
     common = {
         "backbone": backbone.name,
         "model": model,
-        "grounder": [backbone.grounder, grounder_digest(backbone.grounder)],
+        "grounder": [backbone.grounder, file_sha256(data_folder() / weights) if weights else ""],
         "mask_rule": mask_rule,
         "mode": MODE,
     }

@@ -29,14 +29,14 @@ def find_missing(
     gone; results that are there and must only be scored anew)."""
     missing, unscored = [], []
     for task in tasks:
-        absent = []
+        absent, has_shared = [], _has_shared(task, store, cache)
         for wanted in task.wanted:
             row = _row(wanted, store, cache)
-            if row is None or (row["judges"] != judges and not _has_shared(task, store, cache)):
+            if row is None or (row["judges"] != judges and not has_shared):
                 absent.append(wanted)
             elif row["judges"] != judges:
                 unscored.append((task, wanted))
-        if absent or not _has_shared(task, store, cache):
+        if absent or not has_shared:
             missing.append(dataclasses.replace(task, wanted=tuple(absent)))
     return missing, unscored
 

@@ -132,12 +132,10 @@ class Store:
     def adopt(self, folder: Path, wanted: Mapping[str, str]) -> int:
         """Takes over from another run directory what this one lacks; returns how many rows.
 
-        wanted: recipe -> code; a row of another code gives way to one of that code.
-
-        Their pictures come along, with all that lie beside them, as hard links where the file system can. The other
-        folder is only read; what is broken there is named in `damage`, and a row whose picture differs from the one
-        here under the same name stays where it is. Raises `UserError` where there is no such folder, or no results in
-        it.
+        wanted: recipe -> code; a row of another code gives way to one of that code. Their pictures come along, as hard
+        links where the file system can. The other folder is only read; what is broken there is named in `damage`, and
+        a row whose picture differs from the one here under the same name stays where it is. Raises `UserError` where
+        there is no such folder, or no results in it.
         """
         self.flush()
         folder = Path(folder)

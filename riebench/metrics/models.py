@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from riebench.errors import UserError, did_you_mean
+from riebench.metrics.remembered import BATCH_SIZE, Remembered
 
 if TYPE_CHECKING:
     from riebench.metrics.clip import Embeddings
     from riebench.metrics.lpips import LpipsAlex
-    from riebench.metrics.remembered import Remembered
 
 FAMILIES = ("tinyworld", "sdxl")
 OPENAI_CLIP = "ViT-L-14-quickgelu/openai"  # plain ViT-L-14 runs the wrong activation on those weights
@@ -29,7 +29,7 @@ class ScoringModels:
     """Where the networks run; images may come from anywhere."""
     keep_marks: bool = False
     """Whether prompts keep their `[ ]` marks."""
-    batch_size: int = 16
+    batch_size: int = BATCH_SIZE
     """Images and prompts that a network reads at once; fewer are filled up, so that a score does not depend on them."""
 
     def __post_init__(self) -> None:
@@ -63,7 +63,6 @@ class ScoringModels:
 
         Raises `UserError` for a family other than tinyworld.
         """
-        from riebench.metrics.remembered import Remembered
         from riebench.tinyworld.oracle import load_oracle
 
         if self.family != "tinyworld":
