@@ -15,6 +15,7 @@ _ROOMS = {
     "TopKSAE": "topk",
     "TrainConfig": "trainer",
     "evaluate": "evaluation",
+    "feature_statistics": "sdxl_unbox",
     "load": "checkpoint",
     "save": "checkpoint",
     "shuffled_batches": "trainer",

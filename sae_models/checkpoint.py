@@ -1,8 +1,8 @@
-"""The checkpoint on disk, as SAELens lays it out: a folder with `cfg.json` and `sae_weights.safetensors`.
+"""Checkpoints on disk. `save` lays them out as SAELens does: a folder with `cfg.json` and `sae_weights.safetensors`.
 
 cfg.json: `architecture` "topk", `d_in`, `d_sae`, `k`, `dtype`, `apply_b_dec_to_input` true, `metadata` (free), and the
 settings at which SAELens has nothing else to do. The weights: W_enc [d_in, d_sae], b_enc [d_sae], W_dec [d_sae, d_in]
-with unit rows, b_dec [d_in]. Pickles are never read.
+with unit rows, b_dec [d_in]. No pickle is read in this layout; `load` also takes that of `sdxl_unbox`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from torch import Tensor
 
 from riebench.errors import UserError
 from riebench.files import read_json, write_bytes, write_json
+from sae_models import sdxl_unbox
+from sae_models.layouts import SAELENS, SDXL_UNBOX, layout_of, refuse_missing
+from sae_models.tensors import for_inference, refuse_misfit, refuse_not_finite
 from sae_models.topk import TopKConfig, TopKSAE
 
-CONFIG_FILE = "cfg.json"
-WEIGHTS_FILE = "sae_weights.safetensors"
 SETTINGS = {
     "architecture": "topk",
     "apply_b_dec_to_input": True,
@@ -30,6 +31,7 @@ SETTINGS = {
     "rescale_acts_by_decoder_norm": False,
 }  # what `TopKSAE` computes; a checkpoint that says otherwise is another function
 OPTIONAL_SETTINGS = ("normalize_activations", "reshape_activations", "rescale_acts_by_decoder_norm")
+AGAIN = "fetch or save the checkpoint again"
 
 
 def save(folder: Path, sae: TopKSAE, metadata: dict[str, Any]) -> str:
@@ -39,10 +41,10 @@ def save(folder: Path, sae: TopKSAE, metadata: dict[str, Any]) -> str:
     written or the weights are not finite.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in sae.state_dict().items()}
-    _refuse_not_finite(tensors, "the SAE to save")
+    refuse_not_finite(tensors, "the SAE to save", "train it again")
     folder = Path(folder)
     data = safetensors.torch.save(tensors, metadata={"format": "pt"})
-    write_bytes(folder / WEIGHTS_FILE, data)
+    write_bytes(folder / SAELENS.weights, data)
     config = SETTINGS | {
         "d_in": sae.config.width,
         "d_sae": sae.config.num_features,
@@ -51,18 +53,20 @@ def save(folder: Path, sae: TopKSAE, metadata: dict[str, Any]) -> str:
         "device": "cpu",
         "metadata": metadata,
     }
-    write_json(folder / CONFIG_FILE, config)
+    write_json(folder / SAELENS.config, config)
     return hashlib.sha256(data).hexdigest()
 
 
 def load(folder: Path, *, device: str | torch.device = "cpu") -> TopKSAE:
-    """Reads a checkpoint for inference, in float32.
+    """Reads a checkpoint of either layout for inference, in float32; where both lie in a folder, SAELens'.
 
-    Raises `UserError` for files that are missing, truncated or pickled, for a configuration that `TopKSAE` does not
-    compute, and for weights whose names, shapes or values do not fit it.
+    Raises `UserError` for a folder that is no checkpoint, for files that are missing, truncated or hold code, for a
+    configuration that `TopKSAE` does not compute, and for weights whose names, shapes or values do not fit it.
     """
-    config = _read_config(Path(folder) / CONFIG_FILE)
-    path = Path(folder) / WEIGHTS_FILE
+    if layout_of(folder) is SDXL_UNBOX:
+        return sdxl_unbox.load_released(folder, device=device)
+    config = _read_config(Path(folder) / SAELENS.config)
+    path = Path(folder) / SAELENS.weights
     tensors = _read_weights(path)
     shapes = {
         "W_enc": (config.width, config.num_features),
@@ -70,26 +74,16 @@ def load(folder: Path, *, device: str | torch.device = "cpu") -> TopKSAE:
         "W_dec": (config.num_features, config.width),
         "b_dec": (config.width,),
     }
-    found = {name: tuple(value.shape) for name, value in tensors.items()}
-    if found != shapes:
-        wrong = sorted(name for name in found.keys() | shapes.keys() if found.get(name) != shapes.get(name))
-        told = "; ".join(
-            f"{name} is {found.get(name, 'missing')}, should be {shapes.get(name, 'absent')}" for name in wrong
-        )
-        raise UserError(f"{path} does not fit its {CONFIG_FILE}: {told}", remedy="fetch or save the checkpoint again")
-    _refuse_not_finite(tensors, str(path))
-    with torch.device("meta"):
-        sae = TopKSAE(config)
-    sae.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
-    return sae.to(device).eval().requires_grad_(False)
+    refuse_misfit(tensors, shapes, str(path), SAELENS.config, AGAIN)
+    refuse_not_finite(tensors, str(path), AGAIN)
+    return for_inference(config, tensors, device)
 
 
-def weights_sha256(folder: Path) -> str:
-    """sha256 of a checkpoint's weight file, in hex. Raises `UserError` where it is missing."""
-    path = Path(folder) / WEIGHTS_FILE
-    _refuse_missing(path)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def read_config(folder: Path) -> TopKConfig:
+    """The shape of a checkpoint of either layout, without its weights. Raises `UserError` as `load` does."""
+    if layout_of(folder) is SDXL_UNBOX:
+        return sdxl_unbox.read_config(folder)
+    return _read_config(Path(folder) / SAELENS.config)
 
 
 def _read_config(path: Path) -> TopKConfig:
@@ -104,27 +98,16 @@ def _read_config(path: Path) -> TopKConfig:
             )
     missing = [name for name in ("d_in", "d_sae", "k") if name not in config]
     if missing:
-        raise UserError(f"{path} lacks {', '.join(missing)}", remedy="fetch or save the checkpoint again")
+        raise UserError(f"{path} lacks {', '.join(missing)}", remedy=AGAIN)
     return TopKConfig(width=config["d_in"], num_features=config["d_sae"], k=config["k"])
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    _refuse_missing(path)
+    refuse_missing(path, SAELENS)
     try:
         return safetensors.torch.load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path} is not a whole safetensors file ({error})",
-            remedy="fetch or save the checkpoint again; pickles are not read",
+            remedy=f"{AGAIN}; pickles are not read",
         ) from error
-
-
-def _refuse_missing(path: Path) -> None:
-    if not path.is_file():
-        raise UserError(f"{path} does not exist", remedy=f"a checkpoint holds {CONFIG_FILE} and {WEIGHTS_FILE}")
-
-
-def _refuse_not_finite(tensors: dict[str, Tensor], where: str) -> None:
-    bad = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
-    if bad:
-        raise UserError(f"{where} holds NaN or infinite values in {', '.join(bad)}", remedy="train it again")

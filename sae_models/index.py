@@ -1,53 +1,30 @@
-"""The index of known dictionaries: `index.json`, a list of entries, beside the folders it names. No torch here."""
+"""The index of known dictionaries. No torch here.
+
+Shipped ones and those that `riebench train` made stand in an `index.json`, a list of entries, beside the folders it
+names; those that others published in a table (`released`); and a user's own may be just a folder for each block.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from riebench.errors import UserError, did_you_mean
 from riebench.files import data_folder, write_text
+from sae_models import released
+from sae_models.entry import Entry
+from sae_models.layouts import holds_part, weights_sha256
 
 if TYPE_CHECKING:
     from sae_models.topk import TopKSAE
 
 INDEX_FILE = "index.json"
-#: What `find` gives where no name is asked for: the dictionary that runs of the benchmark use.
+#: What `find` gives where no name is asked for: the dictionaries that runs of the benchmark use.
 DEFAULT_NAME = "topk-k16-x8"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One trained dictionary of one block. (backbone, block, name) is unique in an index."""
-
-    name: str
-    """What a user asks for, e.g. "topk-k16-x8"; the same name for each block of a set trained together."""
-    backbone: str
-    """The model whose updates it codes."""
-    block: str
-    """The block's short name, e.g. "up.0.1"."""
-    kind: str
-    """The architecture: "topk"."""
-    k: int
-    """The most latents active on a row."""
-    num_features: int
-    """Latents."""
-    width: int
-    """Values in an input row."""
-    folder: str
-    """The checkpoint, relative to the index's own folder."""
-    sha256: str
-    """Of the checkpoint's weight file."""
-    evaluation: dict[str, Any] = field(default_factory=dict)
-    """The fields of an `Evaluation` on rows that were not trained on."""
-    training: dict[str, Any] = field(default_factory=dict)
-    """What is needed to train it again."""
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        return self.backbone, self.block, self.name
+#: Backbone -> the same, for a backbone whose dictionaries are published ones.
+DEFAULT_NAMES = {released.BACKBONE: released.DEFAULT_NAME}
 
 
 def default_root() -> Path:
@@ -56,35 +33,46 @@ def default_root() -> Path:
 
 
 def entries(root: Path | None = None) -> list[Entry]:
-    """All entries, in the order of the file; none where there is no file. Raises `UserError` for a broken one."""
-    path = (root or default_root()) / INDEX_FILE
-    if not path.exists():
-        return []
-    try:
-        items = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"the index {path} cannot be read: {error}", remedy="mend the file") from error
-    if not isinstance(items, list):
-        raise UserError(f"the index {path} is not a JSON list", remedy="mend the file")
-    return [_entry(item, f"{path}, entry {number}") for number, item in enumerate(items, start=1)]
+    """All shipped entries in the order of their file, then the released ones; or those of the index in a folder, none
+    where it has no index. Raises `UserError` for a broken one."""
+    return [*_read(default_root()), *released.released_entries()] if root is None else _read(root)
+
+
+def own_entries(folder: Path, backbone: str) -> list[Entry]:
+    """The entries of one's own folder: of its index where it has one, else of its sub-folders.
+
+    Each sub-folder that holds a checkpoint, in either layout, is the dictionary of the block whose name it has
+    ("down.2.1", ...) on `backbone`; it is called as the folder is, and has neither sha256 nor evaluation. Others are
+    passed over. Raises `UserError` where there is no such folder, and for an index or a configuration that is broken.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}", remedy="check the path")
+    if (folder / INDEX_FILE).exists():
+        return _read(folder)
+    name = folder.resolve().name
+    return [_of_folder(path, name, backbone) for path in sorted(folder.iterdir()) if holds_part(path)]
 
 
 def find(backbone: str, block: str, name: str | None = None, *, root: Path | None = None) -> Entry:
-    """The entry of that name for a block of a backbone; without a name `DEFAULT_NAME`, or else the only one there is.
+    """The entry of that name for a block of a backbone; without a name the default, or else the only one there is.
 
-    Raises `UserError` naming what there is instead.
+    root: look in that folder (`own_entries`) instead of among the shipped and the released ones. Raises `UserError`
+    naming what there is instead.
     """
-    known = entries(root)
+    known = entries() if root is None else own_entries(root, backbone)
     here = [entry for entry in known if entry.backbone == backbone and entry.block == block]
     if not here:
         pairs = sorted({f"{entry.backbone} {entry.block}" for entry in known})
+        where = f" in {root}" if root else ""
+        make = f"put a checkpoint into its folder {block}" if root else "train one and register it"
         raise UserError(
-            f"no dictionary is known for {backbone} {block}{did_you_mean(f'{backbone} {block}', pairs)}",
-            remedy=f"there are some for {', '.join(pairs)}" if pairs else "train one and register it",
+            f"no dictionary is known for {backbone} {block}{where}{did_you_mean(f'{backbone} {block}', pairs)}",
+            remedy=f"there are some for {', '.join(pairs)}" if pairs else make,
         )
     if name is None and len(here) == 1:
         return here[0]
-    wanted = DEFAULT_NAME if name is None else name
+    default = DEFAULT_NAMES.get(backbone, DEFAULT_NAME) if root is None else DEFAULT_NAME
+    wanted = default if name is None else name
     for entry in here:
         if entry.name == wanted:
             return entry
@@ -95,13 +83,21 @@ def find(backbone: str, block: str, name: str | None = None, *, root: Path | Non
     )
 
 
+def fingerprint(entry: Entry, *, root: Path | None = None) -> str:
+    """sha256 of the entry's weight file, in hex: the registered one, or where none is, that of the file that lies here.
+
+    root: as it was found with. Raises `UserError` where the file is missing, for a released one with the command that
+    fetches it.
+    """
+    return entry.sha256 or weights_sha256(_folder(entry, root))
+
+
 def open(entry: Entry, *, root: Path | None = None, device: str = "cpu") -> TopKSAE:
-    """The entry's dictionary. Raises `UserError` where the checkpoint is not the one that was registered."""
+    """The entry's dictionary. Raises `UserError` where the checkpoint is missing or not the one that was registered."""
     from sae_models import checkpoint
 
-    folder = (root or default_root()) / entry.folder
-    sha256 = checkpoint.weights_sha256(folder)
-    if sha256 != entry.sha256:
+    folder = _folder(entry, root)
+    if entry.sha256 and (sha256 := weights_sha256(folder)) != entry.sha256:
         raise UserError(
             f"the weights in {folder} have sha256 {sha256[:12]}..., the index says {entry.sha256[:12]}...",
             remedy="fetch the checkpoint again, or register what lies there",
@@ -117,12 +113,49 @@ def open(entry: Entry, *, root: Path | None = None, device: str = "cpu") -> TopK
     return sae
 
 
+def describe(entry: Entry) -> str:
+    """A line on an entry without its name, for a listing."""
+    shape = f"{entry.backbone}  {entry.block}  {entry.kind}  k={entry.k}  {entry.num_features} features"
+    if entry.evaluation:
+        found = entry.evaluation
+        return f"{shape}  EV {found['explained_variance_pooled']:.3f}  dead {found['dead_share']:.1%}"
+    return f"{shape}  not evaluated here"
+
+
 def register(entry: Entry, *, root: Path | None = None) -> None:
     """Adds the entry, or replaces in its place the one with the same backbone, block and name. The file is replaced
     whole; two processes must not register at once."""
     root = root or default_root()
-    listed = {known.key: known for known in entries(root)} | {entry.key: entry}
+    listed = {known.key: known for known in _read(root)} | {entry.key: entry}
     write_text(root / INDEX_FILE, json.dumps([asdict(known) for known in listed.values()], indent=2) + "\n")
+
+
+def _folder(entry: Entry, root: Path | None) -> Path:
+    """Where an entry's checkpoint lies. Raises `UserError` for a released one that was not fetched."""
+    if root is None and entry.name in released.RELEASED_WEIGHTS:
+        return released.released_folder(entry)
+    return (root or default_root()) / entry.folder
+
+
+def _of_folder(folder: Path, name: str, backbone: str) -> Entry:
+    """The entry of a checkpoint in a folder named as its block is."""
+    from sae_models import checkpoint
+
+    shape = asdict(checkpoint.read_config(folder))
+    return Entry(name, backbone, folder.name, "topk", **shape, folder=folder.name, sha256="")
+
+
+def _read(root: Path) -> list[Entry]:
+    path = root / INDEX_FILE
+    if not path.exists():
+        return []
+    try:
+        items = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"the index {path} cannot be read: {error}", remedy="mend the file") from error
+    if not isinstance(items, list):
+        raise UserError(f"the index {path} is not a JSON list", remedy="mend the file")
+    return [_entry(item, f"{path}, entry {number}") for number, item in enumerate(items, start=1)]
 
 
 def _entry(item: object, where: str) -> Entry:

@@ -50,7 +50,8 @@ class TopKSAE(nn.Module):
     """z = relu(topk((x - b_dec) W_enc + b_enc)), x_hat = z W_dec + b_dec.
 
     Parameters, laid out and named as SAELens does: `W_enc` [d, f], `b_enc` [f], `W_dec` [f, d], `b_dec` [d].
-    The rows of `W_dec` have unit norm, so a latent is in the units of the input. Inputs are cast to the weights' dtype.
+    The rows of `W_dec` have unit norm, or nearly so where others trained it, so a latent is in the units of the input.
+    Inputs are cast to the weights' dtype.
     """
 
     def __init__(self, config: TopKConfig, *, seed: int = 0) -> None:

@@ -18,6 +18,7 @@ from riebench.errors import UserError
 from sae_models import checkpoint, index, trainer
 from sae_models.dictionary import Dictionary, Identity
 from sae_models.evaluation import Tally, evaluate
+from sae_models.layouts import weights_sha256
 from sae_models.topk import TopKConfig, TopKSAE, keep_top, top
 from sae_models.trainer import (
     STATE_FILE,
@@ -40,6 +41,24 @@ def sae() -> TopKSAE:
     return sae.requires_grad_(False)
 
 
+@pytest.fixture(params=["trained here", "published"])
+def either(request, sae, tmp_path) -> TopKSAE:
+    """The same, and one read from a published checkpoint, with decoder rows that are not of unit norm."""
+    if request.param == "trained here":
+        return sae
+    folder = tmp_path / "published"
+    folder.mkdir()
+    tensors = {
+        "encoder.weight": sae.W_enc.T,
+        "latent_bias": sae.b_enc,
+        "decoder.weight": sae.W_dec.T * torch.linspace(0.99, 1.01, 12),
+        "pre_bias": sae.b_dec,
+    }
+    torch.save({"state_dict": tensors}, folder / "state_dict.pth")
+    (folder / "config.json").write_text(json.dumps({"n_dirs_local": 12, "d_model": 5, "k": 3}))
+    return checkpoint.load(folder)
+
+
 def planted_rows(num_rows: int, width: int = 16, num_atoms: int = 32, active: int = 3, seed: int = 0):
     """Rows that are sparse sums of random unit atoms, off centre and in units of about 30; and the atoms."""
     generator = torch.Generator().manual_seed(seed)
@@ -58,10 +77,10 @@ SMALL_SAE = TopKConfig(width=16, num_features=48, k=3)
 # encode and decode
 
 
-def test_encode_and_decode_follow_the_formula(sae):
+def test_encode_and_decode_follow_the_formula(either):
     x_nd = torch.randn(7, 5, generator=torch.Generator().manual_seed(3))
-    w_enc, b_enc, w_dec, b_dec = (getattr(sae, name).numpy() for name in ("W_enc", "b_enc", "W_dec", "b_dec"))
-    z_nf, x_hat_nd = sae.encode(x_nd), sae.decode(sae.encode(x_nd))
+    w_enc, b_enc, w_dec, b_dec = (getattr(either, name).numpy() for name in ("W_enc", "b_enc", "W_dec", "b_dec"))
+    z_nf, x_hat_nd = either.encode(x_nd), either.decode(either.encode(x_nd))
     for n, x in enumerate(x_nd.numpy()):
         h = [float(np.dot(x - b_dec, w_enc[:, f]) + b_enc[f]) for f in range(12)]
         kept = sorted(range(12), key=lambda f: h[f])[-3:]
@@ -70,10 +89,10 @@ def test_encode_and_decode_follow_the_formula(sae):
         np.testing.assert_allclose(x_hat_nd[n], sum(z[f] * w_dec[f] for f in range(12)) + b_dec, atol=1e-5)
 
 
-def test_decode_linear_is_decode_without_the_bias(sae):
+def test_decode_linear_is_decode_without_the_bias(either):
     z_nf = torch.rand(4, 12)
-    torch.testing.assert_close(sae.decode_linear(z_nf) + sae.b_dec, sae.decode(z_nf))
-    assert not sae.decode_linear(torch.zeros(1, 12)).any()
+    torch.testing.assert_close(either.decode_linear(z_nf) + either.b_dec, either.decode(z_nf))
+    assert not either.decode_linear(torch.zeros(1, 12)).any()
 
 
 def test_keep_top_keeps_k_and_no_negative_value():
@@ -83,30 +102,31 @@ def test_keep_top_keeps_k_and_no_negative_value():
     assert torch.equal(keep_top(h_nf, 30), h_nf.relu())
 
 
-def test_latents_as_top_gives_them_decode_alike_and_have_the_same_gradients(sae):
+def test_latents_as_top_gives_them_decode_alike_and_have_the_same_gradients(either):
     """Training codes by the k terms that count; the dense formula is the reference."""
-    sae.requires_grad_(True)
+    either.requires_grad_(True)
     x_nd, target_nd = torch.randn(2, 40, 5, generator=torch.Generator().manual_seed(4))
-    x_hat_nd = sae.decode_top(*top(sae.preactivations(x_nd), 3))
-    torch.testing.assert_close(x_hat_nd, sae(x_nd))
+    x_hat_nd = either.decode_top(*top(either.preactivations(x_nd), 3))
+    torch.testing.assert_close(x_hat_nd, either(x_nd))
     found, wanted = (
-        torch.autograd.grad((y_nd - target_nd).pow(2).sum(), list(sae.parameters())) for y_nd in (x_hat_nd, sae(x_nd))
+        torch.autograd.grad((y_nd - target_nd).pow(2).sum(), list(either.parameters()))
+        for y_nd in (x_hat_nd, either(x_nd))
     )
     torch.testing.assert_close(found, wanted)
 
 
-def test_leading_dimensions_pass_through_and_half_precision_is_cast(sae):
+def test_leading_dimensions_pass_through_and_half_precision_is_cast(either):
     x = torch.randn(2, 3, 4, 5)
-    torch.testing.assert_close(sae.encode(x).reshape(-1, 12), sae.encode(x.reshape(-1, 5)))
-    assert sae.encode(x.bfloat16()).dtype == torch.float32
+    torch.testing.assert_close(either.encode(x).reshape(-1, 12), either.encode(x.reshape(-1, 5)))
+    assert either.encode(x.bfloat16()).dtype == torch.float32
 
 
-def test_identity_codes_exactly(sae):
+def test_identity_codes_exactly(either):
     identity = Identity(5)
     x_nd = torch.randn(3, 5)
     assert torch.equal(identity.decode(identity.encode(x_nd)), x_nd)
     assert torch.equal(identity.decode_linear(x_nd), x_nd)
-    assert isinstance(identity, Dictionary) and isinstance(sae, Dictionary)
+    assert isinstance(identity, Dictionary) and isinstance(either, Dictionary)
     assert (identity.width, identity.num_features) == (5, 5)
 
 
@@ -423,7 +443,7 @@ def test_a_saved_sae_gives_equal_latents(sae, tmp_path):
     assert torch.equal(loaded(rows_nd), sae(rows_nd))
     assert loaded.config == sae.config
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
-    assert sha256 == checkpoint.weights_sha256(tmp_path) == checkpoint.save(tmp_path / "again", sae, {})
+    assert sha256 == weights_sha256(tmp_path) == checkpoint.save(tmp_path / "again", sae, {})
 
 
 def test_half_precision_halves_the_file_and_is_read_as_float32(sae, tmp_path):
@@ -572,7 +592,12 @@ def test_a_broken_index_is_refused(tmp_path, text):
 
 
 def test_the_index_is_read_without_torch():
-    code = "import sys, sae_models, sae_models.index as index; index.Entry; assert 'torch' not in sys.modules"
+    code = (
+        "import sys, sae_models, sae_models.index as index\n"
+        "for entry in index.entries():\n    index.describe(entry)\n"
+        "index.fingerprint(index.find('tinyworld-turbo@1', 'mid.0'))\n"
+        "assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -1,0 +1,38 @@
+"""What is known of a dictionary without opening it. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One trained dictionary of one block. (backbone, block, name) is unique in an index."""
+
+    name: str
+    """What a user asks for, e.g. "topk-k16-x8"; the same name for each block of a set trained together."""
+    backbone: str
+    """The model whose updates it codes."""
+    block: str
+    """The block's short name, e.g. "up.0.1"."""
+    kind: str
+    """The architecture: "topk"."""
+    k: int
+    """The most latents active on a row."""
+    num_features: int
+    """Latents."""
+    width: int
+    """Values in an input row."""
+    folder: str
+    """The checkpoint, relative to the folder of the index, or to the repository of a released one."""
+    sha256: str
+    """Of the checkpoint's weight file; empty where none was registered."""
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    """The fields of an `Evaluation` on rows that were not trained on; empty where it was not evaluated by us."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """What is needed to train it again; empty where that is not known."""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.backbone, self.block, self.name

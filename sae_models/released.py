@@ -1,0 +1,64 @@
+"""The SAEs that others published for SDXL Turbo, as a table. No torch here.
+
+Surkov et al. 2024, arXiv 2410.22366: one SAE for each of the four blocks, on updates of the one-step model at 512 px.
+Those with k = 160 are RIEBench's own. Neither weights nor statistics are shipped: `riebench fetch NAME` downloads them.
+
+The revision is "main": not pinned, for we could not look the commits up. For the same reason there is no sha256 to hold
+the files against, and they were not evaluated here. What stands in keys is the sha256 of the file that was found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from riebench.hub import Weights, weights_folder
+from sae_models.entry import Entry
+from sae_models.layouts import SDXL_UNBOX
+
+BACKBONE = "sdxl-turbo@1"
+DEFAULT_NAME = "released-k160-x4"
+WIDTH, NUM_FEATURES = 1280, 5120
+#: Short name of a block -> its module path in the U-Net, by which the repositories call it.
+BLOCK_PATHS = {
+    "down.2.1": "unet.down_blocks.2.attentions.1",
+    "mid.0": "unet.mid_block.attentions.0",
+    "up.0.0": "unet.up_blocks.0.attentions.0",
+    "up.0.1": "unet.up_blocks.0.attentions.1",
+}
+#: Name -> its repository and k.
+SETS = {DEFAULT_NAME: ("wendlerc/sdxl-turbo-saes", 160), "released-k10-x4": ("surokpro2/sdxl-saes", 10)}
+FILES = (*SDXL_UNBOX.files, "mean.pt", "std.pt")
+
+
+def _folder(block: str, k: int) -> str:
+    """Of a checkpoint, relative to its repository."""
+    return f"{BLOCK_PATHS[block]}_k{k}_hidden{NUM_FEATURES}_auxk256_bs4096_lr0.0001/final"
+
+
+#: Name -> what `riebench fetch NAME` downloads: the weights of all four blocks, 52 MB each, and their statistics.
+RELEASED_WEIGHTS: dict[str, tuple[Weights, ...]] = {
+    name: (
+        Weights(repo, "main", tuple(f"{_folder(block, k)}/{file}" for block in BLOCK_PATHS for file in FILES), 0.21),
+    )
+    for name, (repo, k) in SETS.items()
+}
+
+
+def released_entries() -> list[Entry]:
+    """The published SAEs, block by block."""
+    return [
+        Entry(name, BACKBONE, block, "topk", k, NUM_FEATURES, WIDTH, _folder(block, k), sha256="")
+        for block in BLOCK_PATHS
+        for name, (_, k) in SETS.items()
+    ]
+
+
+def released_folder(entry: Entry) -> Path:
+    """Where the checkpoint of a released entry lies in the Hub's cache, without asking the network.
+
+    Raises `UserError` with the command that fetches it where its configuration or weights are missing.
+    """
+    (weights,) = RELEASED_WEIGHTS[entry.name]
+    needed = replace(weights, files=tuple(f"{entry.folder}/{file}" for file in SDXL_UNBOX.files))
+    return weights_folder(entry.name, needed) / entry.folder

@@ -1,0 +1,135 @@
+"""Checkpoints of the SAEs published for SDXL Turbo, as the code surkovv/sdxl-unbox saves them.
+
+(Surkov et al. 2024, arXiv 2410.22366.) A folder with `config.json`: `n_dirs_local` (f), `d_model` (d), `k`, and
+`auxk`, `dead_steps_threshold` of its training; `state_dict.pth`, a pickle by torch of {"state_dict": tensors}:
+encoder.weight [f, d], latent_bias [f], decoder.weight [d, f], pre_bias [d], and stats_last_nonzero [f], a count of the
+training that is not read; and often `mean.pt` and `std.pt` [f].
+
+They compute z = relu(topk(encoder.weight (x - pre_bias) + latent_bias)), x_hat = decoder.weight z + pre_bias, which is
+`TopKSAE` under other names. Columns of the decoder may differ a little from unit norm, since they were normalised
+before the optimiser's step; they are left as they are.
+
+Pickles are read by torch's loader of weights alone, which refuses one with code in it and runs nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from riebench.errors import UserError, did_you_mean
+from riebench.files import read_json
+from sae_models.layouts import SDXL_UNBOX, refuse_missing
+from sae_models.tensors import for_inference, refuse_misfit, refuse_not_finite
+from sae_models.topk import TopKConfig, TopKSAE
+
+STATISTICS_FILES = ("mean.pt", "std.pt")
+SHAPE = {"d_model": "width", "n_dirs_local": "num_features", "k": "k"}
+OF_TRAINING = ("auxk", "dead_steps_threshold")
+UNREAD = "stats_last_nonzero"
+AGAIN = "remove it, with the file that it may link to, and fetch it again"
+
+
+def load_released(folder: Path, *, device: str | torch.device = "cpu") -> TopKSAE:
+    """Reads a checkpoint for inference, in float32.
+
+    Raises `UserError` for files that are missing, truncated or hold code, for a configuration with other keys, and for
+    weights whose names, shapes or values do not fit it.
+    """
+    config = read_config(folder)
+    path = Path(folder) / SDXL_UNBOX.weights
+    refuse_missing(path, SDXL_UNBOX)
+    content = _read_pickle(path)
+    tensors = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(tensors, dict):
+        raise UserError(f'{path} is not {{"state_dict": tensors}}', remedy=AGAIN)
+    tensors = {name: value for name, value in tensors.items() if name != UNREAD}
+    strange = sorted(str(name) for name, value in tensors.items() if not (isinstance(name, str) and _is_plain(value)))
+    if strange:
+        raise UserError(f"{path} holds what is no tensor of numbers: {', '.join(strange)}", remedy=AGAIN)
+    tensors = {name: value.float() for name, value in tensors.items()}
+    shapes = {
+        "encoder.weight": (config.num_features, config.width),
+        "latent_bias": (config.num_features,),
+        "decoder.weight": (config.width, config.num_features),
+        "pre_bias": (config.width,),
+    }
+    refuse_misfit(tensors, shapes, str(path), SDXL_UNBOX.config, AGAIN)
+    refuse_not_finite(tensors, str(path), AGAIN)
+    named = {
+        "W_enc": tensors["encoder.weight"].T,
+        "b_enc": tensors["latent_bias"],
+        "W_dec": tensors["decoder.weight"].T,
+        "b_dec": tensors["pre_bias"],
+    }
+    return for_inference(config, named, device)
+
+
+def feature_statistics(folder: Path) -> tuple[Tensor, Tensor] | None:
+    """Mean and standard deviation `[f]` of each latent over the positions where it is active, in float32, as they were
+    published with the weights; None where neither was.
+
+    Raises `UserError` where only one is there, for files that are truncated or hold code, and for tensors that do not
+    fit the configuration or are not finite.
+    """
+    paths = [Path(folder) / file for file in STATISTICS_FILES]
+    missing = [path for path in paths if not path.is_file()]
+    if len(missing) == len(paths):
+        return None
+    if missing:
+        raise UserError(f"{missing[0]} does not exist", remedy=f"{' and '.join(STATISTICS_FILES)} belong together")
+    num_features = read_config(folder).num_features
+    mean_f, std_f = (_read_statistic(path, num_features) for path in paths)
+    return mean_f, std_f
+
+
+def read_config(folder: Path) -> TopKConfig:
+    """What `config.json` says of the shape. Raises `UserError` where it is broken or has other keys than expected."""
+    path = Path(folder) / SDXL_UNBOX.config
+    config = read_json(path, "SAE configuration")
+    known = (*SHAPE, *OF_TRAINING)
+    unknown = sorted(config.keys() - set(known))
+    if unknown:
+        raise UserError(
+            f"{path} has an unknown key {unknown[0]!r}{did_you_mean(unknown[0], known)}",
+            remedy=f"only SAEs with {', '.join(known)} can be read",
+        )
+    missing = [name for name in SHAPE if name not in config]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}", remedy=AGAIN)
+    try:
+        return TopKConfig(**{ours: config[theirs] for theirs, ours in SHAPE.items()})
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _read_statistic(path: Path, num_features: int) -> Tensor:
+    value_f = _read_pickle(path)
+    if not _is_plain(value_f):
+        raise UserError(f"{path} is not a tensor of numbers", remedy=AGAIN)
+    value_f = value_f.detach().float()
+    refuse_misfit({path.stem: value_f}, {path.stem: (num_features,)}, str(path), SDXL_UNBOX.config, AGAIN)
+    refuse_not_finite({path.stem: value_f}, str(path), AGAIN)
+    return value_f
+
+
+def _read_pickle(path: Path) -> object:
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # a broken file raises whatever the unpickler meets first
+        raise UserError(
+            f"{path} is not a whole file of tensors and nothing else ({type(error).__name__})",
+            remedy=f"{AGAIN}; code in a checkpoint is never run",
+        ) from error
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is a dense tensor of floating point numbers that are there."""
+    return (
+        isinstance(value, Tensor)
+        and value.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+    )
