@@ -15,8 +15,9 @@ from riebench.backbones import BLOCK_NAMES, Backbone
 from riebench.errors import UserError, did_you_mean
 from riebench.harvest import world_prompts
 from riebench.lens import find_sites
+from riebench.loading import choose_device
 from riebench.progress import Progress
-from riebench.sampling import Request, Sampler, choose_device, load_sampler
+from riebench.sampling import Request, Sampler, load_sampler
 from sae_models import index
 from sae_models.dictionary import Dictionary
 from sae_models.evaluation import Evaluation, Tally

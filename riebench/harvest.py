@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from riebench.backbones import BACKBONES, Backbone
 from riebench.errors import UserError
 from riebench.lens import block_module, find_sites
+from riebench.loading import choose_device
 from riebench.progress import Progress
-from riebench.sampling import Request, Sampler, choose_device, load_sampler
+from riebench.sampling import Request, Sampler, load_sampler
 from sae_models import checkpoint, index
 from sae_models.evaluation import evaluate
 from sae_models.topk import TopKConfig, TopKSAE

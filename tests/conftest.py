@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from riebench.config import read_config
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason="needs a GPU that torch can use")
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(skip)
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,9 @@ from torch import Tensor
 from riebench.backbones import BACKBONES
 from riebench.errors import UserError
 from riebench.generalisation import FEATURE_COSINE, generalise
+from riebench.loading import choose_device
 from riebench.progress import Progress
-from riebench.sampling import Request, Sampler, choose_device, load_sampler
+from riebench.sampling import Request, Sampler, load_sampler
 from riebench.tinyworld import clip, grounder, oracle
 from riebench.tinyworld.captions import captions
 from riebench.tinyworld.noise import layout_from_noise, starting_noise

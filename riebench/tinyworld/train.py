@@ -13,7 +13,8 @@ from transformers import CLIPTokenizer
 from riebench.backbones import BACKBONES, BLOCK_NAMES, Backbone
 from riebench.errors import UserError, did_you_mean
 from riebench.harvest import train_dictionaries
-from riebench.sampling import choose_device, load_sampler
+from riebench.loading import choose_device
+from riebench.sampling import load_sampler
 from riebench.tinyworld import clip, grounder, oracle
 from riebench.tinyworld.models import build_base_scheduler, build_turbo_scheduler, write_tokenizer
 from riebench.tinyworld.train_base import Denoiser, train_base
