@@ -1,25 +1,26 @@
 """Feed-forward neurons (GEGLU outputs of every layer of a block) in place of SAE features (protocol §6)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from riebench.interventions import Intervention
 from riebench.methods import Case
-from riebench.transport import encode_regions, select_features, static_transport
+from riebench.transport import Transport, select_features, transport
 from sae_models.dictionary import Identity
 
 
 @dataclass(frozen=True)
-class Neurons:
-    strength: float = 1.0
+class Neurons(Transport):
     k: int = 64
-    """Neurons turned on, and as many off, in each block (or over all blocks where pool is "all")."""
-    pool: str = "block"
+    """Neurons turned on, and as many off, in each block; over all blocks where pool is "all", as it is in reference
+    mode."""
+    pool: str = ""
     steps: str = "first"
     name: str = "neurons"
     sites: str = "neurons"
+    uses_sae: ClassVar[bool] = False
 
     def plan(self, case: Case) -> Intervention:
         neurons = {site: Identity(trace.shape[1]) for site, trace in case.original.items()}
-        encoded = encode_regions(case, neurons)
-        selected = select_features(encoded, k=self.k, pool=self.pool, steps=self.steps, unit_norm=True)
-        return static_transport(case, neurons, encoded, selected, self.strength)
+        selected = select_features(case, neurons, k=self.k, pool=self.pool, steps=self.steps, unit_norm=True)
+        return transport(case, neurons, selected, self)

@@ -3,13 +3,14 @@
 What `sae` gains over this is due to which features it chose, and not to how hard it pushed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from riebench.errors import UserError
 from riebench.interventions import Intervention
 from riebench.methods import Case
-from riebench.transport import encode_regions, select_features, static_transport
+from riebench.transport import Transport, select_features, transport
 
 
 class Shuffled:
@@ -19,6 +20,9 @@ class Shuffled:
         self.dictionary, self.num_features, self.width = dictionary, dictionary.num_features, dictionary.width
         self.order = torch.randperm(self.num_features, generator=generator)
 
+    def encode(self, x_nd):
+        return self.dictionary.encode(x_nd)
+
     def decode_linear(self, z_nf):
         shuffled = torch.empty_like(z_nf)
         shuffled[:, self.order] = z_nf
@@ -26,24 +30,29 @@ class Shuffled:
 
 
 @dataclass(frozen=True)
-class RandomFeatures:
-    strength: float = 1.0
+class RandomFeatures(Transport):
     k: int = 32
-    pool: str = "block"
+    pool: str = ""
     steps: str = "first"
     name: str = "random"
     sites: str = "update"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mode != "static":
+            raise UserError(
+                f"random features cannot be moved in mode {self.mode!r}", remedy="use static: only its norm is known"
+            )
+
     def plan(self, case: Case) -> Intervention:
         saes = {site: case.sae(site.block) for site in case.original}
-        encoded = encode_regions(case, saes)
-        selected = select_features(encoded, k=self.k, pool=self.pool, steps=self.steps)
-        target = static_transport(case, saes, encoded, selected, self.strength)
+        selected = select_features(case, saes, k=self.k, pool=self.pool, steps=self.steps)
+        target = transport(case, saes, selected, self)
         generator = torch.Generator().manual_seed(case.seed)
         shuffled = {site: Shuffled(sae, generator) for site, sae in saes.items()}
-        plan = static_transport(case, shuffled, encoded, selected, self.strength)
+        plan = transport(case, shuffled, selected, self)
         scaled = {}
         for site, value in plan.additions.items():
             norm = value.norm()
             scaled[site] = value * (target.additions[site].norm() / norm) if norm > 0 else value
-        return Intervention(scaled, target.features)
+        return replace(plan, additions=scaled, chosen={})

@@ -4,21 +4,21 @@ from dataclasses import dataclass
 
 from riebench.interventions import Intervention
 from riebench.methods import Case
-from riebench.transport import encode_regions, select_features, static_transport
+from riebench.transport import Transport, select_features, transport
 
 
 @dataclass(frozen=True)
-class SAE:
-    strength: float = 1.0
+class SAE(Transport):
     k: int = 32
-    """Features turned on, and as many off, in each block (or over all blocks where pool is "all")."""
-    pool: str = "block"
+    """Features turned on, and as many off, in each block; over all blocks where pool is "all", as it is in reference
+    mode."""
+    pool: str = ""
     steps: str = "first"
+    """Features are chosen by their values at the "first" step, or by the "mean" over the steps."""
     name: str = "sae"
     sites: str = "update"
 
     def plan(self, case: Case) -> Intervention:
         saes = {site: case.sae(site.block) for site in case.original}
-        encoded = encode_regions(case, saes)
-        selected = select_features(encoded, k=self.k, pool=self.pool, steps=self.steps)
-        return static_transport(case, saes, encoded, selected, self.strength)
+        selected = select_features(case, saes, k=self.k, pool=self.pool, steps=self.steps)
+        return transport(case, saes, selected, self)

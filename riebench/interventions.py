@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -15,8 +15,36 @@ from torch import Tensor
 from riebench.errors import UserError
 from riebench.files import replacing
 from riebench.lens import Site
+from riebench.rewriting import Rewrite
 
 BRANCHES = ("cond", "uncond", "both")
+
+
+def window_steps(window: str, steps: int) -> tuple[int, ...]:
+    """The steps of a window, counted from 0: "all", "first", "first 3", "last 5", or a list as "0,2,7".
+
+    Raises `UserError` for what is none of these, and for a step that a generation of so many `steps` does not have.
+    """
+    words = window.split()
+    try:
+        if window == "all":
+            found = range(steps)
+        elif words[0] in ("first", "last") and len(words) <= 2:
+            count = int(words[1]) if len(words) == 2 else 1
+            if not 1 <= count <= steps:
+                raise UserError(f"the window {window!r} has {count} of {steps} steps", remedy=f"use 1 to {steps}")
+            found = range(count) if words[0] == "first" else range(steps - count, steps)
+        else:
+            found = sorted({int(word) for word in window.split(",")})
+    except (ValueError, IndexError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{window!r} is no window of steps", remedy="use 'all', 'first', 'first 3', 'last 5' or a list as '0,2,7'"
+        ) from error
+    if found and not 0 <= found[0] <= found[-1] < steps:
+        raise UserError(f"the window {window!r} goes beyond the {steps} steps", remedy=f"use steps 0 to {steps - 1}")
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -25,13 +53,20 @@ class Intervention:
 
     additions: Mapping[Site, Tensor] = field(default_factory=dict)
     """Site -> `[steps, C, h, w]`, added to that site's value at each step."""
+    rewrites: Mapping[Site, tuple[Rewrite, ...]] = field(default_factory=dict)
+    """Site -> what is computed there from the running value and added, at each step."""
     features: Mapping[str, int] = field(default_factory=dict)
     """Block -> number of features turned on and off there."""
+    chosen: Mapping[str, Mapping[str, list[int]]] = field(default_factory=dict)
+    """Name of a site -> the numbers of its features turned "on" and "off", where a method chose some."""
     prompt: str = "original"
     """Which of the edit's prompts is generated from: "original", or "edited" for the oracle prompt alone."""
     branch: str = "both"
     """Under guidance (protocol §3): "cond" adds to the row with the prompt, "uncond" to the row without, "both" adds to
-    the first and takes away from the second, as the paper does. Without guidance only the first is there."""
+    the first and takes away from the second, as the paper does. Without guidance only the first is there. A rewrite
+    reads the running value of the row that it is added to."""
+    window: str = "all"
+    """The steps at which anything is added (`window_steps`), by the sampler's own step index."""
 
     def __post_init__(self) -> None:
         if self.branch not in BRANCHES:
@@ -40,7 +75,7 @@ class Intervention:
             )
         if self.prompt not in ("original", "edited"):
             raise UserError(f"an intervention cannot have prompt {self.prompt!r}", remedy="use 'original' or 'edited'")
-        if self.prompt == "edited" and self.additions:
+        if self.prompt == "edited" and self.sites:
             raise UserError("an intervention on the edited prompt adds nothing", remedy="leave its additions out")
         for site, value in self.additions.items():
             if value.ndim != 4:
@@ -55,42 +90,74 @@ class Intervention:
 
     def restricted(self, blocks: tuple[str, ...]) -> Intervention:
         """The same change, in these blocks only."""
-        return Intervention(
-            {site: value for site, value in self.additions.items() if site.block in blocks},
-            {block: count for block, count in self.features.items() if block in blocks},
-            self.prompt,
-            self.branch,
+        return replace(
+            self,
+            additions={site: value for site, value in self.additions.items() if site.block in blocks},
+            rewrites={site: value for site, value in self.rewrites.items() if site.block in blocks},
+            features={block: count for block, count in self.features.items() if block in blocks},
+            chosen={name: numbers for name, numbers in self.chosen.items() if _site(name).block in blocks},
         )
 
     @property
+    def sites(self) -> tuple[Site, ...]:
+        """Where anything is added."""
+        return tuple(dict.fromkeys((*self.additions, *self.rewrites)))
+
+    @property
     def blocks(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(site.block for site in self.additions))
+        return tuple(dict.fromkeys(site.block for site in self.sites))
 
     @property
     def norm(self) -> float:
-        """L2 norm of everything that is added, over sites, steps, channels and cells."""
-        return float(sum(value.double().square().sum() for value in self.additions.values()) ** 0.5)
+        """L2 norm of everything that is added, over sites, the window's steps, channels and cells; NaN where that is
+        known only when the image is generated."""
+        if self.rewrites:
+            return float("nan")
+        values = (value[list(window_steps(self.window, len(value)))] for value in self.additions.values())
+        return float(sum(value.double().square().sum() for value in values) ** 0.5)
 
     def save(self, path: Path) -> None:
-        """Writes the intervention as safetensors; what is not a tensor goes into the header."""
-        words = {"features": dict(self.features), "prompt": self.prompt, "branch": self.branch}
-        header = {"riebench": json.dumps(words)}
-        tensors = {site.name: value.contiguous() for site, value in self.additions.items()}
+        """Writes the intervention as safetensors, whole: also the dictionaries of its rewrites; what is not a tensor
+        goes into the header. Raises `UserError` for a dictionary of a kind that cannot be written."""
+        words = {name: getattr(self, name) for name in _WORDS}
+        tensors = {site.name: value for site, value in self.additions.items()}
+        words["rewrites"] = {}
+        for site, rewrites in self.rewrites.items():
+            described = []
+            for i, rewrite in enumerate(rewrites):
+                said, parts = rewrite.describe()
+                described.append(said)
+                tensors |= {f"{site.name}{_REWRITE}{i}.{name}": value for name, value in parts.items()}
+            words["rewrites"][site.name] = described
         with replacing(Path(path)) as temporary:
-            save_file(tensors, temporary, metadata=header)
+            save_file(
+                {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()},
+                temporary,
+                metadata={"riebench": json.dumps(words)},
+            )
 
     @classmethod
     def load(cls, path: Path) -> Intervention:
         """Raises `UserError` for a file that is missing or not an intervention."""
         try:
             with safe_open(path, framework="pt") as opened:
-                header = json.loads(opened.metadata()["riebench"])
-                additions = {_site(name): opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+                words = json.loads(opened.metadata()["riebench"])
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            rewrites = {}
+            for name, described in words.pop("rewrites").items():
+                starts = [f"{name}{_REWRITE}{i}." for i in range(len(described))]
+                parts = [{n.removeprefix(s): tensors.pop(n) for n in list(tensors) if n.startswith(s)} for s in starts]
+                rewrites[_site(name)] = tuple(map(Rewrite.rebuild, described, parts))
+            additions = {_site(name): value for name, value in tensors.items()}
+            return cls(additions=additions, rewrites=rewrites, **words)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path} is not an intervention: {error}", remedy="write it with Intervention.save"
             ) from error
-        return cls(additions, header["features"], header["prompt"], header["branch"])
+
+
+_WORDS = ("features", "chosen", "prompt", "branch", "window")
+_REWRITE = "/rewrite."  # between a site's name and the number of a rewrite, in a saved file
 
 
 def _site(name: str) -> Site:

@@ -9,7 +9,7 @@ Hooks are on only inside `with Lens(...)`, and come off after an exception too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -74,10 +74,18 @@ class Lens:
 
     capture: sites to record, as the U-Net itself made them: a recorded update does not hold what the lens adds.
     additions: site -> `[batch, steps, C, h, w]`, added at the step that the sampler says it is at.
+    rewrites: site -> functions (running value `[batch, C, h, w]`, step) -> what is added to it, of the same shape.
     """
 
-    def __init__(self, unet: nn.Module, capture: Sequence[Site] = (), additions: Mapping[Site, Tensor] | None = None):
-        self.unet, self.capture, self.additions = unet, tuple(capture), dict(additions or {})
+    def __init__(
+        self,
+        unet: nn.Module,
+        capture: Sequence[Site] = (),
+        additions: Mapping[Site, Tensor] | None = None,
+        rewrites: Mapping[Site, Sequence[Callable[[Tensor, int], Tensor]]] | None = None,
+    ) -> None:
+        self.unet, self.capture = unet, tuple(capture)
+        self.additions, self.rewrites = dict(additions or {}), dict(rewrites or {})
         self.step = 0
         self.trace = Trace()
         self._grids: dict[str, tuple[int, int]] = {}
@@ -85,7 +93,7 @@ class Lens:
 
     def __enter__(self) -> Lens:
         try:
-            for site in dict.fromkeys((*self.capture, *self.additions)):
+            for site in dict.fromkeys((*self.capture, *self.additions, *self.rewrites)):
                 self._attach(site)
         except BaseException:
             self._detach()
@@ -121,25 +129,32 @@ class Lens:
         if site in self.capture:
             self.trace.inputs.setdefault(site, []).append(hidden.detach())
             self.trace.values.setdefault(site, []).append((tensor - hidden).detach())
-        if site not in self.additions:
+        if site not in self.additions and site not in self.rewrites:
             return None
-        edited = tensor + self._addition(site, tensor)
+        edited = tensor + self._added(site, tensor, lambda: tensor - hidden)
         return (edited, *output[1:]) if isinstance(output, tuple) else type(output)(sample=edited)
 
     def _on_neurons(self, site: Site, output: Tensor):
         height, width = self._grids[site.block]
+        grid = output.detach().transpose(1, 2).reshape(len(output), -1, height, width)
         if site in self.capture:
-            grid = output.detach().transpose(1, 2).reshape(len(output), -1, height, width)
             self.trace.values.setdefault(site, []).append(grid)
-        if site not in self.additions:
+        if site not in self.additions and site not in self.rewrites:
             return None
-        return output + self._addition(site, output).flatten(2).transpose(1, 2)
+        return output + self._added(site, grid, lambda: grid).flatten(2).transpose(1, 2)
 
-    def _addition(self, site: Site, like: Tensor) -> Tensor:
-        added = self.additions[site]
-        if len(added) != len(like):
-            raise ValueError(f"{site.name}: additions for {len(added)} rows meet a batch of {len(like)}")
-        return added[:, self.step].to(like)
+    def _added(self, site: Site, like: Tensor, running: Callable[[], Tensor]) -> Tensor:
+        """What is added at a site, `[batch, C, h, w]`. running: the value there, as the U-Net itself makes it."""
+        added = torch.zeros_like(like)
+        if site in self.additions:
+            rows = self.additions[site]
+            if len(rows) != len(like):
+                raise ValueError(f"{site.name}: additions for {len(rows)} rows meet a batch of {len(like)}")
+            added = rows[:, self.step].to(like)
+        if site in self.rewrites:
+            value = running()
+            added = added + sum(rewrite(value, self.step) for rewrite in self.rewrites[site])
+        return added
 
 
 def _hidden_states(args: tuple, kwargs: dict) -> Tensor:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from riebench.interventions import Intervention
     from riebench.lens import Site
+    from riebench.text_index import TextIndex
     from sae_models.dictionary import Dictionary
 
 
@@ -33,12 +34,24 @@ class Case:
     """Block -> the edited image's region."""
     sae: Callable[[str], Dictionary]
     """Block -> its sparse autoencoder."""
+    mode: str = "strict"
+    """"strict", or "reference": as the published code does (`docs/reference-mode.md`)."""
+    select_on: Case | None = None
+    """The case that features are to be chosen on, for a method whose `select_on` is "seed" (the same edit with another
+    seed) or "edit" (another edit)."""
+    text: Callable[[str], Tensor] | None = None
+    """Prompt -> its vector `[e]` (`Sampler.text_vector`)."""
+    text_index: Callable[[str], TextIndex] | None = None
+    """Block -> which features go with which words, for a method whose `select_on` is "text"."""
 
 
 @runtime_checkable
 class Method(Protocol):
     """One way of editing. `name` is its name in tables; `strength` its strength there; `sites` is the kind of trace
-    it needs: "update" or "neurons", or "" where it adds nothing to any block."""
+    it needs: "update" or "neurons", or "" where it adds nothing to any block.
+
+    A method may also have `uses_sae`, False where it does not ask for `Case.sae`, so that none need be there; and
+    `select_on`, see `Case.select_on` and `Case.text_index`."""
 
     name: str
     strength: float
@@ -57,5 +70,11 @@ for _name, _target, _summary in (
     ("neurons", "baselines.neurons:Neurons", "feed-forward neurons in place of SAE features"),
     ("random", "baselines.random_features:RandomFeatures", "random SAE features, same count and injected norm"),
     ("sae", "baselines.sae:SAE", "SAE features turned on and off"),
+    ("other-seed", "baselines.select_on:OtherSeed", "SAE features chosen on another seed's images"),
+    ("mismatched", "baselines.select_on:Mismatched", "SAE features chosen for another edit"),
+    ("text-selected", "baselines.text_selected:TextSelected", "SAE features chosen from the two prompts alone"),
+    ("chosen", "baselines.chosen:Chosen", "SAE features of one's own choice, by number"),
+    ("pca", "baselines.pca:PCA", "principal components of the updates in place of SAE features"),
+    ("region-means", "baselines.region_means:RegionMeans", "the difference of the regions' mean updates"),
 ):
     METHODS.add(_name, _target, summary=_summary)

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionXLPipeline
-from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
 
-from riebench.backbones import Backbone, backbone_folder
+from riebench.backbones import Backbone
 from riebench.batches import fixed_batches, halving
 from riebench.errors import UserError
-from riebench.interventions import Intervention
+from riebench.interventions import Intervention, window_steps
 from riebench.lens import Lens, Site
+from riebench.loading import choose_dtype, load_pipeline
 from riebench.replay import Edited, FirstStep, Recorder, Replay, first_output
+from riebench.rewriting import Rewrite
 
 #: Images generated at once where nothing is asked for: on the CPU more gain nothing (`docs/performance.md`).
 BATCH_SIZES = {"cpu": 16, "cuda": 32}
@@ -73,6 +70,15 @@ class Sampler:
     def unet(self):
         return self.pipeline.unet
 
+    @property
+    def height(self) -> int:
+        """Of its images, in pixels."""
+        return self.backbone.height or self.unet.config.sample_size * self.pipeline.vae_scale_factor
+
+    @property
+    def width(self) -> int:
+        return self.backbone.width or self.unet.config.sample_size * self.pipeline.vae_scale_factor
+
     def twin(self) -> Sampler:
         """Another sampler of the same weights, for another thread. What keeps a state while it runs is its own."""
         if not self._replay.shares:  # counting listens to every module of the process, so before there are threads
@@ -112,10 +118,32 @@ class Sampler:
 
     def regenerate(self, requests: Sequence[Request], originals: Sequence[Sample]) -> Iterator[Tensor]:
         """Images `[3, height, width]` of requests, each equal to what `generate` makes of it, faster: the first step is
-        computed from the earliest edit on. originals: for each request the recorded sample of the same prompt and seed
-        without an intervention; requests of one original share what they have in common."""
+        computed from the earliest edit on, but where an intervention rewrites. originals: for each request the recorded
+        sample of the same prompt and seed without an intervention; requests of one original share what they have in
+        common."""
         if not all(original.first_steps for original in originals):
             raise ValueError("the first step of an original was not recorded")
+        live = [bool(request.intervention and request.intervention.rewrites) for request in requests]
+        images = {
+            is_live: work(
+                [request for request, it in zip(requests, live, strict=True) if it == is_live],
+                [original for original, it in zip(originals, live, strict=True) if it == is_live],
+            )
+            for is_live, work in ((True, self._whole), (False, self._replayed))
+        }
+        for is_live in live:
+            yield next(images[is_live])
+
+    def _whole(self, requests: Sequence[Request], _originals: Sequence[Sample]) -> Iterator[Tensor]:
+        """Images of requests whose edits depend on what the U-Net makes at that moment: nothing is replayed."""
+        done = 0
+        while done < len(requests):
+            samples = self.generate(requests[done : done + self.batch_size])
+            yield from (sample.image for sample in samples)
+            done += len(samples)
+
+    def _replayed(self, requests: Sequence[Request], originals: Sequence[Sample]) -> Iterator[Tensor]:
+        """Images of requests whose first step begins as that of their originals."""
         predictions = self._shrinking(lambda size: self._first_predictions(requests, originals, size))
         done = 0
         while done < len(requests):
@@ -148,7 +176,7 @@ class Sampler:
             return signed[key]
 
         rows = [
-            Edited(step, {site: first(value, sign) for site, value in self._additions(request).items() if sign})
+            Edited(step, {site: first(value, sign) for site, value in self._first_additions(request).items() if sign})
             for request, original in zip(requests, originals, strict=True)
             for step, sign in zip(original.first_steps, self._signs(request), strict=True)
         ]
@@ -177,10 +205,10 @@ class Sampler:
     ) -> list[Sample]:
         """One batch through the pipeline. first: the U-Net's output at the first step, where it is known."""
         states, pooled = (torch.cat(parts) for parts in zip(*(self._text(row.prompt) for row in rows), strict=True))
-        additions = self._merged(rows) if first is None or self.backbone.steps > 1 else {}
+        additions, rewrites = self._merged(rows) if first is None or self.backbone.steps > 1 else ({}, {})
         recorder = Recorder(self.unet)
         with (
-            Lens(self.unet, capture, additions) as lens,  # under guidance the rows are [uncond, cond]
+            Lens(self.unet, capture, additions, rewrites) as lens,  # under guidance the rows are [uncond, cond]
             recorder if record else nullcontext(),
             nullcontext() if first is None else first_output(self.unet, first),
         ):
@@ -194,6 +222,8 @@ class Sampler:
                 pooled_prompt_embeds=pooled,
                 num_inference_steps=self.backbone.steps,
                 guidance_scale=self.backbone.guidance,
+                height=self.height,
+                width=self.width,
                 generator=[torch.Generator("cpu").manual_seed(row.seed) for row in rows],
                 callback_on_step_end=on_step_end,
                 output_type="pt" if decode else "latent",
@@ -210,6 +240,10 @@ class Sampler:
             for i, image in enumerate(images.cpu())
         ]
 
+    def text_vector(self, prompt: str) -> Tensor:
+        """What the U-Net reads of a prompt, the mean `[e]` over its tokens, float32 on the CPU."""
+        return self._text(prompt)[0][0].float().mean(dim=0).cpu()
+
     def _text(self, prompt: str) -> tuple[Tensor, Tensor]:
         if prompt not in self._texts:
             states, _, pooled, _ = self.pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)
@@ -218,22 +252,26 @@ class Sampler:
                 del self._texts[oldest]
         return self._texts[prompt]
 
-    def _additions(self, request: Request) -> Mapping[Site, Tensor]:
-        """What a request adds, checked against the backbone."""
-        if request.intervention is None:
-            return {}
-        if not self.backbone.guided and request.intervention.branch == "uncond" and request.intervention.additions:
+    def _checked(self, request: Request) -> Intervention:
+        """A request's intervention, checked against the backbone; one that adds nothing where it has none."""
+        intervention = request.intervention or Intervention()
+        if not self.backbone.guided and intervention.branch == "uncond" and intervention.sites:
             raise UserError(
                 f"{self.backbone.name} is sampled without guidance and has no unconditional row",
                 remedy="use branch 'cond' or 'both'",
             )
-        for site, value in request.intervention.additions.items():
+        for site, value in intervention.additions.items():
             if len(value) != self.backbone.steps:
                 raise UserError(
                     f"the addition at {site.name} has {len(value)} steps, the backbone {self.backbone.steps}",
                     remedy="plan it from a trace of this backbone",
                 )
-        return request.intervention.additions
+        return intervention
+
+    def _first_additions(self, request: Request) -> Mapping[Site, Tensor]:
+        """What a request adds at the first step, `[steps, C, h, w]` of every site."""
+        intervention = self._checked(request)
+        return intervention.additions if 0 in window_steps(intervention.window, self.backbone.steps) else {}
 
     def _signs(self, request: Request) -> tuple[int, ...]:
         """How a request's additions go to each of its rows: branch "both" adds to the row with the prompt, the second,
@@ -243,71 +281,44 @@ class Sampler:
         branch = request.intervention.branch if request.intervention else "cond"
         return {"cond": (0, 1), "uncond": (1, 0), "both": (-1, 1)}[branch]
 
-    def _merged(self, rows: list[Request]) -> dict[Site, Tensor]:
-        """Site -> `[rows, steps, C, h, w]`, zero where a row adds nothing; under guidance twice as many rows."""
+    def _merged(self, rows: list[Request]) -> tuple[dict[Site, Tensor], dict[Site, list[Callable]]]:
+        """(Site -> `[rows, steps, C, h, w]`, zero where a row adds nothing; site -> functions as `Lens` takes them);
+        under guidance twice as many rows."""
         merged: dict[Site, Tensor] = {}
+        rewrites: dict[Site, list[Callable]] = {}
         for index, row in enumerate(rows):
-            for site, value in self._additions(row).items():
+            intervention = self._checked(row)
+            steps = list(window_steps(intervention.window, self.backbone.steps))
+            places = [(branch * len(rows) + index, sign) for branch, sign in enumerate(self._signs(row)) if sign]
+            for site, value in intervention.additions.items():
                 if site not in merged:
                     merged[site] = torch.zeros(self._rows_each * len(rows), *value.shape, dtype=value.dtype)
-                for branch, sign in enumerate(self._signs(row)):
-                    merged[site][branch * len(rows) + index] = sign * value
-        return {site: value.to(self.device) for site, value in merged.items()}
+                for place, sign in places:
+                    merged[site][place, steps] = sign * value[steps]
+            for site, items in intervention.rewrites.items():
+                rewrites.setdefault(site, []).append(_rewriting(items, places, steps))
+        return {site: value.to(self.device) for site, value in merged.items()}, rewrites
 
 
-def choose_device(name: str) -> torch.device:
-    """The torch device of "auto", "cpu" or "cuda". Raises `UserError` for cuda where there is none."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise UserError(f"unknown device {name!r}", remedy="use auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("this machine has no CUDA device that torch can use", remedy="use --device cpu")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+def _rewriting(rewrites: Sequence[Rewrite], places: Sequence[tuple[int, int]], steps: Sequence[int]) -> Callable:
+    """The rewrites of one request as `Lens` takes them. places: its rows in the batch, each with a sign."""
+
+    def added(value_bchw: Tensor, step: int) -> Tensor:
+        found = torch.zeros_like(value_bchw)
+        for place, sign in places if step in steps else ():
+            found[place] = sign * sum(rewrite.delta(value_bchw[place], step) for rewrite in rewrites)
+        return found
+
+    return added
 
 
-def load_sampler(backbone: Backbone, device: torch.device, batch_size: int = 0) -> Sampler:
+def load_sampler(
+    backbone: Backbone, device: torch.device, batch_size: int = 0, dtype: torch.dtype | None = None
+) -> Sampler:
     """The backbone's pipeline on a device. Raises `UserError` when its weights are missing or broken.
 
-    batch_size: of images generated at once; 0 takes what suits the device (`BATCH_SIZES`).
+    batch_size: of images generated at once; 0 takes what suits the device (`BATCH_SIZES`). dtype: of the U-Net; None
+    takes the backbone's own.
     """
-    folder = backbone_folder(backbone)
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    try:
-        pipeline = StableDiffusionXLPipeline.from_pretrained(
-            folder, add_watermarker=False, local_files_only=True, low_cpu_mem_usage=False
-        )
-    except Exception as error:
-        raise UserError(
-            f"the weights of {backbone.name} cannot be loaded: {_broken_file(folder) or error}",
-            remedy="install riebench again, or fetch that file again",
-        ) from error
-    pipeline.set_progress_bar_config(disable=True)
-    for part in (pipeline.unet, pipeline.vae):
-        part.to(memory_format=torch.channels_last)  # up to a seventh faster on a CPU (`docs/performance.md`)
-    return Sampler(backbone, pipeline.to(device), batch_size)
-
-
-def _broken_file(folder: Path) -> str:
-    """What is missing or truncated in a pipeline's folder; empty where that is not what is wrong."""
-    try:
-        index = json.loads((folder / "model_index.json").read_text())
-    except ValueError:
-        return f"{folder / 'model_index.json'} is not JSON"
-    for part in (name for name, value in index.items() if isinstance(value, list) and value[0]):
-        files = [path for path in (folder / part).glob("*") if path.is_file()]
-        if part not in ("scheduler", "tokenizer", "tokenizer_2"):
-            if not (folder / part / "config.json").is_file():
-                return f"{folder / part / 'config.json'} is missing"
-            if not any(path.suffix == ".safetensors" for path in files):
-                return f"{folder / part} holds no safetensors file"
-        for path in files:
-            try:
-                if path.suffix == ".json":
-                    json.loads(path.read_text())
-                elif path.suffix == ".safetensors":
-                    safe_open(path, framework="pt").keys()
-            except (ValueError, SafetensorError) as error:
-                return f"{path} is truncated or broken ({error})"
-    return ""
+    pipeline = load_pipeline(backbone, device, dtype or choose_dtype(backbone, device))
+    return Sampler(backbone, pipeline, batch_size)

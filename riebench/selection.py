@@ -31,10 +31,10 @@ def mean_features(features_tnf: Tensor, steps: str = "first", unit_norm: bool = 
     """
     if steps not in ("first", "mean"):
         raise UserError(f"unknown aggregation over steps {steps!r}", remedy="use 'first' or 'mean'")
-    z_nf = features_tnf[0] if steps == "first" else features_tnf.mean(dim=0)
+    z_tnf = features_tnf[:1] if steps == "first" else features_tnf
     if unit_norm:
-        z_nf = z_nf / z_nf.norm(dim=0).clamp_min(1e-12)
-    return z_nf.mean(dim=0)
+        z_tnf = z_tnf / z_tnf.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return z_tnf.mean(dim=(0, 1))
 
 
 def select(

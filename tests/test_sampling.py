@@ -9,7 +9,8 @@ from riebench.backbones import BACKBONES, BLOCK_NAMES, Backbone
 from riebench.errors import UserError
 from riebench.interventions import Intervention
 from riebench.lens import find_sites
-from riebench.sampling import Request, Sampler, choose_device, load_sampler
+from riebench.loading import choose_device
+from riebench.sampling import Request, Sampler, load_sampler
 
 PROMPTS = [
     "flat poster of a standing red plain heart in the sky",
@@ -191,20 +192,3 @@ def test_a_missing_or_truncated_file_is_named(tmp_path, name, harm):
     named = name if harm is _cut or name.endswith("json") else name.split("/")[0]
     with pytest.raises(UserError, match=f"cannot be loaded: .*{named}.* -> "):
         load_sampler(Backbone("mine", str(folder), 1, 0.0, "tinyworld", "tinyworld"), torch.device("cpu"))
-
-
-def test_interventions_survive_the_disk_and_refuse_nan(tmp_path, sampler):
-    zero = zero_intervention(sampler)
-    made = Intervention(
-        {site: value + i for i, (site, value) in enumerate(zero.additions.items())}, {"mid.0": 4}, "original"
-    )
-    made.save(tmp_path / "one.safetensors")
-    back = Intervention.load(tmp_path / "one.safetensors")
-    assert back.features == made.features and back.prompt == made.prompt
-    assert all(torch.equal(back.additions[site], value) for site, value in made.additions.items())
-    (tmp_path / "broken.safetensors").write_bytes(b"not weights")
-    with pytest.raises(UserError, match="is not an intervention"):
-        Intervention.load(tmp_path / "broken.safetensors")
-    site = next(iter(zero.additions))
-    with pytest.raises(UserError, match="NaN"):
-        Intervention({site: torch.full((1, 2, 2, 2), float("nan"))})

@@ -1,0 +1,58 @@
+"""SAE features of one's own choice, by number: what an explorer of a dictionary wants to try."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from riebench.backbones import check_blocks
+from riebench.errors import UserError
+from riebench.interventions import Intervention
+from riebench.methods import Case
+from riebench.selection import Selected
+from riebench.transport import Transport, transport
+
+
+def read_numbers(text: str) -> dict[str, tuple[int, ...]]:
+    """Block -> feature numbers of "up.0.1:12,55 mid.0:3". Raises `UserError` for anything else."""
+    found: dict[str, tuple[int, ...]] = {}
+    for part in text.split():
+        block, _, numbers = part.partition(":")
+        check_blocks([block])
+        try:
+            more = (int(number) for number in numbers.split(","))
+            found[block] = tuple(dict.fromkeys((*found.get(block, ()), *more)))
+        except ValueError as error:
+            raise UserError(
+                f"{part!r} names no features", remedy="write block:number,number as in 'up.0.1:12,55 mid.0:3'"
+            ) from error
+    return found
+
+
+@dataclass(frozen=True)
+class Chosen(Transport):
+    on: str = ""
+    """Features turned on, as "up.0.1:12,55 mid.0:3"."""
+    off: str = ""
+    """Features turned off, likewise."""
+    name: str = "chosen"
+    sites: str = "update"
+
+    def plan(self, case: Case) -> Intervention:
+        on, off = read_numbers(self.on), read_numbers(self.off)
+        if not on and not off:
+            raise UserError("no feature was chosen", remedy="name some, as in on='up.0.1:12,55'")
+        saes = {site: case.sae(site.block) for site in case.original if site.block in {*on, *off}}
+        selected = {
+            site: Selected(*(_numbers(side, site.block, sae.num_features) for side in (on, off)))
+            for site, sae in saes.items()
+        }
+        return transport(case, saes, selected, self)
+
+
+def _numbers(side: Mapping[str, tuple[int, ...]], block: str, num_features: int) -> torch.Tensor:
+    numbers = side.get(block, ())
+    beyond = [number for number in numbers if not 0 <= number < num_features]
+    if beyond:
+        raise UserError(f"{block} has no feature {beyond[0]}", remedy=f"use numbers from 0 to {num_features - 1}")
+    return torch.tensor(numbers, dtype=torch.long)
