@@ -81,7 +81,7 @@ def engines_and_threads() -> None:
     config = read_config("quickstart")
     methods = [method.build() for method in config.methods]
     cases = [(edit, 42) for edit in load_edits()[:: 540 // (GROUP * GROUPS)]][: GROUP * GROUPS]
-    tasks = plan(BACKBONES.get(BACKBONE), cases, plan_variants(methods, config.subsets_of), config.mask_rule)
+    tasks = plan(BACKBONES.get(BACKBONE), cases, plan_variants(methods, config.subsets_of), config.setup("float32"))
     print(f"\n{'':44}{'results a second':>16}")
     for name, engines, threads in (
         ("1 engine of 1 thread", 1, 1),

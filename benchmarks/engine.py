@@ -103,9 +103,9 @@ def engine(config: RunConfig, edits: list[Edit], folder: Path) -> tuple[pd.DataF
     methods = [method.build() for method in config.methods]
     cases = [(edit, seed) for edit in edits for seed in config.seeds]
     backbone = BACKBONES.get(config.backbone)
-    tasks = plan(backbone, cases, plan_variants(methods, config.subsets_of), config.mask_rule)
+    tasks = plan(backbone, cases, plan_variants(methods, config.subsets_of), config.setup("float32"))
     with tempfile.TemporaryDirectory(dir=folder) as run, Store(Path(run)) as store:
-        for batch in work_here(groups(), "", backbone, "cpu", {"mask_rule": config.mask_rule}):
+        for batch in work_here(groups(), "", backbone, "cpu", {"setup": config.setup("float32")}):
             store.add(batch)
         store.flush()
         seconds = time.perf_counter() - started[0]

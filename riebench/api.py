@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from riebench import runs
@@ -16,8 +18,9 @@ from riebench.config import MethodConfig, RunConfig, read_config
 from riebench.edits import Edit
 from riebench.engine import Engine, open_engine
 from riebench.errors import UserError
+from riebench.loading import choose_device, choose_dtype
 from riebench.methods import Method
-from riebench.plan import variant_of
+from riebench.plan import find_donors, kind_of_donor, variant_of
 
 
 @dataclass(frozen=True)
@@ -28,15 +31,25 @@ class Edited:
     edited: Image.Image
     """The edited prompt's picture: where the edit wants to go."""
     intervened: Image.Image
+    masks: tuple[Image.Image, Image.Image]
+    """The region in the original and in the edited picture, white."""
+    features: Mapping[str, Mapping[str, list[int]]]
+    """Block -> the numbers of its features that were turned "on" and "off", where the method chose some."""
     scores: dict[str, Any]
     """One row as in `scores.parquet`."""
 
-    def strip(self, scale: int = 4) -> Image.Image:
-        """Original, edited and intervened picture side by side, each pixel `scale` pixels wide."""
+    def strip(self, scale: int = 0) -> Image.Image:
+        """Original, edited and intervened picture side by side, the regions below the first two.
+
+        scale: width of a pixel; 0 makes small pictures about 256 pixels wide.
+        """
+        scale = scale or max(1, 256 // self.original.width)
         width, height = (side * scale for side in self.original.size)
-        sheet = Image.new("RGB", (3 * width + 2 * scale, height), "white")
-        for i, picture in enumerate((self.original, self.edited, self.intervened)):
-            sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), (i * (width + scale), 0))
+        sheet = Image.new("RGB", (3 * width + 2 * scale, 2 * height + scale), "white")
+        for row, pictures in enumerate(((self.original, self.edited, self.intervened), self.masks)):
+            for i, picture in enumerate(pictures):
+                large = picture.resize((width, height), Image.Resampling.NEAREST)
+                sheet.paste(large, (i * (width + scale), row * (height + scale)))
         return sheet
 
 
@@ -65,27 +78,61 @@ def edit(
     original_prompt: str,
     edited_prompt: str,
     *,
-    region: str = "everything",
-    edited_region: str | None = None,
+    region: str | np.ndarray = "everything",
+    edited_region: str | np.ndarray | None = None,
     method: str | Method = "sae",
     blocks: Sequence[str] = BLOCK_NAMES,
     seed: int = 42,
-    backbone: str = "tinyworld-turbo@1",
+    category: str = "change_object",
+    backbone: str | Mapping[str, Any] = "tinyworld-turbo@1",
+    dictionaries: str | Path = "",
+    device: str = "auto",
     engine: Engine | None = None,
+    **settings: Any,
 ) -> Edited:
     """Edits one prompt pair of one's own.
 
-    region: a noun in the original picture, `everything`, `background` or `not <noun>`; `edited_region` is the same
-    for the edited picture where it differs. method: a name or a Method. engine: an open one, to spare loading again.
-    Raises `UserError` when a name is unknown or the region is not found in a picture.
+    region: a noun in the original picture, `everything`, `background`, `not <noun>`, `mask:<file>`, or a mask itself,
+    `[height, width]` of bools; `edited_region` is the same for the edited picture where it differs. method: a name,
+    with its settings as further arguments (`strength=2`, `on="up.0.1:12,55"`), or a Method. category: `add_object` and
+    `delete_object` have one region on both pictures. backbone: a name, or one's own as in a run's YAML. dictionaries:
+    folder of one's own. engine: an open one, to spare loading again, in place of these two and `device`. Raises
+    `UserError` when a name is unknown or the region is not found in a picture.
     """
-    item = Edit("custom", "change_object", original_prompt, edited_prompt, region, edited_region or region)
-    engine = engine or open_engine(backbone, batch_size=2)
-    chosen = MethodConfig(method).build() if isinstance(method, str) else method
-    (reference,) = engine.references([(item, seed)], [chosen])
-    (result,) = engine.results([(reference, [variant_of(chosen, check_blocks(list(blocks)))])])
+    if not isinstance(method, str) and settings:
+        raise UserError(f"{', '.join(settings)} cannot be given beside a method", remedy="set them in the method")
+    chosen = MethodConfig(method, settings).build() if isinstance(method, str) else method
+    wanted = variant_of(chosen, check_blocks(list(blocks)))
+    with tempfile.TemporaryDirectory() as folder:
+        regions = [_phrase(region, Path(folder) / "original.png")]
+        regions.append(regions[0] if edited_region is None else _phrase(edited_region, Path(folder) / "edited.png"))
+        item = Edit("custom", category, original_prompt, edited_prompt, *regions)
+        engine = engine or _open(backbone, dictionaries, device)
+        kind = kind_of_donor(chosen)
+        cases = [(item, seed), *(find_donors([(item, seed)], kind) if kind else [])]
+        reference, *donors = engine.references(cases, [chosen])
+    reference = dataclasses.replace(reference, donors=dict(zip([kind], donors, strict=False)))
+    (result,) = engine.results([(reference, [wanted])])
     if result.image is None:
         raise UserError(f"this edit cannot be made: {result.row['reason']}", remedy="change the region or the seed")
     shown = (reference.pictures.original, reference.pictures.edited, result.image)
-    pictures = (runs.to_picture(image) for image in shown)
-    return Edited(*pictures, result.row)
+    masks = (Image.fromarray(mask.numpy()).convert("L") for mask in reference.pictures.regions)
+    return Edited(*map(runs.to_picture, shown), tuple(masks), result.chosen, result.row)
+
+
+def _open(backbone: str | Mapping[str, Any], dictionaries: str | Path, device: str) -> Engine:
+    config = RunConfig(backbone=backbone, dictionaries=str(dictionaries))
+    found = config.open_backbone()
+    dtype = str(choose_dtype(found, choose_device(device))).removeprefix("torch.")
+    return open_engine(found, device, setup=config.setup(dtype), batch_size=2)
+
+
+def _phrase(region: str | np.ndarray, path: Path) -> str:
+    """The region's phrase; a mask is written to `path` for it."""
+    if isinstance(region, str):
+        return region
+    mask = np.asarray(region)
+    if mask.ndim != 2:
+        raise UserError(f"a mask has shape {mask.shape}", remedy="give [height, width]")
+    Image.fromarray(np.where(mask.astype(bool), 255, 0).astype(np.uint8)).save(path)
+    return f"mask:{path}"

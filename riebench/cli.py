@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -35,6 +36,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("name", help="a shipped run (riebench ls runs) or a YAML file")
     run.add_argument("--out", type=Path, help="folder for the results (default: runs/<name>)")
     run.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    run.add_argument("--backbone", help="another backbone than the file's (riebench ls backbones)")
+    run.add_argument("--mode", help="strict (default), or reference: as the published code does")
+    run.add_argument("--dtype", help="what the U-Net computes in: auto (default), float32, float16 or bfloat16")
+    run.add_argument("--dictionaries", help="folder of your own dictionaries (default: the shipped and released ones)")
     run.add_argument("--edits-per-category", type=int, help="how many edits of each category; 0 for all")
     run.add_argument("--batch-size", type=int, help="images generated at once; 0 (default) finds it")
     run.add_argument(
@@ -50,6 +55,40 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--address", help="of a running Ray cluster, or auto (default: start one on this machine)")
     run.add_argument("--compile", action="store_true", help="compile the U-Net and the decoder with torch.compile")
     run.set_defaults(verb=_run)
+
+    edit = verbs.add_parser("edit", help="edit one prompt pair of your own and write a picture strip")
+    edit.add_argument("original", help="the prompt of the picture that is to be changed")
+    edit.add_argument("edited", help="the prompt of the picture as you want it")
+    edit.add_argument(
+        "--region",
+        default="everything",
+        help="where: a noun in the picture, everything (default), background, 'not NOUN', or mask:FILE",
+    )
+    edit.add_argument("--edited-region", help="the same for the edited picture, where it differs")
+    edit.add_argument("--method", default="sae", help="see riebench ls methods")
+    edit.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="settings",
+        help="a setting of the method, as strength=2 or on=up.0.1:12,55; repeatable",
+    )
+    edit.add_argument("--blocks", default="", help="comma-separated (default: all four)")
+    edit.add_argument("--seed", type=int, default=42)
+    edit.add_argument("--backbone", default="tinyworld-turbo@1", help="see riebench ls backbones")
+    edit.add_argument("--dictionaries", default="", help="folder of your own dictionaries")
+    edit.add_argument("--out", type=Path, default=Path("edit.png"), help="the strip (default: edit.png)")
+    edit.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    edit.set_defaults(verb=_edit)
+
+    fetch = verbs.add_parser("fetch", help="download weights: a backbone, a grounder, the judges, released SAEs")
+    fetch.add_argument("names", nargs="*", metavar="name", help="what to fetch; without a name, what there is")
+    fetch.set_defaults(verb=_fetch)
+
+    doctor = verbs.add_parser("doctor", help="what this machine has, which weights are there, what would fit")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.set_defaults(verb=_doctor)
 
     agreement = verbs.add_parser("agreement", help="how well the metrics of a run agree with tinyworld's oracle")
     agreement.add_argument("run", type=Path, help="folder of a finished run")
@@ -111,10 +150,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments) -> None:
-    from riebench.config import read_config
+    from riebench.config import REFERENCE_SEED, read_config
 
-    asked = {"edits_per_category": arguments.edits_per_category, "batch_size": arguments.batch_size}
-    overrides = {key: value for key, value in asked.items() if value is not None}
+    names = ("backbone", "mode", "dtype", "dictionaries", "edits_per_category", "batch_size")
+    overrides = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    if arguments.mode == "reference":
+        overrides["seeds"] = [REFERENCE_SEED]
     config = read_config(arguments.name, overrides)
     out = arguments.out or Path("runs") / Path(arguments.name).stem
 
@@ -135,6 +176,72 @@ def _run(arguments) -> None:
     print(f"\n{block_table(done.summary)}\n")
     print(f"{done.manifest['results']} results in {done.manifest['seconds']:.0f} s ({made})")
     print(f"report: {done.report.resolve()}")
+
+
+def _edit(arguments) -> None:
+    import yaml
+
+    from riebench.analysis.frames import SCORE_BY_NAME
+    from riebench.api import edit
+    from riebench.backbones import BLOCK_NAMES
+
+    settings = {}
+    for word in arguments.settings:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise UserError(f"--set {word!r} sets nothing", remedy="write it as --set strength=2")
+        settings[key] = yaml.safe_load(value) if ":" not in value else value
+    done = edit(
+        arguments.original,
+        arguments.edited,
+        region=arguments.region,
+        edited_region=arguments.edited_region,
+        method=arguments.method,
+        blocks=arguments.blocks.split(",") if arguments.blocks else BLOCK_NAMES,
+        seed=arguments.seed,
+        backbone=arguments.backbone,
+        dictionaries=arguments.dictionaries,
+        device=arguments.device,
+        **settings,
+    )
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    done.strip().save(arguments.out)
+    for block, sides in done.features.items():
+        for side, numbers in sides.items():
+            print(f"{block} {side}: {', '.join(map(str, numbers)) or 'none'}")
+    for name, score in SCORE_BY_NAME.items():
+        if name in done.scores:
+            print(f"{score.label:<22} {done.scores[name]:.3f}")
+    print(f"strip: {arguments.out.resolve()}")
+
+
+def _fetch(arguments) -> None:
+    from riebench.doctor import fetch_names
+    from riebench.hub import fetch
+
+    known = fetch_names()
+    names = [re.sub(r"@\d+(?=:|$)", "", name) for name in arguments.names]  # the same files, whatever the steps
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"there is nothing to fetch named {name!r}{did_you_mean(name, known)}", remedy=f"use {', '.join(known)}"
+            )
+    for name in names:
+        for weights in known[name]:
+            print(fetch(name, weights))
+    if not names:
+        width = max(map(len, known))
+        for name, parts in known.items():
+            print(f"{name:<{width}}  {sum(w.gigabytes for w in parts):6.2f} GB  {', '.join(w.repo for w in parts)}")
+
+
+def _doctor(arguments) -> None:
+    import json
+
+    from riebench.doctor import examine, format_doctor
+
+    found = examine()
+    print(json.dumps(found, indent=2) if arguments.json else format_doctor(found))
 
 
 def _agreement(arguments) -> None:
@@ -181,16 +288,9 @@ def _listed(kind: str) -> list[tuple[str, str]]:
 
         return [(name, f"{len(load_edits(name))} edits") for name in shipped_sets()]
     if kind == "dictionaries":
-        from sae_models.index import entries
+        from sae_models.index import describe, entries
 
-        return [
-            (
-                entry.name,
-                f"{entry.backbone}  {entry.block}  {entry.kind}  k={entry.k}  {entry.num_features} features  "
-                f"EV {entry.evaluation['explained_variance_pooled']:.3f}  dead {entry.evaluation['dead_share']:.1%}",
-            )
-            for entry in entries()
-        ]
+        return [(entry.name, describe(entry)) for entry in entries()]
     registry = _registries()[kind]
     return [(name, registry.summary(name)) for name in registry.names()]
 

@@ -20,7 +20,7 @@ import torch
 from riebench.backbones import Backbone
 from riebench.engine import Engine, open_engine
 from riebench.errors import UserError
-from riebench.metrics import METRICS
+from riebench.metrics import metrics_of
 from riebench.plan import Task
 from riebench.store import Batch
 from riebench.threads import usable_cores
@@ -66,7 +66,8 @@ class Worker:
         Raises `UserError` where the versions here are others, and where something is missing.
         """
         sys.path += [path for path in paths if path not in sys.path]
-        if versions != (code_version(), judge_version(METRICS.names(), backbone.judges)):
+        family, marks = backbone.judges, options["setup"].mode == "reference"
+        if versions != (code_version(), judge_version(metrics_of(family), family, keep_marks=marks)):
             raise UserError(
                 f"the code in {Path(__file__).parent} on {platform.node()}, or its metrics, are not those that the run "
                 "was planned with",

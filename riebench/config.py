@@ -10,12 +10,15 @@ from typing import Any
 
 import yaml
 
+from riebench.backbones import BACKBONES, DTYPES, Backbone, backbone_from
 from riebench.edits import CATEGORY_NAMES
 from riebench.errors import UserError, did_you_mean
+from riebench.grounders import GROUNDERS
 from riebench.methods import METHODS
+from riebench.setup import Setup
 
 PRESETS = Path(__file__).parent / "presets"
-MASK_RULES = ("touched", "half")
+REFERENCE_SEED = 42  # of every case, in the published code
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class MethodConfig:
 
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    label: str = ""
+    """Its name in tables, where that is not its own: a second setting of a method wants one."""
 
     def build(self):
         """The method. Raises `UserError` for an unknown name or setting."""
@@ -35,8 +40,9 @@ class MethodConfig:
                     f"method {self.name!r} has no setting {key!r}{did_you_mean(key, known)}",
                     remedy=f"use {', '.join(known)}",
                 )
+        label = {"name": self.label} if self.label else {}
         try:
-            return factory(**self.settings)
+            return factory(**self.settings, **label)
         except TypeError as error:
             raise UserError(f"method {self.name!r}: {error}", remedy="check its settings") from error
 
@@ -45,8 +51,18 @@ class MethodConfig:
 class RunConfig:
     """What a run is asked to do."""
 
-    backbone: str = "tinyworld-turbo@1"
-    """Name out of `riebench ls backbones`."""
+    backbone: str | Mapping[str, Any] = "tinyworld-turbo@1"
+    """Name out of `riebench ls backbones`, or one's own, as `{name: mine@4, like: sdxl-turbo@4, folder: ...}`."""
+    mode: str = "strict"
+    """strict, or reference: as the published code does (docs/reference-mode.md)."""
+    dtype: str = "auto"
+    """What the U-Net computes in: auto, float32, float16 or bfloat16."""
+    grounder: str | Mapping[str, Any] = ""
+    """Another grounder than the backbone's: its name, or `{name: clipseg, threshold: 0.3}`."""
+    dictionary: str = ""
+    """Name of the dictionaries that methods use (`riebench ls dictionaries`); empty for the benchmark's own."""
+    dictionaries: str = ""
+    """Folder of one's own dictionaries, as `riebench train` writes it."""
     edits: str = "tinyworld"
     """Name of a shipped edit set, or a path."""
     categories: tuple[str, ...] = CATEGORY_NAMES
@@ -60,7 +76,7 @@ class RunConfig:
     subsets_of: str = "sae"
     """The method that is run on every subset of the blocks, to attribute its effect to them."""
     mask_rule: str = "touched"
-    """How an image mask becomes cells: touched or half (protocol section 4)."""
+    """How an image mask becomes cells: touched or half (protocol section 4); reference mode has its own."""
     batch_size: int = 0
     """Images generated at once; 0 takes what suits the device, and halves it where memory runs out."""
     resamples: int = 10_000
@@ -73,16 +89,55 @@ class RunConfig:
                     f"unknown category {name!r}{did_you_mean(name, CATEGORY_NAMES)}",
                     remedy=f"use {', '.join(CATEGORY_NAMES)}",
                 )
-        names = [method.name for method in self.methods]
+        names = [method.label or method.name for method in self.methods]
         for needed in ("noop", self.subsets_of):
             if needed not in names:
                 raise UserError(f"the run has no method {needed!r}", remedy=f"add {needed!r} to methods")
-        if self.mask_rule not in MASK_RULES:
-            raise UserError(f"unknown mask rule {self.mask_rule!r}", remedy=f"use {' or '.join(MASK_RULES)}")
+        if self.dtype not in DTYPES:
+            raise UserError(
+                f"unknown dtype {self.dtype!r}{did_you_mean(self.dtype, DTYPES)}", remedy=f"use {', '.join(DTYPES)}"
+            )
+        if self.mode == "reference" and self.seeds != (REFERENCE_SEED,):
+            raise UserError(
+                f"reference mode has the seed {REFERENCE_SEED} alone, not {list(self.seeds)}",
+                remedy=f"leave seeds out, or give [{REFERENCE_SEED}]",
+            )
+        self.open_backbone()
+        self.setup("float32")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise UserError(f"seeds {list(self.seeds)} are empty or repeated", remedy="give distinct whole numbers")
         if self.batch_size < 0 or self.resamples < 1 or self.edits_per_category < 0:
             raise UserError("resamples is at least 1, batch_size and edits_per_category at least 0", remedy="mend them")
+
+    def open_backbone(self) -> Backbone:
+        """The backbone, with the grounder that is asked for."""
+        found = (
+            backbone_from(self.backbone, "backbone")
+            if isinstance(self.backbone, Mapping)
+            else BACKBONES.get(self.backbone)
+        )
+        name = self._grounder.get("name")
+        if name is None:
+            return found
+        GROUNDERS.summary(name)  # an unknown name is an error before anything is loaded
+        return dataclasses.replace(found, grounder=name)
+
+    def setup(self, dtype: str) -> Setup:
+        """What all cases share; `dtype` is what is computed in on the device of the run."""
+        return Setup(
+            mode=self.mode,
+            mask_rule="published" if self.mode == "reference" else self.mask_rule,
+            grounder={key: value for key, value in self._grounder.items() if key != "name"},
+            dictionary=self.dictionary,
+            dictionaries=self.dictionaries,
+            dtype=dtype,
+        )
+
+    @property
+    def _grounder(self) -> Mapping[str, Any]:
+        if isinstance(self.grounder, Mapping):
+            return self.grounder
+        return {"name": self.grounder} if self.grounder else {}
 
 
 def preset_names() -> list[str]:
@@ -116,10 +171,14 @@ def build_config(values: Mapping[str, Any], where: str) -> RunConfig:
                 f"{where}: unknown key {key!r}{did_you_mean(key, known)}", remedy=f"the keys are {', '.join(known)}"
             )
         checked[key] = _typed(where, key, value, known[key])
+    if checked.get("mode") == "reference":
+        checked.setdefault("seeds", (REFERENCE_SEED,))
     return RunConfig(**checked)
 
 
 def _typed(where: str, key: str, value: Any, default: Any) -> Any:
+    if key in ("backbone", "grounder") and isinstance(value, Mapping):
+        return dict(value)
     if key == "methods":
         return tuple(_method(where, item) for item in _list(where, key, value))
     if isinstance(default, tuple):
@@ -146,4 +205,5 @@ def _method(where: str, item: Any) -> MethodConfig:
     if not isinstance(item, dict) or not isinstance(item.get("name"), str):
         raise UserError(f"{where}: a method is {item!r}", remedy="write `- name: sae` and its settings")
     METHODS.summary(item["name"])  # an unknown name is an error before anything is loaded
-    return MethodConfig(item["name"], {key: value for key, value in item.items() if key != "name"})
+    settings = {key: value for key, value in item.items() if key not in ("name", "label")}
+    return MethodConfig(item["name"], settings, str(item.get("label", "")))

@@ -6,31 +6,35 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
 from riebench.backbones import BACKBONES, BLOCK_NAMES, Backbone, blocks_text
-from riebench.batches import fixed_batches
 from riebench.compiling import compile_parts
 from riebench.edits import Edit
 from riebench.errors import UserError
 from riebench.grounders import GROUNDERS
-from riebench.grounding import ground, mask_to_grid
 from riebench.interventions import Intervention
 from riebench.lens import find_sites
+from riebench.loading import choose_device, choose_dtype, is_black, trace_bytes
 from riebench.methods import Case, Method
-from riebench.plan import MODE, Task, Variant
-from riebench.sampling import Request, Sample, Sampler, choose_device, load_sampler
+from riebench.plan import Task, Variant, kind_of_donor
+from riebench.regions import find_regions, region_cells
+from riebench.sampling import Request, Sample, Sampler, load_sampler
 from riebench.scoring import Pictures, Scorer, eight_bits
+from riebench.setup import Setup
 from riebench.store import Batch
+from riebench.text_index import TextIndex, find_text_index
 from sae_models import index
 
-GROUP = 8  # cases whose results go through the U-Net together
+GROUP = 8  # the most cases whose results go through the U-Net together
+TRACES_SHARE = 0.25  # of the free memory, that the traces of a group may take
 SIDES = ("original", "edited")
 
 
@@ -44,6 +48,8 @@ class Reference:
     """The original image's, with its first step recorded."""
     failure: str
     """Why the case cannot be run; empty where it can."""
+    donors: Mapping[str, Reference] = field(default_factory=dict)
+    """"seed" or "edit" -> the case that features are chosen on, for methods that ask for another than this one."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class Planned:
         """Which image the result is: "intervened", or a reference that need not be made again; "" for a failure."""
         if self.failure:
             return ""
-        return "intervened" if self.intervention.additions else self.intervention.prompt
+        return "intervened" if self.intervention.sites else self.intervention.prompt
 
 
 @dataclass(frozen=True)
@@ -77,33 +83,62 @@ class Result:
     """`[3, h, w]` in [0, 1], of 8 bits; None for a failure."""
     shows: str
     """As in `Planned.shows`."""
+    chosen: Mapping[str, Mapping[str, list[int]]]
+    """As in `Intervention.chosen`."""
 
 
 class Engine:
     """A loaded backbone with its grounder, dictionaries and metrics."""
 
-    def __init__(self, sampler: Sampler, *, mask_rule: str = "touched") -> None:
-        self.sampler, self.backbone, self.mask_rule = sampler, sampler.backbone, mask_rule
-        self.grounder = GROUNDERS.get(self.backbone.grounder)(sampler.device)
-        self.scorer = Scorer(self.backbone.judges, sampler.device)
-        self.sae = cache(self._open_sae)
+    def __init__(self, sampler: Sampler, setup: Setup) -> None:
+        self.sampler, self.backbone, self.setup = sampler, sampler.backbone, setup
+        self.grounder = GROUNDERS.get(self.backbone.grounder)(sampler.device, **setup.grounder)
+        self.scorer = Scorer(self.backbone.judges, sampler.device, keep_marks=setup.mode == "reference")
+        self.sae, self.text_index = cache(self._open_sae), cache(self._open_text_index)
 
     def twin(self) -> Engine:
         """Another engine of the same weights, for another thread."""
-        return Engine(self.sampler.twin(), mask_rule=self.mask_rule)
+        return Engine(self.sampler.twin(), self.setup)
 
     def _open_sae(self, block: str):
-        return index.open(index.find(self.backbone.dictionaries or self.backbone.name, block), device="cpu")
+        entry, root = self.setup.dictionary_of(self.backbone, block)
+        return index.open(entry, root=root, device="cpu")
+
+    def _open_text_index(self, block: str) -> TextIndex:
+        entry, root = self.setup.dictionary_of(self.backbone, block)
+        return find_text_index(index.fingerprint(entry, root=root))
 
     def work(self, tasks: Sequence[Task], judges: str = "") -> Iterator[Batch]:
-        """Everything that the tasks want, in batches to be written: first the reference pictures, then results.
-        judges: the version of what scores, noted in every row."""
+        """Everything that the tasks want, in batches to be written: first the reference pictures, then results; in
+        smaller groups where the traces of all tasks would not fit into memory. judges: the version of what scores,
+        noted in every row."""
         methods = list(
             {id(wanted.variant.method): wanted.variant.method for t in tasks for wanted in t.wanted}.values()
         )
+        size = self._cases_at_once(methods)
+        for start in range(0, len(tasks), size):
+            yield from self._work(tasks[start : start + size], methods, judges)
+
+    def _cases_at_once(self, methods: Sequence[Method]) -> int:
+        """How many cases' traces fit into the share of the free memory that is theirs: of two images each, under
+        guidance of two rows each, and an addition as large."""
+        sampler, kinds = self.sampler, {"update", *(method.sites for method in methods if method.sites)}
+        shape = self.backbone.steps, sampler.height, sampler.width, sampler.unet.dtype
+        one = sum(trace_bytes(sampler.unet, kind, *shape, sampler.pipeline.vae_scale_factor) for kind in kinds)
+        each = one * (5 if self.backbone.guided else 3)
+        return max(1, int(TRACES_SHARE * psutil.virtual_memory().available / each))
+
+    def _work(self, tasks: Sequence[Task], methods: Sequence[Method], judges: str) -> Iterator[Batch]:
         before = self.sampler.forwards
         cases = [(task.edit, task.seed) for task in tasks]
-        references = self.references(cases, methods, [task.pictures for task in tasks])
+        donors = dict.fromkeys(donor for task in tasks for donor in task.donors.values() if donor not in cases)
+        pictures = [*(task.pictures for task in tasks), *([None] * len(donors))]
+        found = self.references([*cases, *donors], methods, pictures)
+        made = dict(zip([*cases, *donors], found, strict=True))
+        references = [
+            dataclasses.replace(made[case], donors={kind: made[donor] for kind, donor in task.donors.items()})
+            for case, task in zip(cases, tasks, strict=True)
+        ]
         yield _shared_batch(tasks, references, self.sampler.forwards - before)
         asked = [(reference, [w.variant for w in t.wanted]) for t, reference in zip(tasks, references, strict=True)]
         results = zip(((t, wanted) for t in tasks for wanted in t.wanted), self.results(asked), strict=True)
@@ -148,38 +183,38 @@ class Engine:
         """The pictures of cases, with the regions that are found in them."""
         if not cases:
             return []
-        edits, *sides = zip(*cases, strict=True)
-        masks_o, masks_e = (
-            self._ground([sample.image for sample in samples], [getattr(edit, f"{side}_region") for edit in edits])
-            for side, samples in zip(SIDES, sides, strict=True)
-        )
-        return [
-            Pictures(eight_bits(original.image), eight_bits(edited.image), _shared_region(edit, masks_o[i], masks_e[i]))
-            for i, (edit, original, edited) in enumerate(cases)
-        ]
-
-    def _ground(self, images: Sequence[Tensor], phrases: Sequence[str]) -> Tensor:
-        """Masks `[b, h, w]` (bool) of the phrases in the images, in batches of one size."""
-        found = []
-        for batch, count in fixed_batches(list(zip(images, phrases, strict=True)), GROUP):
-            shown, named = zip(*batch, strict=True)
-            shown_bchw = torch.stack([eight_bits(image) for image in shown]).to(self.sampler.device)
-            found.append(ground(self.grounder, shown_bchw, named)[:count].cpu())
-        return torch.cat(found)
+        shown = [(edit, eight_bits(original.image), eight_bits(edited.image)) for edit, original, edited in cases]
+        grid = next(iter(cases[0][1].trace.values())).shape[-2:]
+        there = [(e, *(image.to(self.sampler.device).nan_to_num() for image in images)) for e, *images in shown]
+        regions = find_regions(self.grounder, there, self.setup.mode, tuple(grid))
+        return [Pictures(o, e, region) for (_, o, e), region in zip(shown, regions, strict=True)]
 
     def _reference(self, edit: Edit, seed: int, original: Sample, edited: Sample, pictures: Pictures) -> Reference:
         grids = {site.block: tuple(value.shape[-2:]) for site, value in original.trace.items()}
         cells_o, cells_e = (
-            {block: mask_to_grid(mask[None], grid, self.mask_rule)[0] for block, grid in grids.items()}
-            for mask in pictures.regions
+            {block: region_cells(region, grid, self.setup.mask_rule) for block, grid in grids.items()}
+            for region in pictures.regions
         )
         empty = [
             name for name, cells in zip(SIDES, (cells_o, cells_e), strict=True) if not next(iter(cells.values())).any()
         ]
         failure = f"no region found in the {' and '.join(empty)} image" if empty else ""
-        if not all(torch.isfinite(image).all() for image in (pictures.original, pictures.edited)):
-            failure = "a reference image holds NaN"
-        case = Case(edit, seed, original.trace, edited.trace, cells_o, cells_e, self.sae)
+        for image in (pictures.original, pictures.edited):
+            failure = _unusable(image, "a reference image") or failure
+        if self.setup.mode == "reference" and edit.category == "delete_object":
+            edited = original  # the published code deletes an object with what lies around it in the original image
+        case = Case(
+            edit,
+            seed,
+            original.trace,
+            edited.trace,
+            cells_o,
+            cells_e,
+            self.sae,
+            self.setup.mode,
+            text=self.sampler.text_vector,
+            text_index=self.text_index,
+        )
         return Reference(case, pictures, original, failure)
 
     def results(self, asked: Sequence[tuple[Reference, Sequence[Variant]]]) -> Iterator[Result]:
@@ -196,7 +231,7 @@ class Engine:
             next(images) if item.shows == "intervened" else getattr(item.reference.pictures, item.shows, None)
             for item in planned
         ]
-        broken = [image is not None and not torch.isfinite(image).all() for image in shown]
+        broken = ["" if image is None else _unusable(image, "the image") for image in shown]
         shown = [image if image is None or bad else eight_bits(image) for image, bad in zip(shown, broken, strict=True)]
         whole = [i for i, image in enumerate(shown) if image is not None and not broken[i]]
         rows = [(planned[i].reference.case.edit, planned[i].reference.pictures, shown[i]) for i in whole]
@@ -204,9 +239,10 @@ class Engine:
         unscored = dict.fromkeys(self.scorer.names, float("nan"))
         return [
             Result(
-                self._row(item, "the image holds NaN" if broken[i] else item.failure) | scores.get(i, unscored),
+                self._row(item, broken[i] or item.failure) | scores.get(i, unscored),
                 shown[i] if i in scores else None,
                 item.shows,
+                item.intervention.chosen,
             )
             for i, item in enumerate(planned)
         ]
@@ -220,10 +256,13 @@ class Engine:
             "seed": case.seed,
             "backbone": self.backbone.name,
             "steps": self.backbone.steps,
-            "mode": MODE,
+            "mode": self.setup.mode,
+            "dtype": self.setup.dtype,
             "method": method.name,
             "strength": float(method.strength),
             "blocks": blocks_text(item.variant.blocks),
+            "branch": item.intervention.branch if self.backbone.guided and item.intervention.sites else "",
+            "window": item.intervention.window if item.intervention.sites else "",
             "features": json.dumps(dict(item.intervention.features), sort_keys=True),
             "num_features": sum(item.intervention.features.values()),
             "injected_norm": item.intervention.norm,
@@ -240,43 +279,59 @@ def _plan(reference: Reference, variants: Sequence[Variant]) -> Iterator[Planned
     for variant in variants:
         method = variant.method
         if id(method) not in plans:
-            plans[id(method)] = (
-                (Intervention(), reference.failure) if reference.failure else _ask(method, reference.case)
-            )
+            plans[id(method)] = (Intervention(), reference.failure) if reference.failure else _ask(method, reference)
         intervention, failure = plans[id(method)]
         yield Planned(reference, variant, intervention.restricted(variant.blocks), failure)
 
 
-def _ask(method: Method, case: Case) -> tuple[Intervention, str]:
+def _ask(method: Method, reference: Reference) -> tuple[Intervention, str]:
     """A method's plan of a case, of which it sees the sites it asked for; or why it has none."""
-    traces = {
-        side: {site: value for site, value in getattr(case, side).items() if site.kind == method.sites}
-        for side in SIDES
-    }
+    case = _seen(reference.case, method.sites)
+    kind = kind_of_donor(method)
+    if kind:
+        donor = reference.donors[kind]
+        if donor.failure:
+            return Intervention(), f"{method.name}: the case to choose features on cannot be used: {donor.failure}"
+        case = dataclasses.replace(case, select_on=_seen(donor.case, method.sites))
     try:
-        return method.plan(dataclasses.replace(case, **traces)), ""
+        return method.plan(case), ""
     except UserError as error:
         return Intervention(), f"{method.name}: {error}"
+
+
+def _seen(case: Case, kind: str) -> Case:
+    """The case with the traces of one kind of site."""
+    traces = {side: {site: value for site, value in getattr(case, side).items() if site.kind == kind} for side in SIDES}
+    return dataclasses.replace(case, **traces)
+
+
+def _unusable(image_chw: Tensor, what: str) -> str:
+    """Why an image cannot be scored; empty where it can."""
+    if not torch.isfinite(image_chw).all():
+        return f"{what} holds NaN: half precision overflowed; use dtype bfloat16 or float32"
+    return f"{what} is black: the decoder overflowed; use dtype bfloat16 or float32" if is_black(image_chw) else ""
 
 
 def open_engine(
     backbone: str | Backbone,
     device: str = "auto",
     *,
+    setup: Setup | None = None,
     batch_size: int = 0,
-    mask_rule: str = "touched",
     compiled: bool = False,
 ) -> Engine:
     """Loads a backbone by name, with all that judges its pictures.
 
-    batch_size: 0 takes what suits the device. compiled: with torch.compile. Raises `UserError` where something is
-    missing.
+    setup: strict mode in the backbone's own dtype where nothing else is asked for. batch_size: 0 takes what suits the
+    device. compiled: with torch.compile. Raises `UserError` where something is missing.
     """
     found = BACKBONES.get(backbone) if isinstance(backbone, str) else backbone
-    sampler = load_sampler(found, choose_device(device), batch_size)
+    where = choose_device(device)
+    setup = setup or Setup(dtype=str(choose_dtype(found, where)).removeprefix("torch."))
+    sampler = load_sampler(found, where, batch_size, getattr(torch, setup.dtype))
     if compiled:
         compile_parts(sampler.pipeline)
-    return Engine(sampler, mask_rule=mask_rule)
+    return Engine(sampler, setup)
 
 
 def to_array(image_chw: Tensor) -> np.ndarray:
@@ -313,13 +368,3 @@ def _shared_batch(tasks: Sequence[Task], references: Sequence[Reference], forwar
                 shown[shared.image] = array
                 rows.append(dataclasses.asdict(shared) | {"judges": "", "status": "ok"})
     return Batch(rows, shown, forwards)
-
-
-def _shared_region(edit: Edit, mask_o: Tensor, mask_e: Tensor) -> Tensor:
-    """Regions `[2, h, w]` of the original and the edited image: one on both where an object comes or goes
-    (protocol §4)."""
-    if edit.category == "add_object":
-        mask_o = mask_e
-    if edit.category == "delete_object":
-        mask_e = mask_o
-    return torch.stack([mask_o, mask_e])

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
-from riebench.backbones import BLOCK_NAMES, Backbone, backbone_folder, blocks_text
+from riebench.backbones import BLOCK_NAMES, VAES, Backbone, backbone_folder, blocks_text, weights_for
 from riebench.edits import Edit
 from riebench.errors import UserError
 from riebench.files import data_folder
-from riebench.grounders import GROUNDERS, SHIPPED_WEIGHTS
+from riebench.grounders import GROUNDER_WEIGHTS, GROUNDERS, SHIPPED_WEIGHTS
+from riebench.grounding import mask_files
+from riebench.interventions import window_steps
 from riebench.keys import digest
 from riebench.methods import Method
+from riebench.setup import Setup
 from riebench.store import picture_path
+from riebench.text_index import text_index_path
 from riebench.versions import code_of, code_version, file_sha256, folder_digest
 from sae_models import index
 
 if TYPE_CHECKING:
     from riebench.scoring import Pictures
 
-MODE = "strict"
-DTYPE = "float32"
+DONORS = ("seed", "edit")  # a method's `select_on` that asks for another case
+TEXT = "text"  # the one that asks for the prompts alone, and an index of what features go with which words
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class Task:
     edited: Shared
     regions: Shared
     wanted: tuple[Wanted, ...]
+    donors: Mapping[str, tuple[Edit, int]] = field(default_factory=dict)
+    """"seed" or "edit" -> the case that features are chosen on, for methods that ask for another than this one."""
     pictures: Pictures | None = None
     """The shared pictures, where they were made before and need not be made again."""
 
@@ -93,27 +99,24 @@ def variant_of(method: Method, blocks: tuple[str, ...]) -> Variant:
 
 
 def plan(
-    backbone: Backbone, cases: Sequence[tuple[Edit, int]], variants: Sequence[Variant], mask_rule: str
+    backbone: Backbone, cases: Sequence[tuple[Edit, int]], variants: Sequence[Variant], setup: Setup
 ) -> list[Task]:
     """The tasks of a run, with the keys of what they make.
 
-    Raises `UserError` where a method holds what cannot be part of a key, or weights are missing.
+    Raises `UserError` where a method holds what cannot be part of a key or what the backbone cannot do, and where
+    weights are missing.
     """
-    model = {
-        "weights": folder_digest(backbone_folder(backbone)),
-        "steps": backbone.steps,
-        "guidance": backbone.guidance,
-        "dtype": DTYPE,
-    }
-    weights = SHIPPED_WEIGHTS.get(backbone.grounder)
+    for variant in variants:
+        _check(variant.method, backbone)
     common = {
         "backbone": backbone.name,
-        "model": model,
-        "grounder": [backbone.grounder, file_sha256(data_folder() / weights) if weights else ""],
-        "mask_rule": mask_rule,
-        "mode": MODE,
+        "model": _model(backbone, setup.dtype),
+        "grounder": [backbone.grounder, dict(setup.grounder), _grounder_weights(backbone.grounder)],
+        "mask_rule": setup.mask_rule,
+        "mode": setup.mode,
     }
-    dictionaries = {block: _dictionary(backbone, block) for block in BLOCK_NAMES}
+    uses_sae = any(variant.blocks and getattr(variant.method, "uses_sae", True) for variant in variants)
+    dictionaries = {block: _fingerprint(backbone, setup, block) for block in BLOCK_NAMES} if uses_sae else {}
     code = digest([code_version(), code_of(GROUNDERS.get(backbone.grounder))])
     settings = []
     for variant in variants:
@@ -121,25 +124,105 @@ def plan(
             "method": variant.method,
             "settings": _settings(variant.method),
             "blocks": variant.blocks,
-            "dictionaries": variant.blocks and dictionaries,
+            "dictionaries": dictionaries if variant.blocks and getattr(variant.method, "uses_sae", True) else {},
         }
+        if getattr(variant.method, "select_on", "") == TEXT:
+            words["text_index"] = {block: file_sha256(text_index_path(of)) for block, of in dictionaries.items()}
         settings.append((variant, digest(words), digest([code, code_of(variant.method)])))
-    return [_task(common, edit, seed, code, settings) for edit, seed in cases]
+    kinds = {kind_of_donor(variant.method) for variant in variants} - {""}
+    donors = {kind: find_donors(cases, kind) for kind in sorted(kinds)}
+    return [
+        _task(common, case, code, settings, {kind: found[i] for kind, found in donors.items()})
+        for i, case in enumerate(cases)
+    ]
 
 
-def _task(common: dict, edit: Edit, seed: int, code: str, settings: Sequence[tuple[Variant, str, str]]) -> Task:
-    case = digest([common, asdict(edit), seed])
+def kind_of_donor(method: Method) -> str:
+    """What other case a method chooses its features on: out of `DONORS`, or "" for none. Raises `UserError` for an
+    unknown `select_on`."""
+    kind = getattr(method, "select_on", "")
+    if kind not in ("", *DONORS, TEXT):
+        raise UserError(f"method {method.name!r} selects on {kind!r}", remedy=f"use {', '.join(DONORS)} or {TEXT}")
+    return kind if kind in DONORS else ""
+
+
+def find_donors(cases: Sequence[tuple[Edit, int]], kind: str) -> list[tuple[Edit, int]]:
+    """For each case the one that its features are chosen on.
+
+    seed: the same edit with the next seed of the run, or with the next whole number where it has but one. edit: another
+    edit with the same seed, out of another category where there is one; which one depends little on what else is run.
+    Raises `UserError` where there is no other edit.
+    """
+    seeds, edits = (list(dict.fromkeys(column)) for column in zip(*((seed, edit) for edit, seed in cases), strict=True))
+    if kind == "seed":
+        following = [*seeds[1:], seeds[0] if len(seeds) > 1 else seeds[0] + 1]
+        after = dict(zip(seeds, following, strict=True))
+        return [(edit, after[seed]) for edit, seed in cases]
+    if len(edits) == 1:
+        raise UserError("there is no other edit to choose features on", remedy="run more edits")
+    other = {}
+    for edit in edits:
+        foreign = [one for one in edits if one.category != edit.category] or [one for one in edits if one != edit]
+        other[edit] = min(foreign, key=lambda one, edit=edit: digest([edit.id, one.id]))
+    return [(other[edit], seed) for edit, seed in cases]
+
+
+def _check(method: Method, backbone: Backbone) -> None:
+    """Raises `UserError` where the backbone has not the steps or the rows that a method asks for."""
+    window_steps(getattr(method, "window", "all"), backbone.steps)
+    if getattr(method, "branch", "") == "uncond" and not backbone.guided:
+        raise UserError(
+            f"method {method.name!r} works on the unconditional row, which {backbone.name} has not",
+            remedy="use branch cond or both, or a backbone with guidance",
+        )
+
+
+def _model(backbone: Backbone, dtype: str) -> dict[str, object]:
+    """All that decides a backbone's images. Files of the Hub are known by their revision, others by their bytes."""
+    folder = backbone_folder(backbone, dtype)
+    pinned = None if backbone.folder else weights_for(backbone, dtype)
+    return {
+        "weights": asdict(pinned) if pinned else folder_digest(folder),
+        "vae": asdict(VAES[backbone.vae]) if backbone.vae else "",
+        "steps": backbone.steps,
+        "guidance": backbone.guidance,
+        "size": [backbone.height, backbone.width],
+        "dtype": dtype,
+    }
+
+
+def _grounder_weights(name: str) -> object:
+    if name in SHIPPED_WEIGHTS:
+        return file_sha256(data_folder() / SHIPPED_WEIGHTS[name])
+    return [asdict(weights) for weights in GROUNDER_WEIGHTS.get(name, ())]
+
+
+def _task(
+    common: dict,
+    case: tuple[Edit, int],
+    code: str,
+    settings: Sequence[tuple[Variant, str, str]],
+    donors: Mapping[str, tuple[Edit, int]],
+) -> Task:
+    key, edit, seed = _case_key(common, case), *case
     shared, wanted = {}, []
     for name in ("original", "edited", "regions"):
-        recipe = digest([case, name])
+        recipe = digest([key, name])
         shared[name] = Shared(recipe, code, picture_path(edit.id, seed, name, digest([recipe, code])))
     for variant, setting, version in settings:
-        recipe = digest([case, setting])
+        kind = kind_of_donor(variant.method)
+        recipe = digest([key, setting, *([_case_key(common, donors[kind])] if kind else [])])
         name = f"{variant.method.name}@{variant.method.strength:g}"
         blocks = f"-{blocks_text(variant.blocks)}" if variant.blocks else ""
         path = picture_path(edit.id, seed, name + blocks, digest([recipe, version]))
         wanted.append(Wanted(variant, recipe, version, path))
-    return Task(edit, seed, **shared, wanted=tuple(wanted))
+    return Task(edit, seed, **shared, wanted=tuple(wanted), donors=donors)
+
+
+def _case_key(common: dict, case: tuple[Edit, int]) -> str:
+    edit, seed = case
+    masks = [file_sha256(path) for side in (edit.original_region, edit.edited_region) for path in mask_files(side)]
+    return digest([common, asdict(edit), seed, *masks])
 
 
 def _settings(method: Method) -> dict[str, object]:
@@ -148,9 +231,10 @@ def _settings(method: Method) -> dict[str, object]:
     return {name: value for name, value in values.items() if isinstance(value, bool | int | float | str)}
 
 
-def _dictionary(backbone: Backbone, block: str) -> str:
-    """sha256 of the dictionary that methods are given on a block; empty where there is none."""
+def _fingerprint(backbone: Backbone, setup: Setup, block: str) -> str:
+    """Of the dictionary that methods are given on a block."""
     try:
-        return index.find(backbone.dictionaries or backbone.name, block).sha256
-    except UserError:
-        return ""
+        entry, root = setup.dictionary_of(backbone, block)
+        return index.fingerprint(entry, root=root)
+    except UserError as error:
+        raise UserError(f"methods are to get SAEs: {error}; or set uses_sae = False in one that uses none") from error

@@ -58,9 +58,11 @@ def rescored(
     store: Store,
     judges: str,
     stop: Callable[[], bool],
+    *,
+    keep_marks: bool = False,
 ) -> Iterator[Batch]:
     """The rows of results that are there, with new scores of the same pictures, until `stop` is true."""
-    scorer = Scorer(family, device) if items else None
+    scorer = Scorer(family, device, keep_marks=keep_marks) if items else None
     for start in range(0, len(items), RESCORED):
         if stop():
             return

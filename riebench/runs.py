@@ -20,22 +20,24 @@ from PIL import Image
 
 from riebench import files
 from riebench.analysis import summarise, write_scores
-from riebench.backbones import BACKBONES, BLOCK_NAMES
+from riebench.backbones import BLOCK_NAMES, Backbone
 from riebench.cluster import work_on_cluster
 from riebench.config import RunConfig
 from riebench.edits import CATEGORY_NAMES, Edit, load_edits
 from riebench.engine import GROUP, to_array
 from riebench.errors import UserError, did_you_mean
+from riebench.grounders import THRESHOLDS
 from riebench.interrupts import Interrupted, stopping
 from riebench.keys import describe
+from riebench.loading import choose_device, choose_dtype
 from riebench.methods import Method
-from riebench.metrics import METRICS
+from riebench.metrics import metrics_of
 from riebench.plan import plan, plan_variants
 from riebench.progress import Progress
 from riebench.report import write_report
 from riebench.resume import CACHE_MODES, find_missing, rescored, with_pictures
-from riebench.sampling import choose_device
 from riebench.scoring import eight_bits
+from riebench.setup import Setup
 from riebench.store import Batch, Store
 from riebench.versions import judge_version
 from riebench.workers import work_here
@@ -85,7 +87,9 @@ def run(
         )
     if engine not in ENGINES:
         raise UserError(f"unknown engine {engine!r}{did_you_mean(engine, ENGINES)}", remedy=f"use {', '.join(ENGINES)}")
-    backbone, where = BACKBONES.get(config.backbone), choose_device(device)
+    backbone, where = config.open_backbone(), choose_device(device)
+    dtype = str(choose_dtype(backbone, where, config.dtype)).removeprefix("torch.")
+    setup = config.setup(dtype)
     chosen = choose_edits(load_edits(config.edits) if edits is None else list(edits), config)
     all_methods = [*(method.build() for method in config.methods), *methods]
     settings = [(method.name, method.strength) for method in all_methods]
@@ -93,12 +97,13 @@ def run(
         shown = ", ".join(f"{name} at {strength}" for name, strength in settings)
         raise UserError(f"two methods share name and strength: {shown}", remedy="give each its own name")
     cases = [(edit, seed) for edit in chosen for seed in config.seeds]
-    tasks = plan(backbone, cases, plan_variants(all_methods, config.subsets_of), config.mask_rule)
+    tasks = plan(backbone, cases, plan_variants(all_methods, config.subsets_of), setup)
     recipes = [wanted.recipe for task in tasks for wanted in task.wanted]
-    judges = judge_version(METRICS.names(), backbone.judges)
+    marks = setup.mode == "reference"  # the published scores are of prompts with their [ ]
+    judges = judge_version(metrics_of(backbone.judges), backbone.judges, keep_marks=marks)
 
     clock = time.monotonic()
-    manifest = _describe(config, chosen, all_methods, where.type) | {"judges": judges}
+    manifest = _describe(config, chosen, all_methods, where.type) | {"judges": judges, "setup": _words(setup, backbone)}
     with Store(out) as store, stopping() as wish:
         for folder in reuse:
             store.adopt(Path(folder), {item.recipe: item.code for t in tasks for item in (*t.shared, *t.wanted)})
@@ -116,13 +121,14 @@ def run(
                 [with_pictures(task, store, cache) for task in missing[start : start + GROUP]]
                 for start in range(0, len(missing), GROUP)
             )
-            options = {"batch_size": config.batch_size, "mask_rule": config.mask_rule, "compiled": compile}
+            options = {"batch_size": config.batch_size, "setup": setup, "compiled": compile}
             if engine == "ray":
                 until_stopped = takewhile(lambda _: not wish.stop, groups)
                 return work_on_cluster(until_stopped, judges, backbone, where.type, options, address)
-            return work_here(groups, judges, backbone, where.type, options, lambda: wish.stop)
+            return work_here(groups, judges, backbone, where.type, options, stop)
 
-        batches = [rescored(unscored, backbone.judges, where, store, judges, lambda: wish.stop)]
+        stop = lambda: wish.stop  # noqa: E731
+        batches = [rescored(unscored, backbone.judges, where, store, judges, stop, keep_marks=marks)]
         if missing and cache != "only-cache":
             batches.append(generated())
         forwards = 0.0
@@ -182,7 +188,7 @@ def _describe(config: RunConfig, edits: list[Edit], methods: list[Method], devic
     text = "\n".join(repr(edit) for edit in edits)
     return {
         "config": dataclasses.asdict(config),
-        "mode": "strict",
+        "mode": config.mode,
         "edits": {"count": len(edits), "sha256": hashlib.sha256(text.encode()).hexdigest()},
         "methods": [_settings(method) for method in methods],
         "blocks": list(BLOCK_NAMES),
@@ -192,6 +198,12 @@ def _describe(config: RunConfig, edits: list[Edit], methods: list[Method], devic
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
     }
+
+
+def _words(setup: Setup, backbone: Backbone) -> dict:
+    """What the manifest says of a setup, with all settings of the grounder."""
+    grounder = {"name": backbone.grounder, **THRESHOLDS.get(backbone.grounder, {}), **setup.grounder}
+    return dataclasses.asdict(setup) | {"grounder": grounder}
 
 
 def _version(package: str) -> str:

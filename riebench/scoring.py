@@ -11,7 +11,7 @@ from torch import Tensor
 from riebench.batches import halving
 from riebench.edits import Edit
 from riebench.grounding import dilate
-from riebench.metrics import METRICS, ScoreBatch, score_batch, scorers
+from riebench.metrics import ScoreBatch, metrics_of, score_batch, scorers
 
 OUTSIDE_PX, OUTSIDE_REFERENCE_PX = 12, 512  # how far the region is dilated before "outside" begins (protocol §7)
 
@@ -40,10 +40,10 @@ def eight_bits(image_chw: Tensor) -> Tensor:
 class Scorer:
     """The metrics of a family of backbones, on a device."""
 
-    def __init__(self, family: str, device: torch.device | str) -> None:
-        self.names = tuple(METRICS.names())
+    def __init__(self, family: str, device: torch.device | str, *, keep_marks: bool = False) -> None:
+        self.names = metrics_of(family)
         self.device = device
-        self._metrics = scorers(self.names, family, device)
+        self._metrics = scorers(self.names, family, device, keep_marks=keep_marks)
 
     def score(self, rows: Sequence[tuple[Edit, Pictures, Tensor]]) -> list[dict[str, float]]:
         """Metric -> value for each (edit, pictures of the case, intervened image `[3, h, w]`). Rows do not depend on

@@ -64,10 +64,11 @@ def code_version() -> str:
     return digest([sources_digest(packages, NOT_GENERATING), _versions(GENERATORS)])
 
 
-def judge_version(names: Sequence[str], family: str) -> str:
+def judge_version(names: Sequence[str], family: str, *, keep_marks: bool = False) -> str:
     """Version of what scores: the metrics of those names and their code, and the networks that judge a family.
 
-    Raises `UserError` for an unknown metric, and where weights are missing.
+    keep_marks: whether prompts keep their `[ ]`. Raises `UserError` for an unknown metric, and where weights are
+    missing.
     """
     here, data = Path(__file__).parent, data_folder()
     rooms, weights = [here / "metrics"], [data / "lpips"]
@@ -76,7 +77,7 @@ def judge_version(names: Sequence[str], family: str) -> str:
         weights += [data / "tinyworld" / "clip", data / "tinyworld" / "oracle.safetensors"]
     metrics = {name: _foreign_code(METRICS.get(name)) for name in names}
     found = [folder_digest(path) for path in weights]
-    return digest([family, metrics, sources_digest(rooms), found, _versions(JUDGES)])
+    return digest([family, keep_marks, metrics, sources_digest(rooms), found, _versions(JUDGES)])
 
 
 def code_of(thing: object) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import riebench
-from riebench.backbones import BACKBONES
+from riebench.backbones import BACKBONES, is_shipped
 from riebench.engine import open_engine
 
 RED = "flat poster of a standing red plain heart in the sky"
@@ -18,7 +18,7 @@ BLUE = RED.replace("red", "blue")
 def test_edit_one_pair_of_ones_own(engine):
     result = riebench.edit(RED, BLUE, region="heart", engine=engine)
     assert result.original.size == result.edited.size == result.intervened.size == (64, 64)
-    assert result.strip(scale=2).size == (3 * 128 + 4, 128)
+    assert result.strip(scale=2).size == (3 * 128 + 4, 2 * 128 + 2)
     assert result.scores["status"] == "ok" and np.isfinite(result.scores["clip_text_edited"])
     nothing = riebench.edit(RED, BLUE, region="heart", method="noop", engine=engine)
     assert nothing.scores["blocks"] == ""
@@ -27,7 +27,7 @@ def test_edit_one_pair_of_ones_own(engine):
     assert other.original.tobytes() != result.original.tobytes()
 
 
-@pytest.mark.parametrize("backbone", BACKBONES.names())
+@pytest.mark.parametrize("backbone", [name for name in BACKBONES.names() if is_shipped(BACKBONES.get(name))])
 def test_every_backbone_can_be_edited_with_its_dictionaries(backbone):
     engine = open_engine(backbone, "cpu", batch_size=2)
     nothing, edited = (

@@ -201,7 +201,7 @@ def test_what_cases_share_is_decoded_and_grounded_once_for_all_methods_also_of_l
 ):
     import dataclasses
 
-    from riebench.engine import Engine
+    from riebench import engine
     from riebench.sampling import Sampler
 
     config = dataclasses.replace(
@@ -220,7 +220,7 @@ def test_what_cases_share_is_decoded_and_grounded_once_for_all_methods_also_of_l
             decoded.extend(requests if decode else ()) or generate(self, requests, *a, decode=decode, **k)
         ),
     )
-    monkeypatch.setattr(Engine, "_ground", lambda *_: pytest.fail("grounded again"))
+    monkeypatch.setattr(engine, "find_regions", lambda *_: pytest.fail("grounded again"))
     widened = run(wider, tmp_path / "run", device="cpu")
     assert decoded == [] and widened.manifest["made"] == 2
     pd.testing.assert_frame_equal(widened.scores, whole.scores, check_exact=True)

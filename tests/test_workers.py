@@ -25,6 +25,7 @@ from riebench.lens import Site
 from riebench.plan import Variant, plan, plan_variants
 from riebench.sampling import Request, load_sampler
 from riebench.scoring import Scorer, eight_bits
+from riebench.setup import Setup
 
 BACKBONE = BACKBONES.get("tinyworld-turbo@1")
 OPTIONS = {"batch_size": 4}
@@ -32,7 +33,7 @@ OPTIONS = {"batch_size": 4}
 
 def groups_of(methods, size=2, count=6):
     cases = [(edit, 42) for edit in load_edits()[::90]][:count]
-    tasks = plan(BACKBONE, cases, plan_variants(methods, subsets_of=""), "touched")
+    tasks = plan(BACKBONE, cases, plan_variants(methods, subsets_of=""), Setup())
     return [tasks[start : start + size] for start in range(0, len(tasks), size)]
 
 
@@ -160,7 +161,7 @@ def test_outside_the_main_thread_signals_are_left_alone():
 
 def test_compiled_parts_leave_tracing_editing_and_replay_as_they_are(engine):
     """With a compiler that does not change the arithmetic; what a real one makes of it is in docs/performance.md."""
-    compiled = type(engine)(load_sampler(BACKBONE, torch.device("cpu"), engine.sampler.batch_size))
+    compiled = type(engine)(load_sampler(BACKBONE, torch.device("cpu"), engine.sampler.batch_size), engine.setup)
     calls = []
 
     def backend(graph, _inputs):

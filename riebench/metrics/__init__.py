@@ -74,6 +74,16 @@ for _name, _target, _summary in (
     METRICS.add(_name, f"riebench.metrics.{_target}", _summary)
 
 
+#: Family of backbones -> the metrics that only its pictures can be scored with.
+ONLY = {"tinyworld": ("oracle_success", "oracle_preservation")}
+
+
+def metrics_of(family: str) -> tuple[str, ...]:
+    """Names of the metrics that can score a family's pictures."""
+    others = {name for other, names in ONLY.items() if other != family for name in names}
+    return tuple(name for name in METRICS.names() if name not in others)
+
+
 def scorers(
     names: Sequence[str],
     backbone_family: str = "tinyworld",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from torch.nn import functional as F
 
 from riebench.errors import UserError, did_you_mean
 from riebench.files import data_folder
+from riebench.grounders import grounder_settings
 from riebench.tinyworld.augment import degrade, training_scenes, unit_images
 from riebench.tinyworld.batches import random_scenes
 from riebench.tinyworld.fit import fit
@@ -55,6 +58,8 @@ def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Seq
 class Grounder(nn.Module):
     """A small U-shaped segmentation network. Images are `[b, 3, 64, 64]` in [0, 1]."""
 
+    settings: Mapping[str, object] = MappingProxyType({})
+
     def __init__(self) -> None:
         super().__init__()
         self.down32 = _conv(3, 16, 5, 2)
@@ -76,20 +81,26 @@ class Grounder(nn.Module):
         return self.head(at32)
 
     @torch.no_grad()
-    def masks(self, images_bchw: torch.Tensor, phrases: list[str]) -> torch.Tensor:
-        """The pixels of each image's phrase, bool `[b, 64, 64]`; all False where what it names is not in the image.
+    def detections(self, images_bchw: torch.Tensor, phrases: Sequence[tuple[str, ...]]) -> list[torch.Tensor]:
+        """The pixels of each image's nouns, bool `[n, 64, 64]`: a mask for each noun that is in the image.
 
-        The phrase's last known noun decides (`NOUNS`). A mask below `MIN_PIXELS` pixels becomes empty. Raises
-        `UserError` for a phrase without a known noun.
+        A noun may be a phrase, of which the last known noun decides (`NOUNS`). A mask below `MIN_PIXELS` pixels is
+        none. Raises `UserError` for a phrase without a known noun.
         """
         if len(phrases) != len(images_bchw):
             raise ValueError(f"{len(images_bchw)} images want as many phrases, got {len(phrases)}")
-        covered = torch.tensor(
-            [[name in NOUNS[phrase_noun(phrase)] for name in CLASSES] for phrase in phrases], device=images_bchw.device
-        )
+        covered = [
+            torch.tensor([[name in NOUNS[phrase_noun(noun)] for name in CLASSES] for noun in nouns])
+            for nouns in phrases
+        ]
         classes = self(images_bchw).argmax(dim=1)
-        masks = covered.gather(1, classes.flatten(1)).view_as(classes)
-        return masks & (masks.sum(dim=(1, 2), keepdim=True) >= MIN_PIXELS)
+        masks = [rows.to(shown.device)[:, shown] for rows, shown in zip(covered, classes, strict=True)]
+        return [found[found.sum(dim=(1, 2)) >= MIN_PIXELS] for found in masks]
+
+    def masks(self, images_bchw: torch.Tensor, phrases: Sequence[str]) -> torch.Tensor:
+        """As `detections`, of one noun phrase an image: bool `[b, 64, 64]`, all False where it is not in the image."""
+        found = self.detections(images_bchw, [(phrase,) for phrase in phrases])
+        return torch.stack([masks.any(dim=0) for masks in found])
 
 
 def train_grounder(folder: Path, device: torch.device, *, seed: int = 0, steps: int = STEPS) -> Grounder:
@@ -109,6 +120,12 @@ def train_grounder(folder: Path, device: torch.device, *, seed: int = 0, steps: 
 def save_grounder(grounder: Grounder, path: Path) -> None:
     """Writes the weights as safetensors."""
     save_weights(grounder, path)
+
+
+def load(device: torch.device | str = "cpu", **settings: object) -> Grounder:
+    """The shipped grounder, as `riebench.grounders` loads it. Raises `UserError` for any setting: it has none."""
+    grounder_settings("tinyworld", settings)
+    return load_grounder(device)
 
 
 def load_grounder(device: torch.device | str = "cpu", path: Path | None = None) -> Grounder:

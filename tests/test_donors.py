@@ -1,0 +1,111 @@
+"""Features chosen on another case: which one it is, that it is in the key, and that the engine looks there."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from baselines.sae import SAE
+from baselines.select_on import Mismatched, OtherSeed
+from riebench.backbones import BACKBONES, BLOCK_NAMES
+from riebench.config import build_config
+from riebench.edits import Edit, load_edits
+from riebench.errors import UserError
+from riebench.plan import find_donors, plan, plan_variants
+from riebench.runs import run
+from riebench.setup import Setup
+
+BACKBONE = BACKBONES.get("tinyworld-turbo@1")
+EDITS = [edit for edit in load_edits() if edit.id.endswith("1")][::7]
+CASES = [(edit, seed) for edit in EDITS for seed in (42, 43, 44)]
+
+
+def test_the_next_seed_of_the_same_edit():
+    found = find_donors(CASES, "seed")
+    assert [edit for edit, _ in found] == [edit for edit, _ in CASES]
+    assert [seed for _, seed in found] == [43, 44, 42] * len(EDITS)
+    assert find_donors([(EDITS[0], 42)], "seed") == [(EDITS[0], 43)]
+
+
+def test_another_edit_out_of_another_category_hardly_depends_on_what_else_is_run():
+    found = dict(zip(CASES, find_donors(CASES, "edit"), strict=True))
+    for (edit, seed), (other, other_seed) in found.items():
+        assert other.category != edit.category and other_seed == seed
+    fewer = [case for case in CASES if case[0] != EDITS[-1]]
+    same = [found[case] == donor for case, donor in zip(fewer, find_donors(fewer, "edit"), strict=True)]
+    kept = [found[case][0] != EDITS[-1] for case in fewer]
+    assert same == kept and any(kept)  # only who had lost his donor has another
+    one_category = [(edit, 1) for edit in load_edits() if edit.category == "change_pose"][:3]
+    assert all(donor != case for case, donor in zip(one_category, find_donors(one_category, "edit"), strict=True))
+    with pytest.raises(UserError, match="no other edit"):
+        find_donors([(EDITS[0], 1), (EDITS[0], 2)], "edit")
+
+
+def recipes(method, cases) -> list[str]:
+    (variant,) = plan_variants([method], "")
+    return [task.wanted[0].recipe for task in plan(BACKBONE, cases, [variant], Setup())]
+
+
+def test_the_donor_is_part_of_the_key():
+    case = [(EDITS[0], 42)]
+    alone, with_43 = recipes(OtherSeed(), case), recipes(OtherSeed(), [*case, (EDITS[0], 44)])
+    assert alone[0] != with_43[0]
+    assert recipes(SAE(), case)[0] == recipes(SAE(), [*case, (EDITS[0], 44)])[0]
+    other = dataclasses.replace(EDITS[1], edited_prompt=EDITS[2].edited_prompt)
+    assert recipes(Mismatched(), [*case, (EDITS[1], 42)])[0] != recipes(Mismatched(), [*case, (other, 42)])[0]
+
+
+def test_the_engine_chooses_on_the_donor(engine):
+    chosen = []
+    methods = [SAE(k=5), OtherSeed(k=5), Mismatched(k=5)]
+    cases = [(EDITS[0], 42), (EDITS[0], 43), (EDITS[3], 42)]
+    here, next_seed, other_edit = engine.references(cases, methods)
+    here = dataclasses.replace(here, donors={"seed": next_seed, "edit": other_edit})
+    variants = plan_variants(methods, "")
+    for reference, wanted in ((here, variants), (next_seed, variants[:1]), (other_edit, variants[:1])):
+        chosen += [result.chosen for result in engine.results([(reference, wanted)])]
+    sae, by_seed, by_edit, sae_of_seed, sae_of_edit = chosen
+    assert set(sae) == set(BLOCK_NAMES)
+    assert by_seed == sae_of_seed and by_edit == sae_of_edit and sae not in (by_seed, by_edit)
+
+
+def test_a_run_has_them_beside_the_others(tmp_path):
+    values = {
+        "methods": ["noop", "sae", "other-seed", "mismatched", "text-selected", "pca", "region-means"],
+        "categories": ["change_colour", "change_background"],
+        "edits_per_category": 1,
+        "seeds": [42],
+        "resamples": 20,
+    }
+    done = run(build_config(values, "here"), tmp_path, device="cpu")
+    assert (done.scores["status"] == "ok").all(), done.scores[done.scores.status != "ok"].reason.tolist()
+    whole = done.scores[done.scores.blocks != ""].drop_duplicates(["edit", "method"], keep="last")
+    counted = whole[whole.method.isin(["sae", "other-seed", "mismatched", "pca"])]
+    assert set(counted.num_features) == {4 * 64}
+    images = whole.groupby("edit")["image"].nunique()
+    assert (images == 6).all() and (whole.injected_norm > 0).all()
+
+
+def test_a_donor_without_a_region_is_a_failure_with_its_reason(tmp_path):
+    edits = [edit for edit in load_edits() if edit.category == "change_colour"][:1]
+    nowhere = Edit("n", "change_pose", edits[0].original_prompt, edits[0].edited_prompt, "crown", "crown")
+    config = build_config({"methods": ["noop", "sae", "mismatched"], "seeds": [42], "resamples": 20}, "here")
+    done = run(config, tmp_path, device="cpu", edits=[*edits, nowhere])
+    row = done.scores[(done.scores.method == "mismatched") & (done.scores.edit == edits[0].id)].iloc[0]
+    assert row.status == "failed" and "choose features on" in row.reason and "no region" in row.reason
+
+
+def test_a_method_that_selects_on_something_unknown_is_refused():
+    @dataclasses.dataclass(frozen=True)
+    class Odd(SAE):
+        select_on: str = "tomorrow"
+
+    with pytest.raises(UserError, match="selects on 'tomorrow'"):
+        plan(BACKBONE, [(EDITS[0], 42)], plan_variants([Odd()], ""), Setup())
+
+
+def test_steps_and_rows_that_a_backbone_has_not_are_refused_before_it_is_loaded():
+    for method, message in ((SAE(window="last 2"), "window 'last 2'"), (SAE(branch="uncond"), "unconditional row")):
+        with pytest.raises(UserError, match=message):
+            plan(BACKBONE, [(EDITS[0], 42)], plan_variants([method], ""), Setup())
