@@ -112,6 +112,13 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--device", default="auto", help="auto, cpu or cuda")
     train.set_defaults(verb=_train)
 
+    words = verbs.add_parser("index-text", help="learn which features go with which words, for text-selected")
+    words.add_argument("--backbone", default="tinyworld-turbo@1", help="see riebench ls backbones")
+    words.add_argument("--prompts", default="4096", help="a text file, a prompt on each line; for tinyworld a number")
+    words.add_argument("--out", type=Path, help="folder to write to (default: your cache, where runs look)")
+    words.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    words.set_defaults(verb=_index_text)
+
     evaluate = verbs.add_parser("evaluate", help="how dictionaries carry over to other steps and models")
     evaluate.add_argument("--trained-on", default="tinyworld-turbo@1", help="the backbone whose dictionaries are meant")
     evaluate.add_argument(
@@ -326,6 +333,14 @@ def _whole_numbers(text: str, option: str) -> tuple[int, ...]:
         return tuple(dict.fromkeys(int(word) for word in text.split(",")))
     except ValueError as error:
         raise UserError(f"{option} is {text!r}", remedy="give whole numbers with commas between, as 4,8,16") from error
+
+
+def _index_text(arguments) -> None:
+    from riebench.indexing import index_text
+
+    prompts = int(arguments.prompts) if arguments.prompts.isdecimal() else Path(arguments.prompts)
+    for path in index_text(arguments.backbone, prompts, arguments.out, arguments.device).values():
+        print(path)
 
 
 def _evaluate(arguments) -> None:

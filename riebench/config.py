@@ -13,7 +13,7 @@ import yaml
 from riebench.backbones import BACKBONES, DTYPES, Backbone, backbone_from
 from riebench.edits import CATEGORY_NAMES
 from riebench.errors import UserError, did_you_mean
-from riebench.grounders import GROUNDERS
+from riebench.grounders import GROUNDERS, grounder_settings
 from riebench.methods import METHODS
 from riebench.setup import Setup
 
@@ -119,7 +119,8 @@ class RunConfig:
         name = self._grounder.get("name")
         if name is None:
             return found
-        GROUNDERS.summary(name)  # an unknown name is an error before anything is loaded
+        GROUNDERS.summary(name)  # an unknown name or setting is an error before anything is loaded
+        grounder_settings(name, self.setup("float32").grounder)
         return dataclasses.replace(found, grounder=name)
 
     def setup(self, dtype: str) -> Setup:

@@ -20,13 +20,13 @@ from riebench.grounders import MASK_RULES, Grounder
 DILATION_PX, DILATION_REFERENCE_PX = 15, 512  # protocol §4
 BLUR_REACH_PX = 15  # the published blur: 31 taps, all positive, whatever the image's size
 LANCZOS_TAPS = 8
-_NOT = re.compile(r"\s*(~|not(?=\s|$))", re.IGNORECASE)
+_NOT = re.compile(r"(~|not(?=\s|$))\s*", re.IGNORECASE)
 _SEPARATOR = re.compile(r",|\s\.(?=\s|$)")
 
 
 @dataclass(frozen=True)
 class Phrase:
-    """What a region phrase asks for. Neither nouns nor a file: everything."""
+    """What a region phrase asks for. Neither nouns nor a file: everything, or with `complement` nothing."""
 
     nouns: tuple[str, ...] = ()
     """What the grounder is asked for; all that is found counts."""
@@ -40,14 +40,13 @@ def parse_phrase(text: str) -> Phrase:
     """The phrase in a text: `everything` (`#everything`), `background`, `mask:FILE`, nouns, or `not X` (`~X`) of these.
 
     Nouns are separated by commas or " . ", and may be several words each. `background` is what is not "foreground".
-    Raises `UserError` for an empty phrase, and for `not everything`.
+    Raises `UserError` for a phrase that names nothing.
     """
-    negation = _NOT.match(text)
-    complement, rest = negation is not None, text[negation.end() if negation else 0 :].strip()
+    rest, complement = text.strip(), False
+    while negation := _NOT.match(rest):
+        rest, complement = rest[negation.end() :], not complement
     if rest.lower() in ("everything", "#everything"):
-        if complement:
-            raise UserError(f"the region phrase {text!r} leaves nothing", remedy="name what is to be left out")
-        return Phrase()
+        return Phrase(complement=complement)
     if rest.lower() == "background":
         return Phrase(("foreground",), complement=not complement)
     if rest.startswith("mask:"):
@@ -73,10 +72,8 @@ def ground(grounder: Grounder, images_bchw: Tensor, phrases: Sequence[str]) -> T
     phrase that cannot be read, for a mask file of another size than its image, and where the grounder does.
     """
     parsed = [parse_phrase(phrase) for phrase in phrases]
-    found = _detections(grounder, images_bchw, parsed)
-    return torch.stack(
-        [masks.any(dim=0) ^ phrase.complement for phrase, masks in zip(parsed, found, strict=True)],
-    )
+    found = zip(parsed, _detections(grounder, images_bchw, parsed), strict=True)
+    return torch.stack([masks.any(dim=0) ^ phrase.complement for phrase, masks in found])
 
 
 def published_cells(grounder: Grounder, images_bchw: Tensor, phrases: Sequence[str], grid: tuple[int, int]) -> Tensor:
@@ -119,7 +116,7 @@ def _detections(grounder: Grounder, images_bchw: Tensor, phrases: Sequence[Phras
 
 
 def _read_mask(path: Path, size: tuple[int, int]) -> Tensor:
-    """Mask `[h, w]` (bool) of an image file: where it is lighter than 127 of 255."""
+    """Mask `[h, w]` (bool) of an image file: where it is lighter than 127 of 255. See `ground` for errors."""
     try:
         with Image.open(path) as image:
             grey = np.array(image.convert("L"))
@@ -170,12 +167,12 @@ def _any_pixel(mask_bhw: Tensor, grid: tuple[int, int]) -> Tensor:
 def _published_grid(masks_nhw: Tensor, grid: tuple[int, int]) -> Tensor:
     """Cells `[n, *grid]` of detections that are not empty: the rule "published", with the published code's repair.
 
-    A detection without a cell gets every cell that it has a pixel in, unless it fills one whole.
+    A detection that has no cell gets every cell that it has a pixel in. (The published code also asks that it fills no
+    cell whole; but then the resize would see that cell.)
     """
     cells = mask_to_grid(masks_nhw, grid, "published")
-    fills_one = (~_any_pixel(~masks_nhw, grid)).flatten(1).any(dim=1)
-    repaired = ~cells.flatten(1).any(dim=1) & ~fills_one
-    return torch.where(repaired[:, None, None], _any_pixel(masks_nhw, grid), cells)
+    lost = ~cells.flatten(1).any(dim=1)
+    return torch.where(lost[:, None, None], _any_pixel(masks_nhw, grid), cells)
 
 
 def _lanczos(values_bhw: Tensor, grid: tuple[int, int]) -> Tensor:

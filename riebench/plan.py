@@ -11,7 +11,7 @@ from riebench.backbones import BLOCK_NAMES, VAES, Backbone, backbone_folder, blo
 from riebench.edits import Edit
 from riebench.errors import UserError
 from riebench.files import data_folder
-from riebench.grounders import GROUNDER_WEIGHTS, GROUNDERS, SHIPPED_WEIGHTS
+from riebench.grounders import GROUNDER_WEIGHTS, GROUNDERS, SHIPPED_WEIGHTS, grounder_settings
 from riebench.grounding import mask_files
 from riebench.interventions import window_steps
 from riebench.keys import digest
@@ -111,7 +111,11 @@ def plan(
     common = {
         "backbone": backbone.name,
         "model": _model(backbone, setup.dtype),
-        "grounder": [backbone.grounder, dict(setup.grounder), _grounder_weights(backbone.grounder)],
+        "grounder": [
+            backbone.grounder,
+            grounder_settings(backbone.grounder, setup.grounder),
+            _grounder_weights(backbone.grounder),
+        ],
         "mask_rule": setup.mask_rule,
         "mode": setup.mode,
     }

@@ -26,7 +26,7 @@ from riebench.config import RunConfig
 from riebench.edits import CATEGORY_NAMES, Edit, load_edits
 from riebench.engine import GROUP, to_array
 from riebench.errors import UserError, did_you_mean
-from riebench.grounders import THRESHOLDS
+from riebench.grounders import grounder_settings
 from riebench.interrupts import Interrupted, stopping
 from riebench.keys import describe
 from riebench.loading import choose_device, choose_dtype
@@ -95,7 +95,7 @@ def run(
     settings = [(method.name, method.strength) for method in all_methods]
     if len(set(settings)) != len(settings):
         shown = ", ".join(f"{name} at {strength}" for name, strength in settings)
-        raise UserError(f"two methods share name and strength: {shown}", remedy="give each its own name")
+        raise UserError(f"two methods share name and strength: {shown}", remedy="give one a label, or its own name")
     cases = [(edit, seed) for edit in chosen for seed in config.seeds]
     tasks = plan(backbone, cases, plan_variants(all_methods, config.subsets_of), setup)
     recipes = [wanted.recipe for task in tasks for wanted in task.wanted]
@@ -202,7 +202,7 @@ def _describe(config: RunConfig, edits: list[Edit], methods: list[Method], devic
 
 def _words(setup: Setup, backbone: Backbone) -> dict:
     """What the manifest says of a setup, with all settings of the grounder."""
-    grounder = {"name": backbone.grounder, **THRESHOLDS.get(backbone.grounder, {}), **setup.grounder}
+    grounder = {"name": backbone.grounder, **grounder_settings(backbone.grounder, setup.grounder)}
     return dataclasses.asdict(setup) | {"grounder": grounder}
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from riebench.backbones import BACKBONES, BLOCK_NAMES
 from riebench.errors import UserError
-from riebench.files import data_folder, replacing
+from riebench.files import data_folder, write_bytes
 from riebench.harvest import world_prompts
 from riebench.lens import find_sites
 from riebench.loading import choose_device
@@ -129,8 +129,7 @@ def score_features(index: TextIndex, edited_e: Tensor, original_e: Tensor) -> Te
 def save_text_index(path: Path, index: TextIndex) -> None:
     """Writes an index as safetensors, whole; directions in half precision, the rest in float32."""
     tensors = {"directions": index.directions.half(), "typical": index.typical, "active": index.active}
-    with replacing(Path(path)) as temporary:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
+    write_bytes(path, save({name: value.contiguous() for name, value in tensors.items()}))
 
 
 def load_text_index(path: Path) -> TextIndex:

@@ -199,3 +199,25 @@ def test_half_precision_on_the_cpu_is_another_setup_with_nearly_the_same_picture
     assert rounded.scores["dtype"] == "bfloat16" and rounded.scores["status"] == "ok"
     difference = np.abs(np.array(whole.intervened, dtype=float) - np.array(rounded.intervened, dtype=float)).mean()
     assert 0 < difference < 8
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (96, 64), (128, 128), (56, 72)])
+@pytest.mark.parametrize("name", ["sae", "neurons", "dense"])
+def test_pictures_of_any_size_are_traced_edited_and_replayed(engine, height, width, name):
+    backbone = dataclasses.replace(engine.backbone, name="other@1", height=height, width=width, grounder="everything")
+    other = Engine(Sampler(backbone, engine.sampler.pipeline, batch_size=2), Setup())
+    method = riebench.METHODS.get(name)()
+    edit = dataclasses.replace(load_edits()[0], original_region="everything", edited_region="everything")
+    (reference,) = other.references([(edit, 42)], [method])
+    grid = next(iter(reference.sample.trace.values())).shape[-2:]
+    assert tuple(grid) == (-(-height // 8), -(-width // 8)) and reference.pictures.original.shape == (3, height, width)
+    assert reference.case.original_cells["mid.0"].shape == grid and not reference.failure
+    traces = [
+        {site: v for site, v in side.items() if site.kind == method.sites}
+        for side in (reference.case.original, reference.case.edited)
+    ]
+    plan = method.plan(dataclasses.replace(reference.case, original=traces[0], edited=traces[1]))
+    request = engines.Request(edit.original_prompt, 42, plan)
+    whole = other.sampler.generate([request])[0].image
+    (replayed,) = other.sampler.regenerate([request], [reference.sample])
+    assert torch.equal(whole, replayed) and not torch.equal(whole, reference.sample.image)

@@ -132,7 +132,8 @@ def test_offline_is_said(cache, monkeypatch):
 
 def test_every_name_to_fetch_stands_for_weights():
     names = fetch_names()
-    assert {"sdxl-turbo", "sdxl-turbo:float32", "sdxl-base", "released-k160-x4", "sdxl-vae-fp16-fix", "clipseg", CLIP} <= set(names)
+    models = {"sdxl-turbo", "sdxl-turbo:float32", "sdxl-base", "sdxl-vae-fp16-fix"}
+    assert {*models, "released-k160-x4", "clipseg", CLIP} <= set(names)
     assert names["sdxl-turbo"] == (BACKBONES.get("sdxl-turbo@4").weights,)
     assert names["sdxl-base:float32"] == (BACKBONES.get("sdxl-base@25").weights_full,)
     assert not any(name.startswith("tinyworld") for name in names)

@@ -167,7 +167,9 @@ def clipseg(folder: Path):
         decoder_intermediate_size=16,
     )
     looks = transformers.ViTImageProcessor(size={"height": 32, "width": 32})
-    return spread(transformers.CLIPSegForImageSegmentation(config)), transformers.CLIPSegProcessor(looks, words)
+    return spread(transformers.CLIPSegForImageSegmentation(config)).bfloat16(), transformers.CLIPSegProcessor(
+        looks, words
+    )
 
 
 STAND_INS = {DINO_SAM2: (grounding_dino, sam2), "sam3": (sam3,), "clipseg": (clipseg,)}
@@ -385,6 +387,12 @@ def test_clipseg_cuts_the_soft_mask_of_each_noun(images):
         assert (found != (likely > threshold)).float().mean() < 0.02  # 8-bit rounding of the resized image
         assert not (found & ~wider).any()
         assert threshold == 0.3 or found.sum() < wider.sum()
+
+
+def test_clipseg_cuts_a_phrase_that_is_too_long(images):
+    grounder = load("clipseg", threshold=0.3)
+    long, longer = (grounder.detections(images[:1], [("red star " * count,)])[0] for count in (30, 40))
+    assert len(long) and torch.equal(long, longer)
 
 
 def test_everything_is_everything(images):

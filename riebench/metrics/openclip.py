@@ -31,7 +31,7 @@ class OpenClip:
         except (OSError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"CLIP {name} cannot be loaded: {str(error).splitlines()[0]}",
-                remedy="download it once where there is a network, then run offline",
+                remedy="for SDXL's judge run `riebench fetch clip-vit-l-14`, where there is a network",
             ) from error
         self._model = model.eval().requires_grad_(False)
         self._tokenizer, self._device = open_clip.get_tokenizer(architecture), device

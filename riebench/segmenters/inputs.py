@@ -37,10 +37,12 @@ def to_model(inputs: Any, model: nn.Module) -> dict[str, Any]:
 
 
 def load_pair(name: str, index: int, model: type, processor: type, device: torch.device | str) -> tuple[Any, Any]:
-    """Model and processor from the grounder's index-th weights, in float32. Raises `UserError` where files are missing.
+    """Model and processor from the grounder's index-th weights, in float32, for inference.
+
+    Raises `UserError` where files are missing.
 
     name: the grounder's, as in `riebench fetch`.
     """
     folder = weights_folder(name, GROUNDER_WEIGHTS[name][index])
     loaded = model.from_pretrained(folder, local_files_only=True, dtype=torch.float32, use_safetensors=True)
-    return loaded.to(device).eval(), processor.from_pretrained(folder, local_files_only=True)
+    return loaded.to(device), processor.from_pretrained(folder, local_files_only=True)
