@@ -12,6 +12,7 @@ import argparse
 import itertools
 import multiprocessing
 import time
+from pathlib import Path
 
 import torch
 
@@ -78,7 +79,7 @@ def generate(sampler: Sampler, repeats: int = REPEATS) -> tuple[float, torch.Ten
 
 def engines_and_threads() -> None:
     """Results a second, scores and all, of one engine or several, with and without another busy process."""
-    config = read_config("quickstart")
+    config = read_config(str(Path(__file__).with_name("settings.yaml")))
     methods = [method.build() for method in config.methods]
     cases = [(edit, 42) for edit in load_edits()[:: 540 // (GROUP * GROUPS)]][: GROUP * GROUPS]
     tasks = plan(BACKBONES.get(BACKBONE), cases, plan_variants(methods, config.subsets_of), config.setup("float32"))

@@ -61,7 +61,7 @@ def main() -> int:
 
 def measure(part: str, backbone: str, cases: int, strengths: int, out: Path) -> dict:
     """Does one part in this process: results, seconds, peak memory in MB. Its rows go to `out`."""
-    config = read_config("quickstart", {"backbone": backbone, "seeds": [42]})
+    config = read_config(str(Path(__file__).with_name("settings.yaml")), {"backbone": backbone, "seeds": [42]})
     if strengths > 1:
         config = with_strengths(config, strengths)
     every = load_edits(config.edits)

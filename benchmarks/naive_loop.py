@@ -237,7 +237,7 @@ def main() -> None:
     if arguments.categories:
         overrides["categories"] = arguments.categories
     try:
-        config = read_config("quickstart", overrides)
+        config = read_config(str(Path(__file__).with_name("settings.yaml")), overrides)
         measured = measure(config, arguments.edits_per_category, arguments.out)
     except UserError as error:
         sys.exit(str(error))

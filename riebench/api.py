@@ -20,7 +20,7 @@ from riebench.engine import Engine, open_engine
 from riebench.errors import UserError
 from riebench.loading import choose_device, choose_dtype
 from riebench.methods import Method
-from riebench.plan import find_donors, kind_of_donor, variant_of
+from riebench.plan import find_donor, kind_of_donor, variant_of
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def edit(
         item = Edit("custom", category, original_prompt, edited_prompt, *regions)
         engine = engine or _open(backbone, dictionaries, device)
         kind = kind_of_donor(chosen)
-        cases = [(item, seed), *(find_donors([(item, seed)], kind) if kind else [])]
+        cases = [(item, seed), *([find_donor((item, seed), kind, ())] if kind else [])]
         reference, *donors = engine.references(cases, [chosen])
     reference = dataclasses.replace(reference, donors=dict(zip([kind], donors, strict=False)))
     (result,) = engine.results([(reference, [wanted])])

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from riebench.errors import UserError
-from riebench.files import replacing
+from riebench.files import write_bytes
 from riebench.lens import Site
 from riebench.rewriting import Rewrite
 
@@ -25,26 +25,21 @@ def window_steps(window: str, steps: int) -> tuple[int, ...]:
 
     Raises `UserError` for what is none of these, and for a step that a generation of so many `steps` does not have.
     """
-    words = window.split()
+    side, _, count = window.partition(" ")
+    counted = side in ("first", "last")
     try:
-        if window == "all":
-            found = range(steps)
-        elif words[0] in ("first", "last") and len(words) <= 2:
-            count = int(words[1]) if len(words) == 2 else 1
-            if not 1 <= count <= steps:
-                raise UserError(f"the window {window!r} has {count} of {steps} steps", remedy=f"use 1 to {steps}")
-            found = range(count) if words[0] == "first" else range(steps - count, steps)
-        else:
-            found = sorted({int(word) for word in window.split(",")})
-    except (ValueError, IndexError) as error:
-        if isinstance(error, UserError):
-            raise
+        numbers = [int(word) for word in ((count or "1",) if counted else window.split(","))] if window != "all" else []
+    except ValueError as error:
         raise UserError(
             f"{window!r} is no window of steps", remedy="use 'all', 'first', 'first 3', 'last 5' or a list as '0,2,7'"
         ) from error
-    if found and not 0 <= found[0] <= found[-1] < steps:
+    if counted:
+        if not 1 <= numbers[0] <= steps:
+            raise UserError(f"the window {window!r} has {numbers[0]} of {steps} steps", remedy=f"use 1 to {steps}")
+        return tuple(range(numbers[0]) if side == "first" else range(steps - numbers[0], steps))
+    if not all(0 <= number < steps for number in numbers):
         raise UserError(f"the window {window!r} goes beyond the {steps} steps", remedy=f"use steps 0 to {steps - 1}")
-    return tuple(found)
+    return tuple(sorted(set(numbers))) if numbers else tuple(range(steps))
 
 
 @dataclass(frozen=True)
@@ -129,12 +124,8 @@ class Intervention:
                 described.append(said)
                 tensors |= {f"{site.name}{_REWRITE}{i}.{name}": value for name, value in parts.items()}
             words["rewrites"][site.name] = described
-        with replacing(Path(path)) as temporary:
-            save_file(
-                {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()},
-                temporary,
-                metadata={"riebench": json.dumps(words)},
-            )
+        held = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+        write_bytes(path, save(held, metadata={"riebench": json.dumps(words)}))
 
     @classmethod
     def load(cls, path: Path) -> Intervention:

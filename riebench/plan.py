@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING
 
 from riebench.backbones import BLOCK_NAMES, VAES, Backbone, backbone_folder, blocks_text, weights_for
@@ -18,7 +19,7 @@ from riebench.keys import digest
 from riebench.methods import Method
 from riebench.setup import Setup
 from riebench.store import picture_path
-from riebench.text_index import text_index_path
+from riebench.text_index import find_text_index
 from riebench.versions import code_of, code_version, file_sha256, folder_digest
 from sae_models import index
 
@@ -99,12 +100,17 @@ def variant_of(method: Method, blocks: tuple[str, ...]) -> Variant:
 
 
 def plan(
-    backbone: Backbone, cases: Sequence[tuple[Edit, int]], variants: Sequence[Variant], setup: Setup
+    backbone: Backbone,
+    cases: Sequence[tuple[Edit, int]],
+    variants: Sequence[Variant],
+    setup: Setup,
+    others: Sequence[Edit] = (),
 ) -> list[Task]:
     """The tasks of a run, with the keys of what they make.
 
-    Raises `UserError` where a method holds what cannot be part of a key or what the backbone cannot do, and where
-    weights are missing.
+    others: the edits out of which methods that ask for it are given another one to choose features on; by default those
+    of the cases. Raises `UserError` where a method holds what cannot be part of a key or what the backbone cannot do,
+    and where weights are missing.
     """
     for variant in variants:
         _check(variant.method, backbone)
@@ -131,14 +137,16 @@ def plan(
             "dictionaries": dictionaries if variant.blocks and getattr(variant.method, "uses_sae", True) else {},
         }
         if getattr(variant.method, "select_on", "") == TEXT:
-            words["text_index"] = {block: file_sha256(text_index_path(of)) for block, of in dictionaries.items()}
+            words["text_index"] = {block: find_text_index(of) for block, of in dictionaries.items()}
         settings.append((variant, digest(words), digest([code, code_of(variant.method)])))
-    kinds = {kind_of_donor(variant.method) for variant in variants} - {""}
-    donors = {kind: find_donors(cases, kind) for kind in sorted(kinds)}
-    return [
-        _task(common, case, code, settings, {kind: found[i] for kind, found in donors.items()})
-        for i, case in enumerate(cases)
+    kinds = sorted({kind_of_donor(variant.method) for variant in variants} - {""})
+    pool = list(others) or list(dict.fromkeys(edit for edit, _ in cases))
+    stranger = cache(lambda edit: find_donor((edit, 0), "edit", pool)[0])  # the same for all seeds
+    donors = [
+        {kind: (stranger(edit), seed) if kind == "edit" else find_donor((edit, seed), kind, pool) for kind in kinds}
+        for edit, seed in cases
     ]
+    return [_task(common, *item, code, settings) for item in zip(cases, donors, strict=True)]
 
 
 def kind_of_donor(method: Method) -> str:
@@ -150,25 +158,20 @@ def kind_of_donor(method: Method) -> str:
     return kind if kind in DONORS else ""
 
 
-def find_donors(cases: Sequence[tuple[Edit, int]], kind: str) -> list[tuple[Edit, int]]:
-    """For each case the one that its features are chosen on.
+def find_donor(case: tuple[Edit, int], kind: str, others: Sequence[Edit]) -> tuple[Edit, int]:
+    """The case that features are chosen on for another.
 
-    seed: the same edit with the next seed of the run, or with the next whole number where it has but one. edit: another
-    edit with the same seed, out of another category where there is one; which one depends little on what else is run.
-    Raises `UserError` where there is no other edit.
+    seed: the same edit with the next seed. edit: another edit out of `others` with the same seed, of another category
+    where there is one; which one depends little on what `others` holds. It depends on nothing else that is run, so that
+    shards of a run become the whole. Raises `UserError` where there is no other edit.
     """
-    seeds, edits = (list(dict.fromkeys(column)) for column in zip(*((seed, edit) for edit, seed in cases), strict=True))
+    edit, seed = case
     if kind == "seed":
-        following = [*seeds[1:], seeds[0] if len(seeds) > 1 else seeds[0] + 1]
-        after = dict(zip(seeds, following, strict=True))
-        return [(edit, after[seed]) for edit, seed in cases]
-    if len(edits) == 1:
-        raise UserError("there is no other edit to choose features on", remedy="run more edits")
-    other = {}
-    for edit in edits:
-        foreign = [one for one in edits if one.category != edit.category] or [one for one in edits if one != edit]
-        other[edit] = min(foreign, key=lambda one, edit=edit: digest([edit.id, one.id]))
-    return [(other[edit], seed) for edit, seed in cases]
+        return edit, seed + 1
+    strangers = [one for one in others if one.category != edit.category] or [one for one in others if one != edit]
+    if not strangers:
+        raise UserError("there is no other edit to choose features on", remedy="give more edits")
+    return min(strangers, key=lambda one: digest([edit.id, one.id])), seed
 
 
 def _check(method: Method, backbone: Backbone) -> None:
@@ -204,9 +207,9 @@ def _grounder_weights(name: str) -> object:
 def _task(
     common: dict,
     case: tuple[Edit, int],
+    donors: Mapping[str, tuple[Edit, int]],
     code: str,
     settings: Sequence[tuple[Variant, str, str]],
-    donors: Mapping[str, tuple[Edit, int]],
 ) -> Task:
     key, edit, seed = _case_key(common, case), *case
     shared, wanted = {}, []

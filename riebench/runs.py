@@ -90,14 +90,15 @@ def run(
     backbone, where = config.open_backbone(), choose_device(device)
     dtype = str(choose_dtype(backbone, where, config.dtype)).removeprefix("torch.")
     setup = config.setup(dtype)
-    chosen = choose_edits(load_edits(config.edits) if edits is None else list(edits), config)
+    known = load_edits(config.edits) if edits is None else list(edits)
+    chosen = choose_edits(known, config)
     all_methods = [*(method.build() for method in config.methods), *methods]
     settings = [(method.name, method.strength) for method in all_methods]
     if len(set(settings)) != len(settings):
         shown = ", ".join(f"{name} at {strength}" for name, strength in settings)
         raise UserError(f"two methods share name and strength: {shown}", remedy="give one a label, or its own name")
     cases = [(edit, seed) for edit in chosen for seed in config.seeds]
-    tasks = plan(backbone, cases, plan_variants(all_methods, config.subsets_of), setup)
+    tasks = plan(backbone, cases, plan_variants(all_methods, config.subsets_of), setup, known)
     recipes = [wanted.recipe for task in tasks for wanted in task.wanted]
     marks = setup.mode == "reference"  # the published scores are of prompts with their [ ]
     judges = judge_version(metrics_of(backbone.judges), backbone.judges, keep_marks=marks)

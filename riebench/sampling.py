@@ -242,7 +242,8 @@ class Sampler:
 
     def text_vector(self, prompt: str) -> Tensor:
         """What the U-Net reads of a prompt, the mean `[e]` over its tokens, float32 on the CPU."""
-        return self._text(prompt)[0][0].float().mean(dim=0).cpu()
+        with torch.no_grad():
+            return self._text(prompt)[0][0].float().mean(dim=0).cpu()
 
     def _text(self, prompt: str) -> tuple[Tensor, Tensor]:
         if prompt not in self._texts:

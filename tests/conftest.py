@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from riebench.config import read_config
+
+SETTINGS = str(Path(__file__).parents[1] / "benchmarks" / "settings.yaml")  # six methods, one of them on all subsets
 
 
 def pytest_collection_modifyitems(items):
@@ -30,7 +34,7 @@ def sampler(engine):
 
 @pytest.fixture(scope="session")
 def small_config():
-    return read_config("quickstart", {"edits_per_category": 1, "seeds": [42, 7], "resamples": 200, "batch_size": 16})
+    return read_config(SETTINGS, {"edits_per_category": 1, "seeds": [42, 7], "resamples": 200, "batch_size": 16})
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from riebench.analysis.dominance import (
     solo_weights,
     subset_names,
 )
-from riebench.analysis.frames import COLUMNS, SCORES, Setting, validate_scores
+from riebench.analysis.frames import BEFORE, COLUMNS, SCORES, Setting, validate_scores
 from riebench.analysis.statistics import (
     bootstrap_intervals,
     bootstrap_weights,
@@ -385,6 +385,14 @@ def test_scores_round_trip(tmp_path):
     assert list(back.columns) == list(COLUMNS)
     pd.testing.assert_frame_equal(back, validate_scores(frame))
     assert [path.name for path in tmp_path.iterdir()] == ["scores.parquet"]
+
+
+def test_results_of_older_versions_get_what_was_not_recorded_then():
+    frame = make_scores({"alone": PLANTED["alone"]}, num_edits=1)
+    old = validate_scores(frame.drop(columns=list(BEFORE), errors="ignore"))
+    assert (old["dtype"] == "float32").all() and (old["window"] == "all").all() and (old["branch"] == "").all()
+    mixed = validate_scores(old.assign(window=[None, *["last 2"] * (len(old) - 1)]))
+    assert mixed["window"].tolist() == ["all", *["last 2"] * (len(old) - 1)]
 
 
 def test_a_score_that_not_every_result_has_may_be_empty():

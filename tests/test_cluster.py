@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pandas as pd
 import psutil
 import pytest
+from conftest import SETTINGS
 
 from baselines.dense import Dense
 from riebench import runs, workers
@@ -34,7 +35,7 @@ GROUPS = [[SimpleNamespace(edit=SimpleNamespace(id=f"edit {i}"))] for i in range
 needs_ray = pytest.mark.skipif(ray is None, reason="Ray is not installed")
 BACKBONE = BACKBONES.get("tinyworld-turbo@1")
 EDITS = load_edits("tinyworld")[::90][:5]
-CONFIG = read_config("quickstart", {"edits_per_category": 0, "seeds": [42], "resamples": 50, "batch_size": 8})
+CONFIG = read_config(SETTINGS, {"edits_per_category": 0, "seeds": [42], "resamples": 50, "batch_size": 8})
 CONFIG = dataclasses.replace(CONFIG, methods=CONFIG.methods[:3])
 
 
@@ -225,7 +226,7 @@ def test_a_worker_of_other_versions_refuses():
 def test_ctrl_c_finishes_what_is_in_work_and_leaves_no_process(tmp_path):
     """Ray's processes are in the group that Ctrl-C goes to."""
     code = "import sys; from riebench import runs; runs.GROUP = 1; from riebench.cli import main; sys.exit(main())"
-    words = ["run", "quickstart", "--device", "cpu", "--edits-per-category", "4", "--engine", "ray", "--out", tmp_path]
+    words = ["run", SETTINGS, "--device", "cpu", "--edits-per-category", "4", "--engine", "ray", "--out", tmp_path]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code, *map(str, words)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True)

@@ -12,7 +12,7 @@ from riebench.backbones import BACKBONES, BLOCK_NAMES
 from riebench.config import build_config
 from riebench.edits import Edit, load_edits
 from riebench.errors import UserError
-from riebench.plan import find_donors, plan, plan_variants
+from riebench.plan import find_donor, plan, plan_variants
 from riebench.runs import run
 from riebench.setup import Setup
 
@@ -22,24 +22,29 @@ CASES = [(edit, seed) for edit in EDITS for seed in (42, 43, 44)]
 
 
 def test_the_next_seed_of_the_same_edit():
-    found = find_donors(CASES, "seed")
-    assert [edit for edit, _ in found] == [edit for edit, _ in CASES]
-    assert [seed for _, seed in found] == [43, 44, 42] * len(EDITS)
-    assert find_donors([(EDITS[0], 42)], "seed") == [(EDITS[0], 43)]
+    assert find_donor((EDITS[0], 42), "seed", EDITS) == (EDITS[0], 43)
 
 
-def test_another_edit_out_of_another_category_hardly_depends_on_what_else_is_run():
-    found = dict(zip(CASES, find_donors(CASES, "edit"), strict=True))
-    for (edit, seed), (other, other_seed) in found.items():
-        assert other.category != edit.category and other_seed == seed
-    fewer = [case for case in CASES if case[0] != EDITS[-1]]
-    same = [found[case] == donor for case, donor in zip(fewer, find_donors(fewer, "edit"), strict=True)]
-    kept = [found[case][0] != EDITS[-1] for case in fewer]
-    assert same == kept and any(kept)  # only who had lost his donor has another
-    one_category = [(edit, 1) for edit in load_edits() if edit.category == "change_pose"][:3]
-    assert all(donor != case for case, donor in zip(one_category, find_donors(one_category, "edit"), strict=True))
+def test_another_edit_out_of_another_category_hardly_depends_on_what_others_there_are():
+    found = {edit: find_donor((edit, 7), "edit", EDITS) for edit in EDITS}
+    for edit, (other, seed) in found.items():
+        assert other.category != edit.category and seed == 7
+    lost = found[EDITS[0]][0]
+    fewer = [edit for edit in EDITS if edit != lost]
+    same = [find_donor((edit, 7), "edit", fewer) == found[edit] for edit in fewer]
+    assert same == [found[edit][0] != lost for edit in fewer] and any(same) and not all(same)
+    one_category = [edit for edit in load_edits() if edit.category == "change_pose"][:3]
+    assert all(find_donor((edit, 1), "edit", one_category)[0] != edit for edit in one_category)
     with pytest.raises(UserError, match="no other edit"):
-        find_donors([(EDITS[0], 1), (EDITS[0], 2)], "edit")
+        find_donor((EDITS[0], 1), "edit", EDITS[:1])
+
+
+def test_shards_of_a_run_have_its_keys():
+    (variant,) = plan_variants([Mismatched()], "")
+    whole = plan(BACKBONE, CASES, [variant], Setup(), EDITS)
+    for shard in (CASES[:7], CASES[::5]):
+        keys = [task.wanted[0].recipe for task in plan(BACKBONE, shard, [variant], Setup(), EDITS)]
+        assert set(keys) <= {task.wanted[0].recipe for task in whole} and len(set(keys)) == len(shard)
 
 
 def recipes(method, cases) -> list[str]:
@@ -49,11 +54,10 @@ def recipes(method, cases) -> list[str]:
 
 def test_the_donor_is_part_of_the_key():
     case = [(EDITS[0], 42)]
-    alone, with_43 = recipes(OtherSeed(), case), recipes(OtherSeed(), [*case, (EDITS[0], 44)])
-    assert alone[0] != with_43[0]
-    assert recipes(SAE(), case)[0] == recipes(SAE(), [*case, (EDITS[0], 44)])[0]
+    assert len({recipes(method, case)[0] for method in (SAE(name="x"), OtherSeed(name="x"))}) == 2
     other = dataclasses.replace(EDITS[1], edited_prompt=EDITS[2].edited_prompt)
     assert recipes(Mismatched(), [*case, (EDITS[1], 42)])[0] != recipes(Mismatched(), [*case, (other, 42)])[0]
+    assert recipes(SAE(), [*case, (EDITS[1], 42)])[0] == recipes(SAE(), [*case, (other, 42)])[0]
 
 
 def test_the_engine_chooses_on_the_donor(engine):

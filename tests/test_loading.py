@@ -232,9 +232,7 @@ def test_a_pipeline_in_the_hubs_cache_is_loaded_and_a_broken_file_can_be_fetched
     assert f"{file} is truncated or broken" in message
     assert remedy == f"delete {file.resolve()} and run `riebench fetch tiny`" and "blobs" in remedy
     file.resolve().unlink()  # then the file is missing, so that `riebench fetch` fetches it
-    with pytest.raises(
-        UserError, match="unet/diffusion_pytorch_model.fp16.safetensors.* -> run `riebench fetch tiny`"
-    ):
+    with pytest.raises(UserError, match="unet/diffusion_pytorch_model.fp16.safetensors.* -> run `riebench fetch tiny`"):
         load_pipeline(backbone, CPU, torch.float16)
 
 

@@ -7,6 +7,7 @@ import itertools
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from published_procedure import BLOCKS, published, random_sae, sdxl_shaped_pipeline
@@ -265,7 +266,10 @@ def test_a_run_in_reference_mode_says_so_in_every_row(tmp_path):
         },
         "here",
     )
-    done = run(config, tmp_path, device="cpu")
+    run(replace(config, methods=config.methods[:2]), tmp_path / "run", device="cpu")
+    done = run(config, tmp_path / "run", device="cpu")  # the regions are read from their pictures again
+    whole = run(config, tmp_path / "whole", device="cpu")
+    pd.testing.assert_frame_equal(done.scores, whole.scores, check_exact=True)
     assert set(done.scores["mode"]) == {"reference"} and set(done.scores["seed"]) == {42}
     assert (done.scores["status"] == "ok").all() and done.manifest["setup"]["mask_rule"] == "published"
     whole = done.scores[done.scores.blocks == "+".join(BLOCK_NAMES)]

@@ -28,6 +28,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from conftest import SETTINGS
 from PIL import Image
 
 from baselines.dense import Dense
@@ -52,10 +53,10 @@ FORKED.set_forkserver_preload(["pytest", "riebench.runs", "open_clip", "lpips", 
 
 
 def config_of(**changes) -> RunConfig:
-    quickstart = read_config("quickstart")
-    methods = tuple(method for method in quickstart.methods if method.name not in ("dense", "neurons"))
+    settings = read_config(SETTINGS)
+    methods = tuple(method for method in settings.methods if method.name not in ("dense", "neurons"))
     small = {"categories": ("change_colour", "add_object"), "edits_per_category": 1, "seeds": (42,), "methods": methods}
-    return dataclasses.replace(quickstart, **small | {"resamples": 50, "batch_size": 4} | changes)
+    return dataclasses.replace(settings, **small | {"resamples": 50, "batch_size": 4} | changes)
 
 
 def with_one_more(config: RunConfig, name: str) -> RunConfig:
@@ -717,7 +718,7 @@ def test_another_version_of_the_judges_scores_again_and_generates_nothing(
     wrong = dict.fromkeys(["clip_text_edited", "lpips_outside", "oracle_success"], 0.25)
     with Store(folder) as store:  # as an older metric left them
         store.add(Batch([store.row(recipe) | wrong for recipe in scores_of(whole).recipe], {}))
-    monkeypatch.setattr(runs, "judge_version", lambda *_: "other judges")
+    monkeypatch.setattr(runs, "judge_version", lambda *_, **__: "other judges")
     done = run(config_of(), folder, device="cpu")
     assert done.manifest["made"] == 0 and done.manifest["judges"] == "other judges"
     assert set(scores_of(folder).judges) == {"other judges"}
@@ -729,7 +730,7 @@ def test_another_version_of_the_judges_scores_again_and_generates_nothing(
 
 def test_a_reference_that_scoring_needs_and_that_is_gone_is_made_with_its_case(folder, whole, monkeypatch):
     next(folder.glob("images/add_object-00/42/regions-*.png")).unlink()
-    monkeypatch.setattr(runs, "judge_version", lambda *_: "other judges")
+    monkeypatch.setattr(runs, "judge_version", lambda *_, **__: "other judges")
     assert run(config_of(), folder, device="cpu").manifest["made"] == PER_CASE
     assert_same(folder, whole, without=["judges"])
 
@@ -739,7 +740,7 @@ def test_scoring_again_does_not_believe_another_region(folder, whole, monkeypatc
     good = path.read_bytes()
     regions = np.asarray(Image.open(path))
     Image.fromarray(np.roll(regions, 20, axis=1)).save(path)
-    monkeypatch.setattr(runs, "judge_version", lambda *_: "other judges")
+    monkeypatch.setattr(runs, "judge_version", lambda *_, **__: "other judges")
     run(config_of(), folder, device="cpu")
     assert_same(folder, whole, without=["judges"])
     assert str(path) in capsys.readouterr().err and path.read_bytes() == good

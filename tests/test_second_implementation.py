@@ -15,6 +15,7 @@ from riebench.errors import UserError
 from riebench.runs import run
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SETTINGS = str(BENCHMARKS / "settings.yaml")
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def scripts(monkeypatch):
 def test_the_engine_s_scores_are_those_of_the_plain_loop(scripts, tmp_path, backbone, count):
     """To what batches of another size change: a pixel may fall on the other side of a rounding boundary."""
     naive_loop, comparison = scripts
-    config = read_config("quickstart", {"backbone": backbone, "seeds": [42], "resamples": 10, "edits_per_category": 0})
+    config = read_config(SETTINGS, {"backbone": backbone, "seeds": [42], "resamples": 10, "edits_per_category": 0})
     edits = load_edits()[60 :: 180 // count][:count]  # of add object on
     peer = pd.DataFrame(naive_loop.naive_rows(config, edits, config.seeds))
     peer.to_parquet(tmp_path / "naive.parquet")
@@ -46,10 +47,10 @@ def test_the_engine_s_scores_are_those_of_the_plain_loop(scripts, tmp_path, back
 
 def test_the_plain_loop_refuses_what_it_cannot_do(scripts):
     with pytest.raises(UserError, match="without guidance"):
-        scripts[0].naive_rows(read_config("quickstart", {"backbone": "tinyworld-base@25"}), load_edits()[:1], [42])
+        scripts[0].naive_rows(read_config(SETTINGS, {"backbone": "tinyworld-base@25"}), load_edits()[:1], [42])
 
 
 def test_more_strengths_are_more_settings(scripts):
-    config = scripts[1].with_strengths(read_config("quickstart"), 2)
+    config = scripts[1].with_strengths(read_config(SETTINGS), 2)
     assert [method.name for method in config.methods].count("sae") == 2
     assert [method.name for method in config.methods].count("noop") == 1

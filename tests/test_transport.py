@@ -18,6 +18,7 @@ from riebench.errors import UserError
 from riebench.lens import Site
 from riebench.methods import METHODS, Case, Method
 from riebench.selection import mean_features, select
+from riebench.text_index import TextIndex
 from sae_models.topk import TopKConfig, TopKSAE
 
 BLOCKS = ("mid.0", "up.0.1")
@@ -31,7 +32,19 @@ def make_case(sites: list[Site], seed: int = 0, width: int = WIDTH) -> Case:
     cells_o = {block: torch.rand(*GRID, generator=generator) < 0.5 for block in BLOCKS}
     cells_e = {block: torch.rand(*GRID, generator=generator) < 0.5 for block in BLOCKS}
     saes = {block: random_sae(i) for i, block in enumerate(BLOCKS)}
-    return Case(EDIT, seed, original, edited, cells_o, cells_e, saes.__getitem__)
+    words = TextIndex(torch.randn(10, 3, generator=generator), torch.ones(10), torch.ones(10))
+    text = {EDIT.original_prompt: torch.zeros(3), EDIT.edited_prompt: torch.ones(3)}
+    return Case(
+        EDIT,
+        seed,
+        original,
+        edited,
+        cells_o,
+        cells_e,
+        saes.__getitem__,
+        text=text.__getitem__,
+        text_index=lambda _: words,
+    )
 
 
 def random_sae(seed: int) -> TopKSAE:

@@ -95,16 +95,23 @@ COLUMNS: dict[str, type] = {
     "cells_original": int,
     "cells_edited": int,
     "mode": str,
+    "dtype": str,
+    "branch": str,
+    "window": str,
     **dict.fromkeys(SCORE_BY_NAME, float),
 }
+#: Column -> what it was before it was recorded, for results of older versions.
+BEFORE = {"dtype": "float32", "branch": "", "window": "all"}
 
 
 def validate_scores(frame: pd.DataFrame, where: str = "the scores") -> pd.DataFrame:
-    """The frame with the schema's columns first and in the schema's dtypes; further columns are kept as they are.
+    """The frame with the schema's columns first and in the schema's dtypes; further columns are kept as they are, and
+    those that older versions did not write are filled.
 
     Raises `UserError` for a missing column, a value of the wrong kind, an unknown status, a failure without a reason,
     a result without a score that every result has, and two rows for one (edit, seed, method, strength, blocks).
     """
+    frame = frame.assign(**{name: frame[name].fillna(old) if name in frame else old for name, old in BEFORE.items()})
     missing = [column for column in COLUMNS if column not in frame.columns]
     if missing:
         raise UserError(

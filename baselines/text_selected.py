@@ -1,0 +1,104 @@
+"""SAE features chosen from the two prompts alone: no edited image is seen (protocol §10).
+
+Every other method that edits looks at the edited image, and so is an oracle. This one asks a text index
+(`riebench.text_index`) which features go with what the edited prompt says and the original one does not. It sees the
+original image's trace and its region; for an object that is to be added, which has no place there yet, the protocol
+takes the edited image's region as the original's, so there alone it is told where.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from riebench.errors import UserError
+from riebench.interventions import Intervention
+from riebench.lens import Site
+from riebench.methods import Case
+from riebench.selection import Selected
+from riebench.text_index import TextIndex, score_features
+from riebench.transport import Transport, count_features
+from sae_models.dictionary import Dictionary
+
+SUPPORTED = ("strength", "only_add", "window", "branch")  # of Transport's settings
+
+
+@dataclass(frozen=True)
+class TextSelected(Transport):
+    strength: float = 2.0
+    k: int = 16
+    """The most features turned on, and off, in each block; over all blocks where pool is "all"."""
+    pool: str = ""
+    name: str = "text-selected"
+    sites: str = "update"
+    select_on: str = "text"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for setting in fields(Transport):
+            value = getattr(self, setting.name)
+            if setting.name not in SUPPORTED and value != setting.default:
+                raise UserError(
+                    f"features chosen from text cannot be moved with {setting.name}={value!r}",
+                    remedy="leave it out: there is no edited trace to take values from",
+                )
+        if self.pool not in ("", "block", "all"):
+            raise UserError(f"unknown pool {self.pool!r}", remedy="use block or all")
+        if self.k < 1:
+            raise UserError(f"k = {self.k} selects no feature", remedy="use k of at least 1")
+
+    @torch.no_grad()
+    def plan(self, case: Case) -> Intervention:
+        """On features are added with their typical value at every cell of the region; off features are taken away with
+        the value that they have in each cell."""
+        saes = {site: case.sae(site.block) for site in case.original}
+        indices = {site: _fitting(case.text_index(site.block), sae, site) for site, sae in saes.items()}
+        cells = {site: case.original_cells[site.block] for site in saes}
+        features = {
+            site: sae.encode(case.original[site].permute(0, 2, 3, 1)[:, cells[site]].float().flatten(0, 1))
+            for site, sae in saes.items()
+        }
+        vectors = [case.text(prompt) for prompt in (case.edit.edited_prompt, case.edit.original_prompt)]
+        scores = {site: score_features(index, *vectors) for site, index in indices.items()}
+        present = {site: (z_nf > 0).any(dim=0) for site, z_nf in features.items()}
+        on = self._highest({site: score.where(indices[site].active > 0, 0) for site, score in scores.items()})
+        off = self._highest({site: -score.where(present[site], 0) for site, score in scores.items()})
+        selected = {site: Selected(on[site], off[site][:0] if self.only_add else off[site]) for site in saes}
+        additions = {}
+        for site, sae in saes.items():
+            change_nf = torch.zeros_like(features[site])
+            change_nf[:, selected[site].on] = indices[site].typical[selected[site].on]
+            change_nf[:, selected[site].off] = -features[site][:, selected[site].off]
+            rows_tnc = self.strength * sae.decode_linear(change_nf).unflatten(0, (len(case.original[site]), -1))
+            additions[site] = torch.zeros_like(case.original[site])
+            additions[site][:, :, cells[site]] = rows_tnc.permute(0, 2, 1).to(additions[site])
+        return Intervention(
+            additions,
+            features=count_features(selected),
+            chosen={site.name: {"on": s.on.tolist(), "off": s.off.tolist()} for site, s in selected.items()},
+            branch=self.branch,
+            window=self.window,
+        )
+
+    def _highest(self, scores: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
+        """Numbers of the features with the k highest scores above zero, of each site or of all together."""
+        groups = [list(scores)] if self.pool == "all" else [[site] for site in scores]
+        found = {}
+        for sites in groups:
+            joined = torch.cat([scores[site] for site in sites])
+            best = torch.zeros_like(joined, dtype=torch.bool)
+            best[joined.topk(min(self.k, len(joined))).indices] = True
+            parts = (best & (joined > 0)).split([len(scores[site]) for site in sites])
+            found |= {site: part.nonzero().flatten() for site, part in zip(sites, parts, strict=True)}
+        return found
+
+
+def _fitting(index: TextIndex, dictionary: Dictionary, site: Site) -> TextIndex:
+    if len(index.directions) != dictionary.num_features:
+        raise UserError(
+            f"the text index of {site.block} has {len(index.directions)} features, its dictionary"
+            f" {dictionary.num_features}",
+            remedy="run `riebench index-text` again",
+        )
+    return index
