@@ -121,11 +121,12 @@ class Engine:
 
     def _cases_at_once(self, methods: Sequence[Method]) -> int:
         """How many cases' traces fit into the share of the free memory that is theirs: of two images each, under
-        guidance of two rows each, and an addition as large."""
+        guidance of two rows each, and an addition as large; as much again for each other case that is looked at."""
         sampler, kinds = self.sampler, {"update", *(method.sites for method in methods if method.sites)}
         shape = self.backbone.steps, sampler.height, sampler.width, sampler.unet.dtype
         one = sum(trace_bytes(sampler.unet, kind, *shape, sampler.pipeline.vae_scale_factor) for kind in kinds)
-        each = one * (5 if self.backbone.guided else 3)
+        looked_at = {kind_of_donor(method) for method in methods} | {""}
+        each = one * (5 if self.backbone.guided else 3) * len(looked_at)
         return max(1, int(TRACES_SHARE * psutil.virtual_memory().available / each))
 
     def _work(self, tasks: Sequence[Task], methods: Sequence[Method], judges: str) -> Iterator[Batch]:

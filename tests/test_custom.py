@@ -221,3 +221,20 @@ def test_pictures_of_any_size_are_traced_edited_and_replayed(engine, height, wid
     whole = other.sampler.generate([request])[0].image
     (replayed,) = other.sampler.regenerate([request], [reference.sample])
     assert torch.equal(whole, replayed) and not torch.equal(whole, reference.sample.image)
+
+
+def test_every_result_under_guidance_says_its_branch_and_window(tmp_path):
+    methods = [
+        "noop",
+        {"name": "sae", "branch": "cond"},
+        {"name": "dense", "window": "first 5"},
+        {"name": "dense", "label": "late", "window": "last 5", "branch": "uncond"},
+    ]
+    words = SMALL | {"backbone": "tinyworld-base@25", "methods": methods, "edits_per_category": 1}
+    scores = run(build_config(words, "here"), tmp_path, device="cpu").scores
+    assert (scores.status == "ok").all()
+    said = {row.method: (row.branch, row.window) for row in scores.itertuples()}
+    expected = {"sae": ("cond", "all"), "dense": ("both", "first 5"), "late": ("uncond", "last 5"), "noop": ("", "")}
+    assert said == expected
+    changed = scores[scores.method.isin(["dense", "late"])]
+    assert changed.image.nunique() == 2 and (changed.lpips_original > 0).all()
