@@ -66,6 +66,11 @@ class Edit:
                 raise UserError(f"edit {self.id!r}: {name} is empty", remedy=f"give it a {name}")
 
 
+def strip_marks(prompt: str) -> str:
+    """The prompt without the `[ ]` that mark its edited words, single-spaced."""
+    return " ".join(prompt.replace("[", "").replace("]", "").split())
+
+
 def write_edits(edits: list[Edit], path: Path) -> None:
     """Writes JSON lines, one edit a line, keys sorted."""
     files.write_text(path, "".join(json.dumps(asdict(edit), sort_keys=True) + "\n" for edit in edits))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from riebench.backbones import Backbone
 from riebench.batches import fixed_batches, halving
+from riebench.edits import strip_marks
 from riebench.errors import UserError
 from riebench.interventions import Intervention, window_steps
 from riebench.lens import Lens, Site
@@ -30,6 +31,7 @@ class Request:
     """One image to generate."""
 
     prompt: str
+    """The `[ ]` that mark its edited words are not read."""
     seed: int
     intervention: Intervention | None = None
 
@@ -246,6 +248,7 @@ class Sampler:
             return self._text(prompt)[0][0].float().mean(dim=0).cpu()
 
     def _text(self, prompt: str) -> tuple[Tensor, Tensor]:
+        prompt = strip_marks(prompt)
         if prompt not in self._texts:
             states, _, pooled, _ = self.pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)
             self._texts[prompt] = (states, pooled)

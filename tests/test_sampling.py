@@ -41,6 +41,13 @@ def test_equal_requests_give_equal_bits_in_any_company(sampler):
     assert torch.equal(first, among)
 
 
+def test_the_marks_of_edited_words_are_not_read(sampler):
+    marked = PROMPTS[0].replace("red", "[red]").replace("in the sky", " [in the sky]")
+    plain, same = sampler.generate([Request(PROMPTS[0], 3), Request(marked, 3)])
+    assert torch.equal(plain.image, same.image)
+    assert torch.equal(sampler.text_vector(marked), sampler.text_vector(PROMPTS[0]))
+
+
 def test_zero_additions_give_the_original_exactly(sampler):
     zero = zero_intervention(sampler)
     plain, zeroed, empty = sampler.generate(

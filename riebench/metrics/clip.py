@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from riebench.batches import fixed_batches
+from riebench.edits import strip_marks
 from riebench.metrics import METRICS, ScoreBatch
 from riebench.metrics.remembered import BATCH_SIZE, Remembered
 
@@ -34,11 +35,6 @@ class ClipEncoder(Protocol):
     def encode_texts(self, texts: list[str]) -> torch.Tensor:
         """`[b, e]` of texts."""
         ...
-
-
-def strip_marks(prompt: str) -> str:
-    """The prompt without the `[ ]` that mark its edited words, single-spaced."""
-    return " ".join(prompt.replace("[", "").replace("]", "").split())
 
 
 class Embeddings:

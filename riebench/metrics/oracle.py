@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from riebench.metrics import METRICS, ScoreBatch
-from riebench.metrics.clip import strip_marks
+from riebench.edits import strip_marks
 from riebench.tinyworld.captions import parse
 
 if TYPE_CHECKING:
