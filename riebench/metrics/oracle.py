@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from riebench.metrics import METRICS, ScoreBatch
 from riebench.edits import strip_marks
+from riebench.metrics import METRICS, ScoreBatch
 from riebench.tinyworld.captions import parse
 
 if TYPE_CHECKING:
