@@ -25,6 +25,7 @@ from riebench.cluster import Worker, work_on_cluster
 from riebench.config import read_config
 from riebench.edits import load_edits
 from riebench.errors import UserError
+from riebench.setup import Setup
 
 try:
     import ray
@@ -219,7 +220,7 @@ def test_errors_of_a_worker_come_out_as_they_are(light, when, error):
 
 def test_a_worker_of_other_versions_refuses():
     with pytest.raises(UserError, match="the code in .*riebench on .*, or its metrics, are not those"):
-        Worker().load(BACKBONE, "cpu", {}, ("another", "another"), [])
+        Worker().load(BACKBONE, "cpu", {"setup": Setup()}, ("another", "another"), [])
 
 
 @needs_ray

@@ -125,6 +125,7 @@ def test_a_gpu_is_described_and_half_precision_is_what_counts(cache, monkeypatch
 
 
 def test_offline_is_said(cache, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     assert "offline" not in format_doctor(examine())
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "offline (HF_HUB_OFFLINE)" in format_doctor(examine())

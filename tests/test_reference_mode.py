@@ -288,9 +288,8 @@ def test_modes_and_seeds_that_do_not_go_together_are_refused():
 
 
 def test_prompts_are_scored_with_their_marks_in_reference_mode_alone(engine):
-    marked = riebench.Edit(
-        "m", "change_colour", "flat poster of a standing red plain heart in the sky", "a [blue] heart", "heart", "heart"
-    )
+    caption = "flat poster of a standing red plain heart in the sky"
+    marked = riebench.Edit("m", "change_colour", caption, caption.replace("red", "[blue]"), "heart", "heart")
     scores = {}
     for mode, rule in (("strict", "touched"), ("reference", "published")):
         scorer = Engine(engine.sampler, Setup(mode=mode, mask_rule=rule)).scorer
