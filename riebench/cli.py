@@ -112,6 +112,18 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--device", default="auto", help="auto, cpu or cuda")
     train.set_defaults(verb=_train)
 
+    convert = verbs.add_parser("convert", help="write another package's SAE checkpoint in our layout, or back")
+    convert.add_argument("source", type=Path, help="a SAELens, sparsify, dictionary_learning or sdxl-unbox checkpoint")
+    convert.add_argument("out", type=Path, help="folder to write")
+    convert.add_argument("--to", default="saelens", help="saelens (default), which is our layout, or sparsify")
+    convert.set_defaults(verb=_convert)
+
+    publish = verbs.add_parser("publish", help="upload an SAE checkpoint, or a folder of them, to the Hugging Face Hub")
+    publish.add_argument("folder", type=Path, help="a checkpoint, or a folder that riebench train wrote")
+    publish.add_argument("repo", help="owner/name on the Hub")
+    publish.add_argument("--private", action="store_true", help="make it a private repository")
+    publish.set_defaults(verb=_publish)
+
     words = verbs.add_parser("index-text", help="learn which features go with which words, for text-selected")
     words.add_argument("--backbone", default="tinyworld-turbo@1", help="see riebench ls backbones")
     words.add_argument("--prompts", default="4096", help="a text file, a prompt on each line; for tinyworld a number")
@@ -333,6 +345,19 @@ def _whole_numbers(text: str, option: str) -> tuple[int, ...]:
         return tuple(dict.fromkeys(int(word) for word in text.split(",")))
     except ValueError as error:
         raise UserError(f"{option} is {text!r}", remedy="give whole numbers with commas between, as 4,8,16") from error
+
+
+def _convert(arguments) -> None:
+    from sae_models.convert import convert
+
+    sha256 = convert(arguments.source, arguments.out, to=arguments.to)
+    print(f"{arguments.out}  weights sha256 {sha256}")
+
+
+def _publish(arguments) -> None:
+    from sae_models.publish import publish
+
+    print(publish(arguments.folder, arguments.repo, private=arguments.private))
 
 
 def _index_text(arguments) -> None:

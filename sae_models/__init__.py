@@ -11,6 +11,8 @@ _ROOMS = {
     "Dictionary": "dictionary",
     "Evaluation": "evaluation",
     "Identity": "dictionary",
+    "JumpReLUConfig": "jumprelu",
+    "JumpReLUSAE": "jumprelu",
     "TopKConfig": "topk",
     "TopKSAE": "topk",
     "TrainConfig": "trainer",

@@ -1,8 +1,11 @@
 """Checkpoints on disk. `save` lays them out as SAELens does: a folder with `cfg.json` and `sae_weights.safetensors`.
 
-cfg.json: `architecture` "topk", `d_in`, `d_sae`, `k`, `dtype`, `apply_b_dec_to_input` true, `metadata` (free), and the
-settings at which SAELens has nothing else to do. The weights: W_enc [d_in, d_sae], b_enc [d_sae], W_dec [d_sae, d_in]
-with unit rows, b_dec [d_in]. No pickle is read in this layout; `load` also takes that of `sdxl_unbox`.
+cfg.json: `architecture` ("topk", with `k`; "jumprelu"; or, read alone, "standard", which is ReLU), `d_in`, `d_sae`,
+`dtype`, `metadata` (free), and what SAELens 6.54 computes beside `TopKSAE`'s and `JumpReLUSAE`'s formulas, which `load`
+folds into the weights: `apply_b_dec_to_input` false, an encoder that reads x instead of x - b_dec; and
+`rescale_acts_by_decoder_norm` true, of topk alone, latents times the norms of their decoder rows.
+The weights: W_enc [d_in, d_sae], b_enc [d_sae], W_dec [d_sae, d_in], b_dec [d_in], and of jumprelu threshold [d_sae].
+No pickle is read in this layout; `load` also takes those of `sparsify`, `sdxl_unbox` and `dictionary_learning`.
 """
 
 from __future__ import annotations
@@ -13,101 +16,160 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
-from torch import Tensor
 
-from riebench.errors import UserError
+from riebench.errors import UserError, did_you_mean
 from riebench.files import read_json, write_bytes, write_json
-from sae_models import sdxl_unbox
-from sae_models.layouts import SAELENS, SDXL_UNBOX, layout_of, refuse_missing
-from sae_models.tensors import for_inference, refuse_misfit, refuse_not_finite
+from sae_models import dictionary_learning, layouts, sdxl_unbox, sparsify
+from sae_models.jumprelu import JumpReLUConfig, JumpReLUSAE
+from sae_models.layouts import SAELENS, layout_of
+from sae_models.tensors import (
+    AGAIN,
+    SAE,
+    Config,
+    for_inference,
+    read_safetensors,
+    refuse_misfit,
+    refuse_not_finite,
+    shape_from,
+    unit_rows,
+    whole_input,
+)
 from sae_models.topk import TopKConfig, TopKSAE
 
-SETTINGS = {
-    "architecture": "topk",
+PLAIN = {
     "apply_b_dec_to_input": True,
     "normalize_activations": "none",
     "reshape_activations": "none",
-    "rescale_acts_by_decoder_norm": False,
-}  # what `TopKSAE` computes; a checkpoint that says otherwise is another function
-OPTIONAL_SETTINGS = ("normalize_activations", "reshape_activations", "rescale_acts_by_decoder_norm")
-AGAIN = "fetch or save the checkpoint again"
+}  # the settings at which SAELens has nothing to do but the formula
+FORMAT = "6.0.0"
+"""The SAELens version whose configuration this is; without it SAELens takes the file for an older one and drops the
+metadata."""
+ACTIVATIONS = {"topk": "topk", "jumprelu": "relu", "standard": "relu"}
+"""Architecture -> what `activation_fn` may be, which SAELens wrote before version 6."""
+NEVER = {"normalize_activations": "none", "reshape_activations": "none", "finetuning_scaling_factor": False}
+EXPORT = "load it with SAELens, fold that into the weights and save it again for inference (save_inference_model)"
 
 
-def save(folder: Path, sae: TopKSAE, metadata: dict[str, Any]) -> str:
+def save(folder: Path, sae: SAE, metadata: dict[str, Any]) -> str:
     """Writes a checkpoint and returns the sha256 of its weight file. Same weights, same bytes.
 
     `metadata` holds what JSON can: the model, the block, the training. Raises `UserError` when the folder cannot be
-    written or the weights are not finite.
+    written, the weights are not finite, or a threshold is below zero.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in sae.state_dict().items()}
     refuse_not_finite(tensors, "the SAE to save", "train it again")
+    if isinstance(sae, JumpReLUSAE) and bool((tensors["threshold"] < 0).any()):
+        raise UserError("the SAE to save has thresholds below zero", remedy="raise them to 0")
     folder = Path(folder)
     data = safetensors.torch.save(tensors, metadata={"format": "pt"})
     write_bytes(folder / SAELENS.weights, data)
-    config = SETTINGS | {
-        "d_in": sae.config.width,
-        "d_sae": sae.config.num_features,
-        "k": sae.config.k,
+    of_kind = {"k": sae.config.k, "rescale_acts_by_decoder_norm": False} if isinstance(sae, TopKSAE) else {}
+    config = (PLAIN | of_kind) | {
+        "architecture": kind_and_k(sae.config)[0],
+        "d_in": sae.width,
+        "d_sae": sae.num_features,
         "dtype": str(sae.W_enc.dtype).removeprefix("torch."),
         "device": "cpu",
         "metadata": metadata,
+        "sae_lens_version": FORMAT,
     }
     write_json(folder / SAELENS.config, config)
     return hashlib.sha256(data).hexdigest()
 
 
-def load(folder: Path, *, device: str | torch.device = "cpu") -> TopKSAE:
-    """Reads a checkpoint of either layout for inference, in float32; where both lie in a folder, SAELens'.
+def load(folder: Path, *, device: str | torch.device = "cpu") -> SAE:
+    """Reads a checkpoint of any layout for inference, in float32; where two lie in a folder, the first of `LAYOUTS`.
 
     Raises `UserError` for a folder that is no checkpoint, for files that are missing, truncated or hold code, for a
-    configuration that `TopKSAE` does not compute, and for weights whose names, shapes or values do not fit it.
+    configuration that neither SAE computes, and for weights whose names, shapes or values do not fit it.
     """
-    if layout_of(folder) is SDXL_UNBOX:
-        return sdxl_unbox.load_released(folder, device=device)
-    config = _read_config(Path(folder) / SAELENS.config)
-    path = Path(folder) / SAELENS.weights
-    tensors = _read_weights(path)
-    shapes = {
-        "W_enc": (config.width, config.num_features),
-        "b_enc": (config.num_features,),
-        "W_dec": (config.num_features, config.width),
-        "b_dec": (config.width,),
-    }
+    match layout_of(folder):
+        case layouts.SPARSIFY:
+            return sparsify.load(folder, device=device)
+        case layouts.SDXL_UNBOX:
+            return sdxl_unbox.load_released(folder, device=device)
+        case layouts.DICTIONARY_LEARNING:
+            return dictionary_learning.load(folder, device=device)
+    return _load_saelens(Path(folder), device)
+
+
+def read_config(folder: Path) -> Config:
+    """The shape of a checkpoint of any layout, without its weights. Raises `UserError` as `load` does."""
+    match layout_of(folder):
+        case layouts.SPARSIFY:
+            return sparsify.read_config(folder)
+        case layouts.SDXL_UNBOX:
+            return sdxl_unbox.read_config(folder)
+        case layouts.DICTIONARY_LEARNING:
+            return dictionary_learning.read_config(folder)
+    path = Path(folder) / SAELENS.config
+    return _shape(_read_settings(path), path)
+
+
+def kind_and_k(config: Config) -> tuple[str, int]:
+    """What an index says of an SAE: ("topk", k), or ("jumprelu", 0), which has no k."""
+    return ("topk", config.k) if isinstance(config, TopKConfig) else ("jumprelu", 0)
+
+
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """What `save` was given to keep beside the weights; nothing in layouts other than ours.
+
+    Raises `UserError` as `load` does.
+    """
+    if layout_of(folder) is not SAELENS:
+        return {}
+    path = Path(folder) / SAELENS.config
+    metadata = read_json(path, "SAE configuration").get("metadata", {})
+    if not isinstance(metadata, dict):
+        raise UserError(f"{path}: metadata is no JSON object", remedy=AGAIN)
+    return metadata
+
+
+def _load_saelens(folder: Path, device: str | torch.device) -> SAE:
+    settings = _read_settings(folder / SAELENS.config)
+    config = _shape(settings, folder / SAELENS.config)
+    path = folder / SAELENS.weights
+    tensors = {name: value.float() for name, value in read_safetensors(path).items()}
+    d, f = config.width, config.num_features
+    shapes = {"W_enc": (d, f), "b_enc": (f,), "W_dec": (f, d), "b_dec": (d,)}
+    if settings["architecture"] == "jumprelu":
+        shapes["threshold"] = (f,)
     refuse_misfit(tensors, shapes, str(path), SAELENS.config, AGAIN)
     refuse_not_finite(tensors, str(path), AGAIN)
+    if settings["architecture"] == "standard":
+        tensors["threshold"] = torch.zeros(f)
+    if not settings["apply_b_dec_to_input"]:
+        tensors = whole_input(tensors)
+    if settings.get("rescale_acts_by_decoder_norm"):
+        tensors = unit_rows(tensors)
     return for_inference(config, tensors, device)
 
 
-def read_config(folder: Path) -> TopKConfig:
-    """The shape of a checkpoint of either layout, without its weights. Raises `UserError` as `load` does."""
-    if layout_of(folder) is SDXL_UNBOX:
-        return sdxl_unbox.read_config(folder)
-    return _read_config(Path(folder) / SAELENS.config)
-
-
-def _read_config(path: Path) -> TopKConfig:
-    config = read_json(path, "SAE configuration")
-    for name, value in SETTINGS.items():
-        if name in OPTIONAL_SETTINGS and name not in config:
-            continue
-        if config.get(name) != value:
-            raise UserError(
-                f"{path}: {name} is {config.get(name)!r}, and only {value!r} can be read",
-                remedy="use a TopK SAE saved by sae_models or exported by SAELens for inference",
-            )
-    missing = [name for name in ("d_in", "d_sae", "k") if name not in config]
-    if missing:
-        raise UserError(f"{path} lacks {', '.join(missing)}", remedy=AGAIN)
-    return TopKConfig(width=config["d_in"], num_features=config["d_sae"], k=config["k"])
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    refuse_missing(path, SAELENS)
-    try:
-        return safetensors.torch.load_file(path)
-    except (SafetensorError, OSError) as error:
+def _read_settings(path: Path) -> dict[str, Any]:
+    """A cfg.json whose function `load` can give. Raises `UserError` for others."""
+    settings = PLAIN | read_json(path, "SAE configuration")
+    architecture = settings.get("architecture")
+    if not isinstance(architecture, str) or architecture not in ACTIVATIONS:
         raise UserError(
-            f"{path} is not a whole safetensors file ({error})",
-            remedy=f"{AGAIN}; pickles are not read",
-        ) from error
+            f"{path}: architecture is {architecture!r}{did_you_mean(architecture, ACTIVATIONS)}",
+            remedy=f"only {', '.join(ACTIVATIONS)} can be read; a batchtopk SAE becomes jumprelu when SAELens saves it "
+            "for inference (save_inference_model)",
+        )
+    activation = ACTIVATIONS[architecture]
+    for name, value in (NEVER | {"activation_fn": activation, "activation_fn_str": activation}).items():
+        if name in settings and settings[name] != value:
+            raise UserError(f"{path}: {name} is {settings[name]!r}, and only {value!r} can be read", remedy=EXPORT)
+    for name in ("apply_b_dec_to_input", "rescale_acts_by_decoder_norm"):
+        if not isinstance(settings.get(name, False), bool):
+            raise UserError(f"{path}: {name} is {settings[name]!r}, not true or false", remedy=AGAIN)
+    if architecture != "topk" and settings.get("rescale_acts_by_decoder_norm"):
+        raise UserError(
+            f"{path}: rescale_acts_by_decoder_norm is set, which SAELens knows of topk alone", remedy=EXPORT
+        )
+    return settings
+
+
+def _shape(settings: dict[str, Any], path: Path) -> Config:
+    is_topk = settings["architecture"] == "topk"
+    names = {"width": "d_in", "num_features": "d_sae"} | ({"k": "k"} if is_topk else {})
+    return shape_from(settings, names, TopKConfig if is_topk else JumpReLUConfig, path)

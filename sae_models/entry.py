@@ -17,9 +17,9 @@ class Entry:
     block: str
     """The block's short name, e.g. "up.0.1"."""
     kind: str
-    """The architecture: "topk"."""
+    """The architecture: "topk" or "jumprelu"."""
     k: int
-    """The most latents active on a row."""
+    """The most latents active on a row; 0 where the architecture sets none."""
     num_features: int
     """Latents."""
     width: int

@@ -18,7 +18,7 @@ from sae_models.entry import Entry
 from sae_models.layouts import holds_part, weights_sha256
 
 if TYPE_CHECKING:
-    from sae_models.topk import TopKSAE
+    from sae_models.tensors import SAE
 
 INDEX_FILE = "index.json"
 #: What `find` gives where no name is asked for: the dictionaries that runs of the benchmark use.
@@ -41,7 +41,7 @@ def entries(root: Path | None = None) -> list[Entry]:
 def own_entries(folder: Path, backbone: str) -> list[Entry]:
     """The entries of one's own folder: of its index where it has one, else of its sub-folders.
 
-    Each sub-folder that holds a checkpoint, in either layout, is the dictionary of the block whose name it has
+    Each sub-folder that holds a checkpoint, in any layout, is the dictionary of the block whose name it has
     ("down.2.1", ...) on `backbone`; it is called as the folder is, and has neither sha256 nor evaluation. Others are
     passed over. Raises `UserError` where there is no such folder, and for an index or a configuration that is broken.
     """
@@ -92,7 +92,7 @@ def fingerprint(entry: Entry, *, root: Path | None = None) -> str:
     return entry.sha256 or weights_sha256(_folder(entry, root))
 
 
-def open(entry: Entry, *, root: Path | None = None, device: str = "cpu") -> TopKSAE:
+def open(entry: Entry, *, root: Path | None = None, device: str = "cpu") -> SAE:
     """The entry's dictionary. Raises `UserError` where the checkpoint is missing or not the one that was registered."""
     from sae_models import checkpoint
 
@@ -104,7 +104,7 @@ def open(entry: Entry, *, root: Path | None = None, device: str = "cpu") -> TopK
         )
     sae = checkpoint.load(folder, device=device)
     listed = (entry.width, entry.num_features, entry.k)
-    found = (sae.width, sae.num_features, sae.config.k)
+    found = (sae.width, sae.num_features, checkpoint.kind_and_k(sae.config)[1])
     if found != listed:
         raise UserError(
             f"{folder} has (width, num_features, k) = {found}, the index says {listed}",
@@ -115,7 +115,8 @@ def open(entry: Entry, *, root: Path | None = None, device: str = "cpu") -> TopK
 
 def describe(entry: Entry) -> str:
     """A line on an entry without its name, for a listing."""
-    shape = f"{entry.backbone}  {entry.block}  {entry.kind}  k={entry.k}  {entry.num_features} features"
+    k = f"k={entry.k}  " if entry.k else ""
+    shape = f"{entry.backbone}  {entry.block}  {entry.kind}  {k}{entry.num_features} features"
     if entry.evaluation:
         found = entry.evaluation
         return f"{shape}  EV {found['explained_variance_pooled']:.3f}  dead {found['dead_share']:.1%}"
@@ -141,8 +142,9 @@ def _of_folder(folder: Path, name: str, backbone: str) -> Entry:
     """The entry of a checkpoint in a folder named as its block is."""
     from sae_models import checkpoint
 
-    shape = asdict(checkpoint.read_config(folder))
-    return Entry(name, backbone, folder.name, "topk", **shape, folder=folder.name, sha256="")
+    config = checkpoint.read_config(folder)
+    kind, k = checkpoint.kind_and_k(config)
+    return Entry(name, backbone, folder.name, kind, k, config.num_features, config.width, folder.name, sha256="")
 
 
 def _read(root: Path) -> list[Entry]:

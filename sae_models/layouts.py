@@ -1,4 +1,4 @@
-"""How checkpoints lie on disk: two layouts, told apart by the names of their files. No torch here."""
+"""How checkpoints lie on disk: four layouts, told apart by the names of their files. No torch here."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from riebench.errors import UserError
 class Layout:
     """A folder with these two files."""
 
+    name: str
+    """Of the package that writes it."""
     config: str
     weights: str
 
@@ -21,36 +23,40 @@ class Layout:
         return self.config, self.weights
 
 
-SAELENS = Layout("cfg.json", "sae_weights.safetensors")
-"""What `riebench train` writes (`sae_models.checkpoint`)."""
-SDXL_UNBOX = Layout("config.json", "state_dict.pth")
+SAELENS = Layout("SAELens", "cfg.json", "sae_weights.safetensors")
+"""Ours: what `riebench train` writes (`sae_models.checkpoint`)."""
+SPARSIFY = Layout("sparsify", "cfg.json", "sae.safetensors")
+"""EleutherAI's (`sae_models.sparsify`)."""
+SDXL_UNBOX = Layout("sdxl-unbox", "config.json", "state_dict.pth")
 """What was published for SDXL Turbo (`sae_models.sdxl_unbox`)."""
+DICTIONARY_LEARNING = Layout("dictionary_learning", "config.json", "ae.pt")
+"""`sae_models.dictionary_learning`."""
+LAYOUTS = (SAELENS, SPARSIFY, SDXL_UNBOX, DICTIONARY_LEARNING)
 
 
 def layout_of(folder: Path) -> Layout:
-    """`SAELENS` where there is a cfg.json, else `SDXL_UNBOX` where both of its files are.
+    """The first of `LAYOUTS` whose two files lie in the folder.
 
-    Raises `UserError` naming both layouts where it is neither.
+    Raises `UserError` naming all of them where there is none.
     """
     folder = Path(folder)
-    if (folder / SAELENS.config).is_file():
-        return SAELENS
-    if all((folder / file).is_file() for file in SDXL_UNBOX.files):
-        return SDXL_UNBOX
-    layouts = ", or ".join(f"{layout.config} and {layout.weights}" for layout in (SAELENS, SDXL_UNBOX))
-    raise UserError(f"{folder} is no checkpoint or lacks a part of it", remedy=f"a checkpoint holds {layouts}")
+    for layout in LAYOUTS:
+        if all((folder / file).is_file() for file in layout.files):
+            return layout
+    there = sorted({file for layout in LAYOUTS for file in layout.files if (folder / file).is_file()})
+    alone = f": it has {' and '.join(there)} alone" if there else ""
+    layouts = ", or ".join(f"{layout.config} and {layout.weights} ({layout.name})" for layout in LAYOUTS)
+    raise UserError(f"{folder} is no checkpoint or lacks a part of it{alone}", remedy=f"a checkpoint holds {layouts}")
 
 
 def holds_part(folder: Path) -> bool:
-    """Whether any file of either layout lies in the folder."""
-    return any((folder / file).is_file() for file in (*SAELENS.files, *SDXL_UNBOX.files))
+    """Whether any file of any layout lies in the folder."""
+    return any((folder / file).is_file() for layout in LAYOUTS for file in layout.files)
 
 
 def weights_sha256(folder: Path) -> str:
     """sha256 of a checkpoint's weight file, in hex. Raises `UserError` where it is missing or cannot be read."""
-    layout = layout_of(folder)
-    path = Path(folder) / layout.weights
-    refuse_missing(path, layout)
+    path = Path(folder) / layout_of(folder).weights
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -22,11 +22,19 @@ from torch import Tensor
 from riebench.errors import UserError, did_you_mean
 from riebench.files import read_json
 from sae_models.layouts import SDXL_UNBOX, refuse_missing
-from sae_models.tensors import for_inference, refuse_misfit, refuse_not_finite
+from sae_models.tensors import (
+    for_inference,
+    is_plain,
+    read_pickle,
+    refuse_misfit,
+    refuse_not_finite,
+    refuse_strange,
+    shape_from,
+)
 from sae_models.topk import TopKConfig, TopKSAE
 
 STATISTICS_FILES = ("mean.pt", "std.pt")
-SHAPE = {"d_model": "width", "n_dirs_local": "num_features", "k": "k"}
+SHAPE = {"width": "d_model", "num_features": "n_dirs_local", "k": "k"}
 OF_TRAINING = ("auxk", "dead_steps_threshold")
 UNREAD = "stats_last_nonzero"
 AGAIN = "remove it, with the file that it may link to, and fetch it again"
@@ -41,14 +49,12 @@ def load_released(folder: Path, *, device: str | torch.device = "cpu") -> TopKSA
     config = read_config(folder)
     path = Path(folder) / SDXL_UNBOX.weights
     refuse_missing(path, SDXL_UNBOX)
-    content = _read_pickle(path)
+    content = read_pickle(path, AGAIN)
     tensors = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(tensors, dict):
         raise UserError(f'{path} is not {{"state_dict": tensors}}', remedy=AGAIN)
     tensors = {name: value for name, value in tensors.items() if name != UNREAD}
-    strange = sorted(str(name) for name, value in tensors.items() if not (isinstance(name, str) and _is_plain(value)))
-    if strange:
-        raise UserError(f"{path} holds what is no tensor of numbers: {', '.join(strange)}", remedy=AGAIN)
+    refuse_strange(tensors, str(path), AGAIN)
     tensors = {name: value.float() for name, value in tensors.items()}
     shapes = {
         "encoder.weight": (config.num_features, config.width),
@@ -89,47 +95,21 @@ def read_config(folder: Path) -> TopKConfig:
     """What `config.json` says of the shape. Raises `UserError` where it is broken or has other keys than expected."""
     path = Path(folder) / SDXL_UNBOX.config
     config = read_json(path, "SAE configuration")
-    known = (*SHAPE, *OF_TRAINING)
+    known = (*SHAPE.values(), *OF_TRAINING)
     unknown = sorted(config.keys() - set(known))
     if unknown:
         raise UserError(
             f"{path} has an unknown key {unknown[0]!r}{did_you_mean(unknown[0], known)}",
             remedy=f"only SAEs with {', '.join(known)} can be read",
         )
-    missing = [name for name in SHAPE if name not in config]
-    if missing:
-        raise UserError(f"{path} lacks {', '.join(missing)}", remedy=AGAIN)
-    try:
-        return TopKConfig(**{ours: config[theirs] for theirs, ours in SHAPE.items()})
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    return shape_from(config, SHAPE, TopKConfig, path)
 
 
 def _read_statistic(path: Path, num_features: int) -> Tensor:
-    value_f = _read_pickle(path)
-    if not _is_plain(value_f):
+    value_f = read_pickle(path, AGAIN)
+    if not is_plain(value_f):
         raise UserError(f"{path} is not a tensor of numbers", remedy=AGAIN)
     value_f = value_f.detach().float()
     refuse_misfit({path.stem: value_f}, {path.stem: (num_features,)}, str(path), SDXL_UNBOX.config, AGAIN)
     refuse_not_finite({path.stem: value_f}, str(path), AGAIN)
     return value_f
-
-
-def _read_pickle(path: Path) -> object:
-    try:
-        return torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # a broken file raises whatever the unpickler meets first
-        raise UserError(
-            f"{path} is not a whole file of tensors and nothing else ({type(error).__name__})",
-            remedy=f"{AGAIN}; code in a checkpoint is never run",
-        ) from error
-
-
-def _is_plain(value: object) -> bool:
-    """Whether a value is a dense tensor of floating point numbers that are there."""
-    return (
-        isinstance(value, Tensor)
-        and value.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-        and value.layout is torch.strided
-        and value.device.type == "cpu"
-    )

@@ -1,14 +1,81 @@
-"""From named tensors to a `TopKSAE`: what must hold of them, whatever file they came from."""
+"""From a file of named tensors to an autoencoder: reading it without running code, what must hold, and folding what
+other packages compute beside the plain formula into the weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from riebench.errors import UserError
+from sae_models.jumprelu import JumpReLUConfig, JumpReLUSAE
 from sae_models.topk import TopKConfig, TopKSAE
+
+AGAIN = "fetch or save the checkpoint again"
+Config = TopKConfig | JumpReLUConfig
+SAE = TopKSAE | JumpReLUSAE
+
+
+def shape_from(settings: Mapping[str, object], names: Mapping[str, str], kind: type[Config], path: Path) -> Config:
+    """The shape that a configuration states. names: field of `kind` -> what the file at `path` calls it.
+
+    Raises `UserError` where one is missing, or no such autoencoder exists.
+    """
+    missing = sorted(theirs for theirs in names.values() if theirs not in settings)
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}", remedy=AGAIN)
+    try:
+        return kind(**{ours: settings[theirs] for ours, theirs in names.items()})
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises `UserError` where it is truncated or something else."""
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} is not a whole safetensors file ({error})",
+            remedy=f"{AGAIN}; pickles are not read",
+        ) from error
+    refuse_strange(tensors, str(path), AGAIN)
+    return tensors
+
+
+def read_pickle(path: Path, remedy: str) -> object:
+    """What a pickle by torch holds, read by its loader of weights alone.
+
+    Raises `UserError` where it is truncated, or has code in it, of which nothing runs.
+    """
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # a broken file raises whatever the unpickler meets first
+        raise UserError(
+            f"{path} is not a whole file of tensors and nothing else ({type(error).__name__})",
+            remedy=f"{remedy}; code in a checkpoint is never run",
+        ) from error
+
+
+def is_plain(value: object) -> bool:
+    """Whether a value is a dense tensor of floating point numbers that are there."""
+    return (
+        isinstance(value, Tensor)
+        and value.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+    )
+
+
+def refuse_strange(tensors: Mapping[object, object], where: str, remedy: str) -> None:
+    """Raises `UserError` naming what is no plain tensor under a name."""
+    strange = sorted(str(name) for name, value in tensors.items() if not (isinstance(name, str) and is_plain(value)))
+    if strange:
+        raise UserError(f"{where} holds what is no tensor of numbers: {', '.join(strange)}", remedy=remedy)
 
 
 def refuse_misfit(
@@ -31,9 +98,31 @@ def refuse_not_finite(tensors: Mapping[str, Tensor], where: str, remedy: str) ->
         raise UserError(f"{where} holds NaN or infinite values in {', '.join(bad)}", remedy=remedy)
 
 
-def for_inference(config: TopKConfig, tensors: Mapping[str, Tensor], device: str | torch.device) -> TopKSAE:
-    """The SAE with these parameters, named and laid out as in `TopKSAE`, in float32 and without gradients."""
+def whole_input(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Ours for an encoder that reads x where ours reads x - b_dec: the difference goes into `b_enc`."""
+    return {**tensors, "b_enc": tensors["b_enc"] + tensors["b_dec"] @ tensors["W_enc"]}
+
+
+def unit_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Ours for latents that are multiplied by the norm of their decoder row: the norm goes from the row into the
+    encoder. The reconstruction stays. A feature whose row is zero gets latents of zero."""
+    norm_f = tensors["W_dec"].norm(dim=-1)
+    divisor_f = torch.where(norm_f > 0, norm_f, 1)
+    return {
+        **tensors,
+        "W_enc": tensors["W_enc"] * norm_f,
+        "b_enc": tensors["b_enc"] * norm_f,
+        "W_dec": tensors["W_dec"] / divisor_f[:, None],
+    }
+
+
+def for_inference(config: Config, tensors: Mapping[str, Tensor], device: str | torch.device) -> SAE:
+    """The SAE with these parameters, named and laid out as in `TopKSAE` or `JumpReLUSAE`, in float32 and without
+    gradients. A threshold below zero is raised to zero, since those who write one apply a ReLU first."""
+    named = {name: value.float().contiguous() for name, value in tensors.items()}
     with torch.device("meta"):
-        sae = TopKSAE(config)
-    sae.load_state_dict({name: value.float().contiguous() for name, value in tensors.items()}, assign=True)
+        sae = TopKSAE(config) if isinstance(config, TopKConfig) else JumpReLUSAE(config)
+    if isinstance(config, JumpReLUConfig):
+        named["threshold"] = named["threshold"].clamp(min=0)
+    sae.load_state_dict(named, assign=True)
     return sae.to(device).eval().requires_grad_(False)

@@ -138,7 +138,9 @@ def test_a_folder_is_read_by_the_layout_that_lies_in_it(folder, tmp_path):
     ours = TopKSAE(TopKConfig(width=D, num_features=F, k=2))
     (tmp_path / "empty").mkdir()
     for nothing in (tmp_path / "empty", tmp_path / "missing"):
-        with pytest.raises(UserError, match="cfg.json and sae_weights.safetensors, or config.json and state_dict.pth"):
+        with pytest.raises(
+            UserError, match=r"cfg\.json and sae_weights\.safetensors .*config\.json and state_dict\.pth"
+        ):
             checkpoint.load(nothing)
     assert checkpoint.load(folder).config == TopKConfig(width=D, num_features=F, k=K)
     checkpoint.save(folder, ours, {})

@@ -1,0 +1,37 @@
+"""From a checkpoint of any layout that is read to one of ours, or of sparsify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from riebench.errors import UserError, did_you_mean
+from sae_models import checkpoint, sparsify
+from sae_models.layouts import holds_part, layout_of, weights_sha256
+
+TARGETS = ("saelens", "sparsify")
+
+
+def convert(source: Path, out: Path, to: str = "saelens", metadata: dict[str, Any] | None = None) -> str:
+    """Writes the checkpoint in the folder `source` to the folder `out`, in float32; returns the sha256 of its weights.
+
+    The latents are the same, to the bit where the source's function has ours' form, to rounding where something had to
+    be folded. metadata: goes into SAELens's cfg.json, beside that of the source and what it was converted from;
+    sparsify has no place for any. Statistics beside the weights (`mean.pt`, `std.pt` of sdxl-unbox) are not carried
+    over. Raises `UserError` for a source that cannot be read, a target that cannot hold it, and an `out` with a
+    checkpoint in it.
+    """
+    if to not in TARGETS:
+        raise UserError(
+            f"checkpoints cannot be written as {to!r}{did_you_mean(to, TARGETS)}", remedy=f"use {' or '.join(TARGETS)}"
+        )
+    if to == "sparsify" and metadata:
+        raise UserError("sparsify's checkpoints have no place for metadata", remedy="leave it out")
+    source, out = Path(source), Path(out)
+    sae = checkpoint.load(source)
+    if holds_part(out):
+        raise UserError(f"{out} already holds a checkpoint or a part of one", remedy="choose another folder")
+    if to == "sparsify":
+        return sparsify.save(out, sae)
+    origin = {"layout": layout_of(source).name, "weights_sha256": weights_sha256(source)}
+    return checkpoint.save(out, sae, checkpoint.read_metadata(source) | (metadata or {}) | {"converted_from": origin})

@@ -1,0 +1,107 @@
+"""Checkpoints of EleutherAI's sparsify (package `eai-sparsify`, 1.3).
+
+A folder with `cfg.json`: `d_in`, `k`, `num_latents` or, where that is 0, `expansion_factor` times d_in, `activation`,
+and settings of the training; and `sae.safetensors`: encoder.weight [f, d], encoder.bias [f], W_dec [f, d], b_dec [d].
+
+They compute z = topk(relu(encoder.weight (x - b_dec) + encoder.bias)), x_hat = z W_dec + b_dec, which is `TopKSAE`.
+Transcoders, skip connections, groupmax and the signed latents of early versions are other functions, and refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from riebench.errors import UserError, did_you_mean
+from riebench.files import read_json, write_bytes, write_json
+from sae_models.layouts import SPARSIFY, refuse_missing
+from sae_models.tensors import (
+    AGAIN,
+    SAE,
+    for_inference,
+    read_safetensors,
+    refuse_misfit,
+    refuse_not_finite,
+    shape_from,
+)
+from sae_models.topk import TopKConfig, TopKSAE
+
+SHAPE = {"width": "d_in", "num_features": "num_latents", "k": "k"}
+NEVER = {"activation": "topk", "transcode": False, "skip_connection": False, "signed": False}
+"""What may not be otherwise; each may be missing, since older versions did not know it."""
+OF_TRAINING = ("normalize_decoder", "multi_topk")
+KNOWN = ("d_in", "k", "num_latents", "expansion_factor", *NEVER, *OF_TRAINING)
+
+
+def load(folder: Path, *, device: str | torch.device = "cpu") -> TopKSAE:
+    """Reads a checkpoint for inference, in float32.
+
+    Raises `UserError` for files that are missing or truncated, for a configuration that is another function, and for
+    weights whose names, shapes or values do not fit it.
+    """
+    config = read_config(folder)
+    path = Path(folder) / SPARSIFY.weights
+    refuse_missing(path, SPARSIFY)
+    tensors = {name: value.float() for name, value in read_safetensors(path).items()}
+    d, f = config.width, config.num_features
+    shapes = {"encoder.weight": (f, d), "encoder.bias": (f,), "W_dec": (f, d), "b_dec": (d,)}
+    refuse_misfit(tensors, shapes, str(path), SPARSIFY.config, AGAIN)
+    refuse_not_finite(tensors, str(path), AGAIN)
+    named = {
+        "W_enc": tensors["encoder.weight"].T,
+        "b_enc": tensors["encoder.bias"],
+        "W_dec": tensors["W_dec"],
+        "b_dec": tensors["b_dec"],
+    }
+    return for_inference(config, named, device)
+
+
+def read_config(folder: Path) -> TopKConfig:
+    """What `cfg.json` says of the shape. Raises `UserError` where it is broken or another function's."""
+    path = Path(folder) / SPARSIFY.config
+    settings = read_json(path, "SAE configuration")
+    unknown = sorted(settings.keys() - set(KNOWN))
+    if unknown:
+        raise UserError(
+            f"{path} has an unknown key {unknown[0]!r}{did_you_mean(unknown[0], KNOWN)}",
+            remedy=f"only sparsify's TopK autoencoders with {', '.join(KNOWN)} can be read",
+        )
+    for name, value in NEVER.items():
+        if settings.get(name, value) != value:
+            raise UserError(
+                f"{path}: {name} is {settings[name]!r}, and only {value!r} can be read",
+                remedy="use a TopK autoencoder without a skip connection",
+            )
+    return shape_from(_with_num_latents(settings), SHAPE, TopKConfig, path)
+
+
+def save(folder: Path, sae: SAE) -> str:
+    """Writes a checkpoint that sparsify loads, and returns the sha256 of its weight file.
+
+    Raises `UserError` for an SAE that is not TopK, and where the folder cannot be written.
+    """
+    if not isinstance(sae, TopKSAE):
+        raise UserError("sparsify has TopK autoencoders alone, and this is a JumpReLU one", remedy="write SAELens's")
+    folder = Path(folder)
+    tensors = {
+        "encoder.weight": sae.W_enc.T,
+        "encoder.bias": sae.b_enc,
+        "W_dec": sae.W_dec,
+        "b_dec": sae.b_dec,
+    }
+    data = safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+    write_bytes(folder / SPARSIFY.weights, data)
+    settings = {"activation": "topk", "transcode": False, "skip_connection": False, "d_in": sae.width}
+    write_json(folder / SPARSIFY.config, settings | {"num_latents": sae.num_features, "k": sae.config.k})
+    return hashlib.sha256(data).hexdigest()
+
+
+def _with_num_latents(settings: dict[str, Any]) -> dict[str, Any]:
+    width, factor = settings.get("d_in"), settings.get("expansion_factor")
+    if settings.get("num_latents") or not (isinstance(width, int) and isinstance(factor, int)):
+        return settings
+    return settings | {"num_latents": width * factor}
