@@ -12,31 +12,11 @@ import torch
 from riebench.interventions import Intervention
 from riebench.methods import Case
 from riebench.transport import Transport, select_features, transport
-
-
-class Components:
-    """z = (x - mean) V^T, x_hat = z V + mean, with V the eigenvectors of the rows' covariance, largest first."""
-
-    def __init__(self, rows_nd: torch.Tensor) -> None:
-        self.mean = rows_nd.mean(dim=0)
-        centred = (rows_nd - self.mean).double()
-        values, vectors_df = torch.linalg.eigh(centred.T @ centred)
-        kept = values > values[-1] * 1e-10  # rows span no more directions than there are
-        self.components_fd = vectors_df[:, kept].T.flip(0).float().contiguous()
-        self.num_features, self.width = self.components_fd.shape
-
-    def encode(self, x_nd):
-        return (x_nd - self.mean) @ self.components_fd.T
-
-    def decode(self, z_nf):
-        return self.decode_linear(z_nf) + self.mean
-
-    def decode_linear(self, z_nf):
-        return z_nf @ self.components_fd
+from sae_models.pca import PCA
 
 
 @dataclass(frozen=True)
-class PCA(Transport):
+class PrincipalComponents(Transport):
     k: int = 32
     """Components turned on, and as many off, in each block; over all blocks where pool is "all", as it is in
     reference mode."""
@@ -48,7 +28,7 @@ class PCA(Transport):
 
     def plan(self, case: Case) -> Intervention:
         components = {
-            site: Components(torch.cat([side[site].permute(0, 2, 3, 1).flatten(0, 2) for side in _sides(case)]).float())
+            site: PCA.fit(torch.cat([side[site].permute(0, 2, 3, 1).flatten(0, 2) for side in _sides(case)]).float())
             for site in case.original
         }
         selected = select_features(case, components, k=self.k, pool=self.pool, steps=self.steps)

@@ -74,7 +74,7 @@ for _name, _target, _summary in (
     ("mismatched", "baselines.select_on:Mismatched", "SAE features chosen for another edit"),
     ("text-selected", "baselines.text_selected:TextSelected", "SAE features chosen from the two prompts alone"),
     ("chosen", "baselines.chosen:Chosen", "SAE features of one's own choice, by number"),
-    ("pca", "baselines.pca:PCA", "principal components of the updates in place of SAE features"),
+    ("pca", "baselines.pca:PrincipalComponents", "principal components of the updates in place of SAE features"),
     ("region-means", "baselines.region_means:RegionMeans", "the difference of the regions' mean updates"),
 ):
     METHODS.add(_name, _target, summary=_summary)

@@ -1,4 +1,7 @@
-"""Rewrite: latents that are set while the image is generated, from what the U-Net makes at that moment."""
+"""What is computed while the image is generated, from what the U-Net makes at that moment.
+
+`Rewrite` sets latents, for an intervention; `Reconstruct` puts a reconstruction in the value's place, for evaluation.
+"""
 
 from __future__ import annotations
 
@@ -86,3 +89,22 @@ class Rewrite:
         else:
             dictionary = Identity(words["width"])
         return cls(dictionary, parts["features"], parts["cells"], parts.get("target"), words["strength"], words["mean"])
+
+
+@dataclass(frozen=True)
+class Reconstruct:
+    """Puts decode(encode(x)) in the place of the running value x, at all cells.
+
+    For a `Lens`, which gives it every row of the batch: an `Intervention` with branch "both" would take away from the
+    row without a prompt what it adds to the other, where each row is to have its own reconstruction.
+    """
+
+    dictionary: Dictionary
+    """On the device of the values."""
+
+    @torch.no_grad()
+    def delta(self, value_chw: Tensor, _step: int) -> Tensor:
+        """What is added to the running value `[C, h, w]`, or to each of a batch `[b, C, h, w]`, of its dtype."""
+        rows_hwc = value_chw.movedim(-3, -1).float()
+        change_hwc = self.dictionary.decode(self.dictionary.encode(rows_hwc)) - rows_hwc
+        return change_hwc.movedim(-1, -3).to(value_chw)

@@ -11,6 +11,7 @@ No pickle is read in this layout; `load` also takes those of `sparsify`, `sdxl_u
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ import torch
 from riebench.errors import UserError, did_you_mean
 from riebench.files import read_json, write_bytes, write_json
 from sae_models import dictionary_learning, layouts, sdxl_unbox, sparsify
+from sae_models.itda import ITDA
 from sae_models.jumprelu import JumpReLUConfig, JumpReLUSAE
 from sae_models.layouts import SAELENS, layout_of
+from sae_models.pca import PCA
 from sae_models.tensors import (
     AGAIN,
     SAE,
@@ -36,6 +39,7 @@ from sae_models.tensors import (
 )
 from sae_models.topk import TopKConfig, TopKSAE
 
+LINEAR = {"pca": PCA, "itda": ITDA}  # architectures that SAELens does not know, by what cfg.json calls them
 PLAIN = {
     "apply_b_dec_to_input": True,
     "normalize_activations": "none",
@@ -48,6 +52,18 @@ ACTIVATIONS = {"topk": "topk", "jumprelu": "relu", "standard": "relu"}
 """Architecture -> what `activation_fn` may be, which SAELens wrote before version 6."""
 NEVER = {"normalize_activations": "none", "reshape_activations": "none", "finetuning_scaling_factor": False}
 EXPORT = "load it with SAELens, fold that into the weights and save it again for inference (save_inference_model)"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What an index says of a dictionary."""
+
+    kind: str
+    """topk, jumprelu, pca or itda."""
+    k: int
+    """The most latents active on a row; 0 where there is no such number."""
+    num_features: int
+    width: int
 
 
 def save(folder: Path, sae: SAE, metadata: dict[str, Any]) -> str:
@@ -77,8 +93,9 @@ def save(folder: Path, sae: SAE, metadata: dict[str, Any]) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def load(folder: Path, *, device: str | torch.device = "cpu") -> SAE:
+def load(folder: Path, *, device: str | torch.device = "cpu") -> SAE | PCA | ITDA:
     """Reads a checkpoint of any layout for inference, in float32; where two lie in a folder, the first of `LAYOUTS`.
+    PCA and ITDA dictionaries lie in ours.
 
     Raises `UserError` for a folder that is no checkpoint, for files that are missing, truncated or hold code, for a
     configuration that neither SAE computes, and for weights whose names, shapes or values do not fit it.
@@ -90,7 +107,26 @@ def load(folder: Path, *, device: str | torch.device = "cpu") -> SAE:
             return sdxl_unbox.load_released(folder, device=device)
         case layouts.DICTIONARY_LEARNING:
             return dictionary_learning.load(folder, device=device)
-    return _load_saelens(Path(folder), device)
+    linear = LINEAR.get(_architecture(Path(folder)))
+    return linear.load(folder, device=device) if linear else _load_saelens(Path(folder), device)
+
+
+def shape_of(folder: Path) -> Shape:
+    """What an index says of a checkpoint of any layout, without its weights. Raises `UserError` as `load` does."""
+    if layout_of(folder) is SAELENS and (kind := _architecture(Path(folder))) in LINEAR:
+        path = Path(folder) / SAELENS.config
+        settings = read_json(path, f"{kind} configuration") | {"k": read_json(path, kind).get("k", 0)}
+        names = [name for name in ("d_in", "d_sae", "k") if not isinstance(settings.get(name), int)]
+        if names:
+            raise UserError(f"{path}: {names[0]} is {settings.get(names[0])!r}", remedy=AGAIN)
+        return Shape(kind, settings["k"], settings["d_sae"], settings["d_in"])
+    config = read_config(folder)
+    kind, k = kind_and_k(config)
+    return Shape(kind, k, config.num_features, config.width)
+
+
+def _architecture(folder: Path) -> str:
+    return str(read_json(folder / SAELENS.config, "SAE configuration").get("architecture"))
 
 
 def read_config(folder: Path) -> Config:

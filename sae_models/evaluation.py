@@ -1,4 +1,4 @@
-"""How well a dictionary codes a set of rows."""
+"""How well a dictionary codes a set of rows, and how its decoder directions lie to one another."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import cosine_similarity, normalize
 
 from riebench.errors import UserError
 from sae_models.dictionary import Dictionary
+
+RARE_ROWS = 10_000  # a rare feature is active on fewer than one row in so many
+DENSE_ROWS = 10  # a dense feature on more than one row in so many (SAEBench, Karvonen et al. 2025, arXiv 2503.09532)
+CHUNK_ROWS = 1_024  # decoder directions that are compared with all others at once
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,17 @@ class Evaluation:
     """Share of the features that are zero on every row."""
     cosine: float
     """Mean cosine of x and x_hat."""
+    fvu_pooled: float
+    """Fraction of variance unexplained: sum ||x - x_hat||^2 / sum ||x - mean(x)||^2."""
+    rare_share: float
+    """Share of the features that are active on some row, but on fewer than one in 10,000; 0 of fewer rows than that,
+    which cannot tell. Dead ones are not among them."""
+    dense_share: float
+    """Share of the features that are active on more than a tenth of the rows."""
+    utilisation: float
+    """exp(H) / f, with H the entropy of p_f, the share that feature f has in the sum of all |z|: 1 where all features
+    carry as much, 1 / f where one carries all, 0 where none is active. exp(H) is the effective number of features
+    (Hill 1973, of order 1), the perplexity of a codebook."""
 
 
 def evaluate(dictionary: Dictionary, rows_nd: Tensor, *, batch_size: int = 8_192) -> Evaluation:
@@ -51,7 +66,7 @@ class Tally:
         self.dictionary = dictionary
         self._num_rows = 0
         self._origin_d = self._sum_d = self._square_d = self._residual_sum_d = self._residual_square_d = 0.0
-        self._active_f = self._cosine = 0.0
+        self._active_f = self._mass_f = self._cosine = 0.0
 
     @torch.no_grad()
     def add(self, rows_nd: Tensor) -> Tensor:
@@ -80,6 +95,7 @@ class Tally:
         self._residual_sum_d += residual_nd.sum(0)
         self._residual_square_d += residual_nd.pow(2).sum(0)
         self._active_f += (z_nf != 0).sum(0)
+        self._mass_f += z_nf.abs().sum(0, dtype=torch.float64)
         self._cosine += cosine_similarity(x_nd, x_hat_nd, dim=1).sum(dtype=torch.float64)
         return z_nf
 
@@ -100,4 +116,66 @@ class Tally:
             l0=float(self._active_f.sum() / count),
             dead_share=float((self._active_f == 0).double().mean()),
             cosine=float(self._cosine / count),
+            fvu_pooled=float(self._residual_square_d.sum() / (count * variance_d.sum())),
+            rare_share=float(((self._active_f > 0) & (self._active_f * RARE_ROWS < count)).double().mean()),
+            dense_share=float((self._active_f * DENSE_ROWS > count).double().mean()),
+            utilisation=_utilisation(self._mass_f),
         )
+
+
+def _utilisation(mass_f: Tensor) -> float:
+    """exp of the entropy of masses, over their number."""
+    if not bool(mass_f.any()):
+        return 0.0
+    share_f = mass_f / mass_f.sum()
+    return float(torch.special.entr(share_f).sum().exp() / len(share_f))
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How the decoder directions of a dictionary lie to one another, whatever rows it codes. A direction is a row of
+    `decoder_rows`, scaled to norm 1; where a row is zero, its cosine with others is 0."""
+
+    coherence: float
+    """The greatest |cosine| of two different directions (mutual coherence, Donoho & Elad 2003); 0 of one feature."""
+    nearest_cosine: float
+    """Mean over the features of the greatest |cosine| with another direction; 0 of one feature."""
+    least_norm: float
+    """The least norm of a decoder row."""
+    greatest_norm: float
+    """The greatest norm of a decoder row."""
+
+
+@torch.no_grad()
+def decoder_rows(dictionary: Dictionary, device: torch.device | str = "cpu") -> Tensor:
+    """What each feature adds for a latent of one, `[f, d]`. device: the dictionary's.
+
+    Raises `UserError` for a dictionary without features.
+    """
+    count = dictionary.num_features
+    if count == 0:
+        raise UserError("a dictionary without features has no directions", remedy="use one with at least one feature")
+    chunks = []
+    for start in range(0, count, CHUNK_ROWS):
+        numbers = torch.arange(start, min(start + CHUNK_ROWS, count), device=device)
+        one_hot_nf = torch.zeros(len(numbers), count, device=device)
+        one_hot_nf[torch.arange(len(numbers), device=device), numbers] = 1
+        chunks.append(dictionary.decode_linear(one_hot_nf))
+    return torch.cat(chunks)
+
+
+@torch.no_grad()
+def geometry(dictionary: Dictionary, device: torch.device | str = "cpu") -> Geometry:
+    """Compares all pairs of directions, a part of them at a time. device: the dictionary's.
+
+    Raises `UserError` for a dictionary without features.
+    """
+    rows_fd = decoder_rows(dictionary, device).float()
+    directions_fd = normalize(rows_fd, dim=1)
+    nearest = []
+    for start in range(0, len(rows_fd), CHUNK_ROWS):
+        cosine_nf = (directions_fd[start : start + CHUNK_ROWS] @ directions_fd.T).abs()
+        cosine_nf.diagonal(start).zero_()  # each with itself
+        nearest.append(cosine_nf.amax(dim=1))
+    nearest_f, norm_f = torch.cat(nearest).clamp(max=1).double(), rows_fd.double().norm(dim=1)
+    return Geometry(float(nearest_f.max()), float(nearest_f.mean()), float(norm_f.min()), float(norm_f.max()))

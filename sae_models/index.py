@@ -18,7 +18,7 @@ from sae_models.entry import Entry
 from sae_models.layouts import holds_part, weights_sha256
 
 if TYPE_CHECKING:
-    from sae_models.tensors import SAE
+    from sae_models.dictionary import Dictionary
 
 INDEX_FILE = "index.json"
 #: What `find` gives where no name is asked for: the dictionaries that runs of the benchmark use.
@@ -92,7 +92,7 @@ def fingerprint(entry: Entry, *, root: Path | None = None) -> str:
     return entry.sha256 or weights_sha256(_folder(entry, root))
 
 
-def open(entry: Entry, *, root: Path | None = None, device: str = "cpu") -> SAE:
+def open(entry: Entry, *, root: Path | None = None, device: str = "cpu") -> Dictionary:
     """The entry's dictionary. Raises `UserError` where the checkpoint is missing or not the one that was registered."""
     from sae_models import checkpoint
 
@@ -102,15 +102,14 @@ def open(entry: Entry, *, root: Path | None = None, device: str = "cpu") -> SAE:
             f"the weights in {folder} have sha256 {sha256[:12]}..., the index says {entry.sha256[:12]}...",
             remedy="fetch the checkpoint again, or register what lies there",
         )
-    sae = checkpoint.load(folder, device=device)
-    listed = (entry.width, entry.num_features, entry.k)
-    found = (sae.width, sae.num_features, checkpoint.kind_and_k(sae.config)[1])
+    shape = checkpoint.shape_of(folder)
+    listed, found = ((item.width, item.num_features, item.k) for item in (entry, shape))
     if found != listed:
         raise UserError(
             f"{folder} has (width, num_features, k) = {found}, the index says {listed}",
             remedy="fetch the checkpoint again, or register what lies there",
         )
-    return sae
+    return checkpoint.load(folder, device=device)
 
 
 def describe(entry: Entry) -> str:
@@ -142,9 +141,8 @@ def _of_folder(folder: Path, name: str, backbone: str) -> Entry:
     """The entry of a checkpoint in a folder named as its block is."""
     from sae_models import checkpoint
 
-    config = checkpoint.read_config(folder)
-    kind, k = checkpoint.kind_and_k(config)
-    return Entry(name, backbone, folder.name, kind, k, config.num_features, config.width, folder.name, sha256="")
+    shape = checkpoint.shape_of(folder)
+    return Entry(name, backbone, folder.name, **asdict(shape), folder=folder.name, sha256="")
 
 
 def _read(root: Path) -> list[Entry]:

@@ -22,10 +22,13 @@ from riebench.edits import load_edits
 from riebench.engine import Engine, open_engine
 from riebench.errors import UserError
 from riebench.files import data_folder
+from riebench.harvest import harvest, world_prompts
 from riebench.runs import run
 from riebench.sampling import Sampler
 from riebench.setup import Setup
 from sae_models import index
+from sae_models.itda import fit_itda
+from sae_models.pca import PCA
 
 RED = "flat poster of a standing red plain heart in the sky"
 BLUE = RED.replace("red", "blue")
@@ -238,3 +241,19 @@ def test_every_result_under_guidance_says_its_branch_and_window(tmp_path):
     assert said == expected
     changed = scores[scores.method.isin(["dense", "late"])]
     assert changed.image.nunique() == 2 and (changed.lpips_original > 0).all()
+
+
+def test_itda_and_pca_of_ones_own_are_dictionaries_of_a_run(engine, tmp_path):
+    rows = harvest(engine.sampler, riebench.backbones.BLOCK_NAMES, world_prompts(24, 1), 1)
+    found = {}
+    for name, fit in (
+        ("itda", lambda part: fit_itda([part], fvu_threshold=0.05, max_atoms=200, k=12)),
+        ("pca", lambda part: PCA.fit(part, 90)),
+    ):
+        for block, part in rows.items():
+            fit(part).save(tmp_path / name / block, {})
+        words = SMALL | {"dictionaries": str(tmp_path / name)}
+        done = run(build_config(words, "here"), tmp_path / f"run-{name}", device="cpu")
+        found[name] = done.scores[done.scores.method == "sae"]
+        assert (found[name].status == "ok").all() and (found[name].num_features > 0).all()
+    assert not np.allclose(found["itda"].injected_norm, found["pca"].injected_norm)

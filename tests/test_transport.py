@@ -10,7 +10,6 @@ import torch
 
 from baselines.dense import Dense
 from baselines.neurons import Neurons
-from baselines.pca import Components
 from baselines.random_features import RandomFeatures
 from baselines.sae import SAE
 from riebench.edits import Edit
@@ -19,6 +18,7 @@ from riebench.lens import Site
 from riebench.methods import METHODS, Case, Method
 from riebench.selection import mean_features, select
 from riebench.text_index import TextIndex
+from sae_models.pca import PCA
 from sae_models.topk import TopKConfig, TopKSAE
 
 BLOCKS = ("mid.0", "up.0.1")
@@ -240,7 +240,7 @@ def test_principal_components_are_those_of_the_two_traces():
     rows = np.concatenate(
         [side[Site("mid.0")].permute(0, 2, 3, 1).flatten(0, 2).numpy() for side in (case.original, case.edited)]
     )
-    found = Components(torch.from_numpy(rows))
+    found = PCA.fit(torch.from_numpy(rows))
     _, sizes, vt = np.linalg.svd(rows - rows.mean(axis=0))
     assert (np.diff(sizes) < 0).all()
     similar = np.abs((found.components_fd.numpy() * vt).sum(axis=1))
