@@ -100,6 +100,23 @@ def _parser() -> argparse.ArgumentParser:
     ls.add_argument("kind", help=", ".join(KINDS))
     ls.set_defaults(verb=_ls)
 
+    harvest = verbs.add_parser("harvest", help="generate, and store what the blocks add to their inputs")
+    harvest.add_argument("--backbone", default="tinyworld-turbo@1", help="see riebench ls backbones")
+    harvest.add_argument("--blocks", default="", help="comma-separated (default: all four)")
+    harvest.add_argument(
+        "--prompts",
+        default="",
+        help="a .txt, .jsonl or .parquet file, datasets:NAME[:SPLIT], or captions of tinyworld (default: the model's)",
+    )
+    harvest.add_argument("--column", default="", help="of the prompts, in a .jsonl, .parquet or data set")
+    harvest.add_argument("--count", type=int, default=0, help="the first so many prompts; 0 for all")
+    harvest.add_argument("--branch", default="both", help="rows kept under guidance: cond, uncond or both (default)")
+    harvest.add_argument("--seed", type=int, default=0)
+    harvest.add_argument("--out", type=Path, required=True, help="folder of the store; a killed harvest goes on there")
+    harvest.add_argument("--batch-size", type=int, default=0, help="prompts at once; 0 (default) finds it")
+    harvest.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    harvest.set_defaults(verb=_harvest)
+
     train = verbs.add_parser("train", help="train sparse autoencoders on a backbone's block updates")
     train.add_argument("--backbone", default="tinyworld-turbo@1", help="see riebench ls backbones")
     train.add_argument("--blocks", default="", help="comma-separated (default: all four)")
@@ -321,6 +338,27 @@ def _registries() -> dict:
     from riebench.metrics import METRICS
 
     return {"backbones": BACKBONES, "grounders": GROUNDERS, "methods": METHODS, "metrics": METRICS}
+
+
+def _harvest(arguments) -> None:
+    from riebench.backbones import BACKBONES, BLOCK_NAMES, check_blocks
+    from riebench.harvesting import harvest_to_store
+    from riebench.loading import choose_device
+    from riebench.prompts import read_prompts
+    from riebench.sampling import load_sampler
+
+    backbone = BACKBONES.get(arguments.backbone)
+    blocks = check_blocks(arguments.blocks.split(",")) if arguments.blocks else BLOCK_NAMES
+    prompts = read_prompts(
+        arguments.prompts,
+        column=arguments.column,
+        count=arguments.count,
+        seed=arguments.seed,
+        family=backbone.judges,
+    )
+    sampler = load_sampler(backbone, choose_device(arguments.device), arguments.batch_size)
+    store = harvest_to_store(sampler, blocks, prompts, arguments.seed, arguments.out, branch=arguments.branch)
+    print(f"{len(prompts)} prompts, {sum(store.rows.values())} vectors of {', '.join(store.blocks)}: {arguments.out}")
 
 
 def _train(arguments) -> None:

@@ -25,7 +25,8 @@ NOT_GENERATING = tuple(
     for name in (
         *("analysis", "report", "metrics"),
         *("cli.py", "api.py", "progress.py", "interrupts.py", "runs.py", "resume.py"),
-        *("workers.py", "cluster.py", "threads.py", "harvest.py", "indexing.py", "generalisation.py"),
+        *("indexing.py", "generalisation.py", "reconstruction.py"),
+        *("workers.py", "cluster.py", "threads.py", "harvest.py", "harvesting.py", "prompts.py"),
     )
 )
 GENERATORS = ("torch", "diffusers", "transformers")

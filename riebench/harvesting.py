@@ -1,0 +1,370 @@
+"""Harvesting: updates of several blocks from one generation pass, straight into training or into an activation store.
+
+Prompt number i (from 0, in the list as a whole) is generated from noise of its own, drawn from `seed + i`. Batches are
+padded to one size, in the text encoders too, so a row's bits do not depend on its company: what is harvested from the
+middle on is what a harvest from the beginning has there. The U-Net stops behind the last block that is wanted at the
+last step, and the VAE is never run. Rows are converted from what the U-Net computes in to bfloat16.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import groupby
+from math import gcd
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionXLPipeline
+from torch import Tensor
+
+from riebench.backbones import check_blocks
+from riebench.batches import fixed_batches, halving
+from riebench.edits import strip_marks
+from riebench.errors import UserError
+from riebench.lens import Lens, Trace, block_module, find_sites
+from riebench.loading import block_grids
+from riebench.progress import Progress
+from riebench.sampling import Sampler
+from sae_models.activation_store import BRANCHES, COLUMNS, DTYPE, ActivationStore, Origin, Rows, StoreWriter
+from sae_models.buffer import ShufflingBuffer
+
+SHARD_BYTES = 2**27  # of a block's shard, about: 128 MiB
+
+#: Block -> its rows: by prompt, then branch, then step, then position.
+Chunk = Mapping[str, Rows]
+
+
+def stream(
+    sampler: Sampler,
+    blocks: Sequence[str],
+    prompts: Sequence[str],
+    seed: int,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    branch: str = "both",
+) -> Iterator[Chunk]:
+    """Rows of prompts `start` to `stop`, a batch of the sampler at a time; values on its device, columns on the CPU.
+
+    branch: of guidance, "cond", "uncond" or "both"; without guidance there is only "cond". Where memory runs out the
+    sampler's batch size is halved, for good; then a harvest equals another up to rounding. Raises `UserError` for an
+    unknown block, for branches that the backbone has not, and naming prompt and step for rows that are not finite.
+    """
+    blocks, codes = check_blocks(tuple(blocks)), _branches(sampler, branch)
+    stop = len(prompts) if stop is None else stop
+    done = start
+    while done < stop:
+
+        def work(size: int, done: int = done) -> Chunk:
+            return _chunk(sampler, blocks, prompts, range(done, min(done + size, stop)), seed, codes, size)
+
+        what = f"harvesting from {sampler.backbone.name}"
+        chunk, sampler.batch_size = halving(work, sampler.batch_size, what)
+        for block, rows in chunk.items():
+            rows.refuse_not_finite(block)
+        yield chunk
+        done += sampler.batch_size
+
+
+def rows_per_prompt(sampler: Sampler, block: str, branch: str = "both") -> int:
+    """Rows that a prompt gives at a block: branches * steps * cells."""
+    height, width = _grids(sampler)[block]
+    return len(_branches(sampler, branch)) * sampler.backbone.steps * height * width
+
+
+def harvest_to_store(
+    sampler: Sampler,
+    blocks: Sequence[str],
+    prompts: Sequence[str],
+    seed: int,
+    folder: Path,
+    *,
+    branch: str = "both",
+    shard_bytes: int = SHARD_BYTES,
+) -> ActivationStore:
+    """Harvests into a store, and returns it complete. Goes on where a killed harvest of the same settings stopped, and
+    makes again what is missing or truncated.
+
+    shard_bytes: of the values of one block's shard, about; a shard holds whole prompts. Memory: a shard of every block
+    with one of them twice, and a batch. Raises `UserError` as `stream` and `StoreWriter` do; what was written stays.
+    """
+    blocks = check_blocks(tuple(blocks))
+    if not blocks or not prompts:
+        raise UserError("there is nothing to harvest", remedy="give at least one block and one prompt")
+    widths = {block: block_module(sampler.unet, block).out_channels for block in blocks}
+    row_bytes = {block: rows_per_prompt(sampler, block, branch) * widths[block] * DTYPE.itemsize for block in blocks}
+    each = min(max(1, shard_bytes // max(row_bytes.values())), len(prompts))  # prompts a shard
+    made_by = _made_by(sampler, prompts, seed, branch) | {"shard_prompts": each}
+    origin = Origin(sampler.backbone.name, widths, -(-len(prompts) // each), made_by)
+    gigabytes = len(prompts) * sum(row_bytes.values()) / 1e9
+    with StoreWriter(folder, origin) as writer:
+        missing = writer.missing
+        done = len(prompts) - sum(min(each, len(prompts) - number * each) for number in missing)
+        with Progress(f"harvesting {gigabytes:.3g} GB", len(prompts), done, "prompt") as progress:
+            for _, group in groupby(enumerate(missing), lambda item: item[1] - item[0]):  # neighbouring shards
+                numbers = [number for _, number in group]
+                first, last = numbers[0] * each, min((numbers[-1] + 1) * each, len(prompts))
+                chunks = stream(sampler, blocks, prompts, seed, start=first, stop=last, branch=branch)
+                sizes = {block: each * rows_per_prompt(sampler, block, branch) for block in blocks}
+                for number, shard in zip(numbers, _cut(chunks, sizes), strict=True):
+                    writer.write(number, shard)
+                    done += min(each, len(prompts) - number * each)
+                    progress.update(done)
+    return ActivationStore.open(folder)
+
+
+class StreamedBatches:
+    """Batches for training, straight from generation: no disk, a shuffling buffer for each block.
+
+    An iterator over `[blocks, batch_size, C]` bfloat16, blocks in U-Net order, of every block the same prompts, steps
+    and positions. A batch depends on its step alone: the prompts go through in windows that fill the buffers exactly
+    once, and the order of a window is drawn from the seed and its number. So a training that resumes (`seek`) generates
+    one window again, not all before it; going back within the window that is held generates nothing. Every row comes
+    once, but those that do not fill the last batch.
+
+    buffer_rows: room of a block's buffer, at most; as much of it is used as makes windows of whole prompts and whole
+    batches. device: of the buffers, by default the sampler's. Raises `UserError` for settings that cannot be meant, for
+    too small a buffer, for prompts that do not fill one batch, and for a step behind the last.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        blocks: Sequence[str],
+        prompts: Sequence[str],
+        seed: int,
+        batch_size: int,
+        *,
+        buffer_rows: int,
+        branch: str = "both",
+        device: torch.device | None = None,
+    ) -> None:
+        self.sampler, self.blocks, self.prompts = sampler, check_blocks(tuple(blocks)), prompts
+        self.seed, self.batch_size, self.branch = seed, batch_size, branch
+        if batch_size < 1 or not self.blocks:
+            raise UserError("there are no batches to make", remedy="give at least one block, and batch_size from 1 on")
+        each = rows_per_prompt(sampler, self.blocks[0], branch)
+        unit = batch_size // gcd(batch_size, each)  # the fewest prompts that make whole batches
+        self.window_prompts = buffer_rows // (unit * each) * unit
+        if not self.window_prompts:
+            raise UserError(
+                f"a buffer of {buffer_rows} rows is too small for batches of {batch_size}, {each} rows a prompt",
+                remedy=f"give it {unit * each} rows or a multiple, or change batch_size",
+            )
+        self.steps = len(prompts) * each // batch_size
+        """Batches that there are."""
+        if not self.steps:
+            raise UserError(
+                f"{len(prompts)} prompts give {len(prompts) * each} rows, and a batch takes {batch_size}",
+                remedy="give more prompts, or lower batch_size",
+            )
+        rows = min(self.window_prompts, len(prompts)) * each
+        self._buffers = {
+            block: ShufflingBuffer(
+                rows, block_module(sampler.unet, block).out_channels, device=device or sampler.device
+            )
+            for block in self.blocks
+        }
+        self._window_steps = self.window_prompts * each // batch_size
+        self._window, self._drawn = -1, 0
+        self.position = 0
+        """The step of the batch that `next` gives."""
+
+    @property
+    def buffer_rows(self) -> int:
+        """Rows in the buffer of a block."""
+        return next(iter(self._buffers.values())).rows
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Memory of all buffers."""
+        return sum(buffer.bytes for buffer in self._buffers.values())
+
+    def __iter__(self) -> StreamedBatches:
+        return self
+
+    def __next__(self) -> Tensor:
+        if self.position == self.steps:
+            raise StopIteration
+        batch = self._at(self.position)
+        self.position += 1
+        return batch
+
+    def seek(self, step: int) -> None:
+        """The next batch is that of the step, counted from 0."""
+        if not 0 <= step <= self.steps:
+            raise UserError(
+                f"{len(self.prompts)} prompts give {self.steps} batches of {self.batch_size}, and step {step} is asked",
+                remedy="give more prompts, or train for fewer steps",
+            )
+        self.position = step
+
+    def _at(self, step: int) -> Tensor:
+        window, index = divmod(step, self._window_steps)
+        if window != self._window:
+            self._fill(window)
+        elif index < self._drawn:
+            self._drawn = 0
+            for buffer in self._buffers.values():
+                buffer.rewind()
+        for buffer in self._buffers.values():
+            buffer.draw((index - self._drawn) * self.batch_size)
+        self._drawn = index + 1
+        return torch.stack([buffer.draw(self.batch_size) for buffer in self._buffers.values()])
+
+    def _fill(self, window: int) -> None:
+        self._window, self._drawn = -1, 0  # until it is whole
+        drawn_from = int(np.random.SeedSequence([self.seed, window]).generate_state(1)[0])
+        for buffer in self._buffers.values():
+            buffer.restart(drawn_from)
+        start = window * self.window_prompts
+        stop = min(start + self.window_prompts, len(self.prompts))
+        for chunk in stream(
+            self.sampler, self.blocks, self.prompts, self.seed, start=start, stop=stop, branch=self.branch
+        ):
+            for block, rows in chunk.items():
+                self._buffers[block].add(rows.values)
+        self._window = window
+
+
+class _Enough(Exception):
+    """The last block that is wanted has run, at the last step."""
+
+
+@torch.no_grad()
+def _chunk(
+    sampler: Sampler,
+    blocks: tuple[str, ...],
+    prompts: Sequence[str],
+    numbers: range,
+    seed: int,
+    codes: Sequence[int],
+    size: int,
+) -> Chunk:
+    """Rows of the prompts of those numbers, which fit into one batch of `size`. codes: of the branches wanted."""
+    ((padded, count),) = fixed_batches(list(numbers), size)
+    found = {}
+    for block, steps in _updates(sampler, blocks, [prompts[i] for i in padded], [seed + i for i in padded]).items():
+        by_branch = torch.stack(steps, dim=1).unflatten(0, (-1, size))  # under guidance the rows are [uncond, cond]
+        values = by_branch[[len(by_branch) - 1 - code for code in codes], :count].transpose(0, 1)
+        found[block] = _rows(values, numbers.start, codes)
+    return found
+
+
+def _updates(
+    sampler: Sampler, blocks: tuple[str, ...], prompts: list[str], seeds: list[int]
+) -> dict[str, list[Tensor]]:
+    """Block -> for each step `[rows, cells, C]` in bfloat16; under guidance twice as many rows, [uncond, cond]."""
+    pipeline, backbone = sampler.pipeline, sampler.backbone
+    states, _, pooled, _ = pipeline.encode_prompt([strip_marks(p) for p in prompts], do_classifier_free_guidance=False)
+    kept: dict[str, list[Tensor]] = {block: [] for block in blocks}
+
+    def keep() -> None:
+        for site, (update_bchw,) in lens.trace.values.items():
+            kept[site.block].append(update_bchw.permute(0, 2, 3, 1).flatten(1, 2).to(DTYPE))
+        lens.trace = Trace()
+
+    def on_step_end(_pipeline, step, _timestep, tensors):
+        keep()
+        lens.step = step + 1
+        return tensors
+
+    def stop_after_last(*_args) -> None:
+        if lens.step == backbone.steps - 1:
+            raise _Enough
+
+    with Lens(sampler.unet, find_sites(sampler.unet, blocks, "update")) as lens:
+        last = block_module(sampler.unet, blocks[-1])
+        with last.register_forward_hook(stop_after_last), suppress(_Enough):
+            pipeline(
+                prompt_embeds=states,
+                pooled_prompt_embeds=pooled,
+                num_inference_steps=backbone.steps,
+                guidance_scale=backbone.guidance,
+                height=sampler.height,
+                width=sampler.width,
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+                callback_on_step_end=on_step_end,
+                output_type="latent",
+            )
+        keep()
+    return kept
+
+
+def _rows(values: Tensor, first: int, codes: Sequence[int]) -> Rows:
+    """values: `[prompts, branches, steps, cells, C]`; first: number of the first prompt."""
+    shape = values.shape[:-1]
+    counts = {
+        "prompt": torch.arange(first, first + shape[0]),
+        "branch": torch.tensor(codes),
+        "step": torch.arange(shape[2]),
+        "position": torch.arange(shape[3]),
+    }
+    columns = {
+        name: count.to(COLUMNS[name]).view([-1 if i == axis else 1 for i in range(4)]).expand(shape).flatten()
+        for axis, (name, count) in enumerate(counts.items())
+    }
+    return Rows(values=values.flatten(0, 3), **columns)
+
+
+def _cut(chunks: Iterator[Chunk], sizes: Mapping[str, int]) -> Iterator[dict[str, Rows]]:
+    """Shards of `sizes` rows, on the CPU; the last one may be shorter."""
+    held: dict[str, list[Rows]] = {block: [] for block in sizes}
+    for chunk in chunks:
+        for block, rows in chunk.items():
+            held[block].append(rows.to("cpu"))
+        while all(sum(map(len, parts)) >= sizes[block] for block, parts in held.items()):
+            joined = {block: Rows.join(parts) for block, parts in held.items()}
+            yield {block: rows[: sizes[block]] for block, rows in joined.items()}
+            held = {block: [rows[sizes[block] :]] for block, rows in joined.items()}
+    rest = {block: Rows.join(parts) for block, parts in held.items() if sum(map(len, parts))}
+    if rest:
+        yield rest
+
+
+def _branches(sampler: Sampler, branch: str) -> list[int]:
+    """Codes of the branches wanted, as in the column `branch`."""
+    if branch not in (*BRANCHES, "both"):
+        raise UserError(f"branch is {branch!r}", remedy="use cond, uncond or both")
+    if not sampler.backbone.guided:
+        if branch == "uncond":
+            raise UserError(
+                f"{sampler.backbone.name} is sampled without guidance and has no unconditional row",
+                remedy="use branch 'cond' or 'both'",
+            )
+        return [0]
+    return [code for code, name in enumerate(BRANCHES) if branch in (name, "both")]
+
+
+def _grids(sampler: Sampler) -> dict[str, tuple[int, int]]:
+    return block_grids(sampler.unet, sampler.height, sampler.width, sampler.pipeline.vae_scale_factor)
+
+
+def _made_by(sampler: Sampler, prompts: Sequence[str], seed: int, branch: str) -> dict[str, object]:
+    """What decides the rows beside backbone and blocks, as JSON has it."""
+    return {
+        "weights_sha256": weights_sha256(sampler.pipeline),
+        "prompts": len(prompts),
+        "prompts_sha256": hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest(),
+        "seed": seed,
+        "steps": sampler.backbone.steps,
+        "guidance": sampler.backbone.guidance,
+        "branch": branch if sampler.backbone.guided else "cond",
+        "dtype": str(sampler.unet.dtype).removeprefix("torch."),
+        "pixels": [sampler.height, sampler.width],
+        "grids": {block: list(grid) for block, grid in _grids(sampler).items()},
+    }
+
+
+def weights_sha256(pipeline: StableDiffusionXLPipeline) -> str:
+    """sha256 over the names and bytes of the weights of U-Net and text encoders, in hex."""
+    found = hashlib.sha256()
+    for part in (pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2):
+        for name, value in part.state_dict().items():
+            found.update(name.encode())
+            found.update(value.cpu().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()

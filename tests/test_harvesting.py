@@ -1,0 +1,297 @@
+"""Streaming updates, into a store and into training: right rows, bits without company, resumption, bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+import riebench.harvesting as harvesting
+from riebench.backbones import BACKBONES, BLOCK_NAMES
+from riebench.errors import UserError
+from riebench.harvest import world_prompts
+from riebench.harvesting import StreamedBatches, harvest_to_store, rows_per_prompt, stream
+from riebench.lens import block_module, find_sites
+from riebench.sampling import Request, Sampler, load_sampler
+from sae_models.activation_store import ActivationStore, Rows
+from sae_models.architectures import Architecture, TopK
+from sae_models.trainer import TrainConfig, train
+
+BLOCKS = ("down.2.1", "up.0.0")
+PROMPTS = world_prompts(11, seed=8)
+
+
+@pytest.fixture(scope="module")
+def of_four(sampler):
+    """The shared sampler in batches of four."""
+    return Sampler(sampler.backbone, sampler.pipeline, 4)
+
+
+@pytest.fixture(scope="module")
+def guided():
+    """tinyworld-base in three steps with guidance."""
+    backbone = dataclasses.replace(BACKBONES.get("tinyworld-base@25"), name="tinyworld-base@3", steps=3)
+    return load_sampler(backbone, torch.device("cpu"), 2)
+
+
+def gathered(chunks) -> dict[str, Rows]:
+    chunks = list(chunks)
+    return {block: Rows.join([chunk[block] for chunk in chunks]) for block in chunks[0]}
+
+
+def same(one: Rows, other: Rows) -> bool:
+    return all(torch.equal(value, vars(other)[name]) for name, value in vars(one).items())
+
+
+def files_of(folder) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_rows_are_the_sampler_s_updates_with_their_columns(of_four):
+    rows = gathered(stream(of_four, BLOCK_NAMES, PROMPTS, seed=70))
+    traces = of_four.trace(
+        [Request(p, 70 + i) for i, p in enumerate(PROMPTS)], find_sites(of_four.unet, BLOCK_NAMES, "update")
+    )
+    for (site, _), found in zip(traces[0].items(), rows.values(), strict=True):
+        assert len(found) == len(PROMPTS) * 64 == len(PROMPTS) * rows_per_prompt(of_four, site.block)
+        for row in (0, 64 * 3 + 17, len(found) - 1):
+            y, x = divmod(int(found.position[row]), 8)
+            expected = traces[int(found.prompt[row])][site][int(found.step[row]), :, y, x]
+            torch.testing.assert_close(found.values[row].float(), expected, rtol=2**-8, atol=1e-4)
+            assert found.branch[row] == 0
+        places = torch.stack([found.prompt, found.position.long()], dim=1)
+        assert len(places.unique(dim=0)) == len(found)
+
+
+def test_under_guidance_both_branches_of_every_step_are_told_apart(guided):
+    prompts = PROMPTS[:3]
+    rows = gathered(stream(guided, BLOCKS, prompts, seed=5))
+    (site,) = find_sites(guided.unet, BLOCKS[1:], "update")
+    samples = guided.generate([Request(p, 5 + i) for i, p in enumerate(prompts)], [site], decode=False)
+    found = rows["up.0.0"]
+    assert len(found) == 3 * 2 * 3 * 64
+    for prompt, sample in enumerate(samples):
+        for branch, trace in enumerate((sample.trace[site], sample.uncond_trace[site])):
+            for step in range(3):
+                here = (found.prompt == prompt) & (found.branch == branch) & (found.step == step)
+                assert found.position[here].tolist() == list(range(64))
+                torch.testing.assert_close(found.values[here].float(), trace[step].flatten(1).T, rtol=2**-7, atol=1e-3)
+    for branch, name in enumerate(("cond", "uncond")):
+        alone = gathered(stream(guided, BLOCKS, prompts, seed=5, branch=name))["up.0.0"]
+        assert same(alone, Rows(*(value[found.branch == branch] for value in vars(found).values())))
+
+
+def test_a_row_s_bits_do_not_depend_on_where_a_harvest_starts(of_four):
+    whole = gathered(stream(of_four, BLOCKS, PROMPTS, seed=70))
+    for start, stop in ((3, None), (5, 6)):
+        part = gathered(stream(of_four, BLOCKS, PROMPTS, seed=70, start=start, stop=stop))
+        for block in BLOCKS:
+            assert same(part[block], whole[block][start * 64 : stop and stop * 64])
+
+
+def test_neither_the_vae_nor_what_lies_behind_the_last_block_is_run(of_four, guided, monkeypatch):
+    for sampler, steps in ((of_four, 1), (guided, 3)):
+        calls = {"vae": 0, "last block": 0, "behind": 0}
+        hooks = [
+            module.register_forward_hook(lambda *_, name=name, calls=calls: calls.update({name: calls[name] + 1}))
+            for name, module in (
+                ("last block", block_module(sampler.unet, "up.0.0")),
+                ("behind", sampler.unet.conv_out),
+            )
+        ]
+        monkeypatch.setattr(sampler.pipeline.vae, "decode", lambda *_a, **_k: pytest.fail("decoded"))
+        for _ in stream(sampler, BLOCKS, PROMPTS[:1], seed=0):
+            pass
+        for hook in hooks:
+            hook.remove()
+        assert calls == {"vae": 0, "last block": steps, "behind": steps - 1}
+        assert not any(module._forward_hooks for module in sampler.unet.modules()), "hooks came off"
+
+
+def test_prompts_are_encoded_a_batch_at_a_time_without_marks(of_four, monkeypatch):
+    asked, real = [], of_four.pipeline.encode_prompt
+
+    def encode(prompts=None, *words, **named):
+        if prompts is not None:  # the pipeline asks again, with what it was given
+            asked.append(prompts)
+        return real(prompts, *words, **named) if prompts is not None else real(*words, **named)
+
+    monkeypatch.setattr(of_four.pipeline, "encode_prompt", encode)
+    marked = ["[flat poster] of a cat", *PROMPTS[1:6]]
+    for _ in stream(of_four, BLOCKS, marked, seed=0):
+        pass
+    assert [len(prompts) for prompts in asked] == [4, 4] and asked[0][0] == "flat poster of a cat"
+
+
+def test_a_store_holds_what_is_streamed(of_four, tmp_path):
+    store = harvest_to_store(of_four, BLOCKS, PROMPTS, 70, tmp_path, shard_bytes=3 * 64 * 96 * 2)
+    store.expect(backbone="tinyworld-turbo@1", block="down.2.1", width=96)
+    store.verify()
+    assert store.complete and store.shards == 4 and store.rows == dict.fromkeys(BLOCKS, 11 * 64)
+    assert store.origin.made_by["grids"]["up.0.0"] == [8, 8] and store.origin.made_by["shard_prompts"] == 3
+    rows = gathered(stream(of_four, BLOCKS, PROMPTS, seed=70))
+    for block in BLOCKS:
+        assert same(Rows.join([store.read(block, shard) for shard in range(4)]), rows[block])
+
+
+def test_a_killed_harvest_goes_on_to_the_same_bytes(of_four, tmp_path, monkeypatch):
+    words, size = (of_four, BLOCKS, PROMPTS, 70), {"shard_bytes": 3 * 64 * 96 * 2}
+    whole = harvest_to_store(*words, tmp_path / "whole", **size).folder
+    real, made = harvesting._chunk, []
+
+    def killed(sampler, blocks, prompts, numbers, *rest):
+        made.append(numbers)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return real(sampler, blocks, prompts, numbers, *rest)
+
+    monkeypatch.setattr(harvesting, "_chunk", killed)
+    stopped = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        harvest_to_store(*words, stopped, **size)
+    assert ActivationStore.open(stopped).shards == 2
+    del made[:3]
+    made += [range(0)] * 5  # from here on it only listens
+    harvest_to_store(*words, stopped, **size)
+    assert made[5:] == [range(6, 10), range(10, 11)], "only what was missing, from the middle of a batch on"
+    assert files_of(stopped) == files_of(whole)
+    del made[5:]
+    (stopped / "up.0.0" / "shard-000001.safetensors").unlink()
+    harvest_to_store(*words, stopped, **size)
+    assert made[5:] == [range(3, 6)] and files_of(stopped) == files_of(whole)
+    harvest_to_store(*words, stopped, **size)
+    assert made[5:] == [range(3, 6)], "nothing is made where nothing is missing"
+    with pytest.raises(UserError, match="prompts_sha256"):
+        harvest_to_store(of_four, BLOCKS, [*PROMPTS[1:], "another"], 70, stopped, **size)
+    with pytest.raises(UserError, match="seed 70, not 71"):
+        harvest_to_store(of_four, BLOCKS, PROMPTS, 71, stopped, **size)
+
+
+def test_rows_that_are_not_finite_are_refused_by_prompt_and_step(guided, tmp_path):
+    """From the middle of the second batch, at the second step, in the row that sees the prompt."""
+    calls = []
+
+    def spoil(_module, _args, output):
+        calls.append(None)
+        if len(calls) == 3 + 2:
+            output[0][2 + 1, 7, 4, 2] = float("nan")
+
+    hook = block_module(guided.unet, "down.2.1").register_forward_hook(spoil, prepend=True)
+    try:
+        with pytest.raises(UserError, match="down.2.1: the row of prompt 3, step 1, position 34 holds NaN"):
+            harvest_to_store(guided, BLOCKS, PROMPTS[:6], 0, tmp_path, shard_bytes=1)
+    finally:
+        hook.remove()
+    found = ActivationStore.open(tmp_path)
+    found.verify()
+    assert found.shards == 2, "what was whole before stays"
+
+
+def test_what_cannot_be_harvested_is_refused(of_four, tmp_path):
+    for change, message in (
+        ({"blocks": ("mid.1",)}, "unknown block"),
+        ({"branch": "uncond"}, "has no unconditional row"),
+        ({"branch": "left"}, "branch is 'left'"),
+        ({"prompts": []}, "nothing to harvest"),
+        ({"blocks": ()}, "nothing to harvest"),
+    ):
+        settings = {"blocks": BLOCKS, "prompts": PROMPTS, "branch": "both"} | change
+        with pytest.raises(UserError, match=message):
+            harvest_to_store(of_four, seed=0, folder=tmp_path / "none", **settings)
+    assert not (tmp_path / "none").exists()
+
+
+def batches_of(sampler, **change):
+    settings = {"seed": 70, "batch_size": 96, "buffer_rows": 400} | change
+    return StreamedBatches(sampler, BLOCKS, PROMPTS, **settings)
+
+
+def at(batches, step: int) -> torch.Tensor:
+    batches.seek(step)
+    return next(batches)
+
+
+def test_streamed_batches_hold_every_row_once_and_the_same_of_every_block(of_four):
+    batches = batches_of(of_four)
+    assert batches.window_prompts == 6, "384 of 400 rows: whole prompts, whole batches"
+    assert batches.buffer_rows == 384 and batches.buffer_bytes == 2 * 384 * (96 * 2 + 8)
+    drawn = list(batches)
+    assert len(drawn) == batches.steps == 11 * 64 // 96 and drawn[0].shape == (2, 96, 96)
+    rows = gathered(stream(of_four, BLOCKS, PROMPTS, seed=70))
+    places = {}
+    for index, block in enumerate(BLOCKS):
+        known = {row.numpy().tobytes(): i for i, row in enumerate(rows[block].values.view(torch.int16))}
+        assert len(known) == 11 * 64
+        places[block] = [known[row.numpy().tobytes()] for b in drawn for row in b[index].view(torch.int16)]
+    assert places["down.2.1"] == places["up.0.0"]
+    assert sorted(places["up.0.0"][:384]) == list(range(384)), "the first window"
+    assert len(set(places["up.0.0"])) == 7 * 96
+    assert places["up.0.0"][:96] != sorted(places["up.0.0"][:96])
+
+
+def test_a_streamed_batch_depends_on_its_step_alone(of_four):
+    batches = batches_of(of_four)
+    straight = list(batches)
+    for step in (2, 0, 6, 5, 1):
+        assert torch.equal(at(batches, step), straight[step])
+        assert torch.equal(at(batches_of(of_four), step), straight[step])
+    assert not torch.equal(next(batches_of(of_four, seed=71)), straight[0])
+
+
+def test_steps_of_the_window_that_is_held_generate_nothing(of_four, monkeypatch):
+    batches = batches_of(of_four)
+    at(batches, 3)
+    monkeypatch.setattr(harvesting, "_chunk", lambda *_: pytest.fail("generated"))
+    for step in (0, 3, 1):
+        at(batches, step)
+
+
+def test_batches_that_cannot_be_made_are_refused(of_four):
+    with pytest.raises(UserError, match="give it 192 rows"):
+        batches_of(of_four, buffer_rows=191)
+    with pytest.raises(UserError, match="11 prompts give 704 rows, and a batch takes 1024"):
+        batches_of(of_four, batch_size=1024, buffer_rows=2048)
+    with pytest.raises(UserError, match="give 7 batches of 96, and step 8 is asked"):
+        batches_of(of_four).seek(8)
+
+
+@pytest.mark.parametrize("source", ["stream", "store"])
+def test_training_that_was_killed_goes_on_exactly(of_four, tmp_path, monkeypatch, source):
+    """Killed behind the state of step four of seven; the weights are those of the training that was never stopped."""
+    config, architectures = TrainConfig(steps=7), [Architecture(96, 192, TopK(4))]
+    store = harvest_to_store(of_four, BLOCKS, PROMPTS, 70, tmp_path / "store")
+
+    def batches():
+        return batches_of(of_four) if source == "stream" else store.batches("up.0.0", 96, seed=1)
+
+    def killed(state, path):
+        if state["step"] > 4:
+            raise KeyboardInterrupt
+        real(state, path)
+
+    (whole,) = train(batches(), architectures, config)
+    real = torch.save
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(batches(), architectures, config, folder=tmp_path / "state", checkpoint_every=4)
+    monkeypatch.undo()
+    (resumed,) = train(batches(), architectures, config, folder=tmp_path / "state", checkpoint_every=4)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_where_memory_runs_out_a_smaller_batch_is_taken(sampler, monkeypatch, capsys):
+    own = Sampler(sampler.backbone, sampler.pipeline, 8)
+    real = harvesting._updates
+
+    def scarce(sampler, blocks, prompts, seeds):
+        if len(prompts) > 2:
+            raise torch.OutOfMemoryError("too much")
+        return real(sampler, blocks, prompts, seeds)
+
+    monkeypatch.setattr(harvesting, "_updates", scarce)
+    chunks = list(stream(own, BLOCKS, PROMPTS[:5], seed=70))
+    assert [len(chunk["up.0.0"]) for chunk in chunks] == [128, 128, 64] and own.batch_size == 2
+    assert "going on with batches of 2" in capsys.readouterr().err
+    assert gathered(chunks)["up.0.0"].prompt.unique().tolist() == [0, 1, 2, 3, 4]
