@@ -20,11 +20,13 @@ from riebench.loading import choose_device
 from riebench.progress import Progress
 from riebench.sampling import Request, Sampler, load_sampler
 from sae_models import checkpoint, index
+from sae_models.architectures import Architecture, Restart, TopK
 from sae_models.evaluation import evaluate
 from sae_models.topk import TopKConfig, TopKSAE
 from sae_models.trainer import TrainConfig, shuffled_batches, train
 
 HARVEST_BATCH, TEST_SHARE = 64, 16
+BATCH_SIZE, LR, REPORT_EVERY, DEAD_AFTER = 2_048, 2e-3, 25, 25_000  # of training, for 768 features or so
 
 
 def harvest(sampler: Sampler, blocks: Sequence[str], prompts: Sequence[str], seed: int) -> dict[str, Tensor]:
@@ -74,9 +76,15 @@ def train_dictionaries(
     backbone, out = BACKBONES.get(backbone) if isinstance(backbone, str) else backbone, Path(out)
     if prompts < TEST_SHARE:
         raise UserError(f"{prompts} prompts are too few", remedy=f"use at least {TEST_SHARE}")
-    config = TrainConfig(steps=steps, seed=seed)
+    config = TrainConfig(steps=steps, lr=LR, report_every=REPORT_EVERY)
     sampler = load_sampler(backbone, choose_device(device), HARVEST_BATCH)
-    training = {**asdict(config), "prompts": prompts, "unet_sha256": _weights_sha256(sampler.unet)}
+    training = {
+        **asdict(config),
+        "batch_size": BATCH_SIZE,
+        "seed": seed,
+        "prompts": prompts,
+        "unet_sha256": _weights_sha256(sampler.unet),
+    }
     jobs = _jobs(sampler.unet, backbone, blocks, k, expansion)
     known = {entry.key: entry for entry in index.entries(out)}
     done = [job for job in jobs if _is_done(known.get((backbone.name, job.block, job.name)), training, out)]
@@ -90,7 +98,7 @@ def train_dictionaries(
         rows = harvested[job.block]
         held_back = prompts // TEST_SHARE * (len(rows) // prompts)
         state = out / "state" / _key(job, training)
-        sae = _train(job, rows[:-held_back], config, state, sampler.device)
+        sae = _train(job, rows[:-held_back], config, seed, state, sampler.device)
         entry = _store(job, sae, rows[-held_back:].to(sampler.device), training, out)
         index.register(entry, root=out)
         shutil.rmtree(state)
@@ -147,15 +155,17 @@ def _key(job: _Job, training: dict) -> str:
     return hashlib.sha256(json.dumps([job.folder, training]).encode()).hexdigest()[:16]
 
 
-def _train(job: _Job, rows: Tensor, config: TrainConfig, state: Path, device: torch.device) -> TopKSAE:
+def _train(job: _Job, rows: Tensor, config: TrainConfig, seed: int, state: Path, device: torch.device) -> TopKSAE:
     """Trains on rows `[n, C]`; goes on from what a killed training left in `state`."""
-    if len(rows) < config.batch_size:
+    if len(rows) < BATCH_SIZE:
         raise UserError(
-            f"there are {len(rows)} vectors to train on, and a step takes {config.batch_size}",
+            f"there are {len(rows)} vectors to train on, and a step takes {BATCH_SIZE}",
             remedy="use more prompts",
         )
-    batch_at = shuffled_batches(rows, config.batch_size, seed=config.seed)
-    return train(lambda step: batch_at(step).to(device), config, job.config, folder=state)
+    batches = shuffled_batches(rows.to(device), BATCH_SIZE, seed=seed)
+    sparsity, revival = TopK(job.config.k), Restart(DEAD_AFTER)
+    architecture = Architecture(job.config.width, job.config.num_features, sparsity, revival=revival, seed=seed)
+    return train(batches, [architecture], config, folder=state)[0]
 
 
 def _store(job: _Job, sae: TopKSAE, test_rows: Tensor, training: dict, root: Path) -> index.Entry:

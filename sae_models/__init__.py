@@ -8,11 +8,20 @@ from __future__ import annotations
 from importlib import import_module
 
 _ROOMS = {
+    "Architecture": "architectures",
+    "AuxK": "architectures",
+    "BatchTopK": "architectures",
     "Dictionary": "dictionary",
     "Evaluation": "evaluation",
     "Identity": "dictionary",
+    "JumpReLU": "architectures",
     "JumpReLUConfig": "jumprelu",
     "JumpReLUSAE": "jumprelu",
+    "L1": "architectures",
+    "Matryoshka": "architectures",
+    "Normalisation": "normalisation",
+    "Restart": "architectures",
+    "TopK": "architectures",
     "TopKConfig": "topk",
     "TopKSAE": "topk",
     "TrainConfig": "trainer",

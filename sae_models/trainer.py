@@ -1,135 +1,182 @@
-"""Training of a TopK SAE (Gao et al. 2024, arXiv 2406.04093), with dead features started again; resumes exactly."""
+"""Training of many sparse autoencoders on one stream of rows. Resumes exactly; its log is files."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import dataclasses
+import itertools
+import json
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from riebench.errors import UserError
-from riebench.files import replacing
+from riebench.files import replacing, write_text
 from riebench.progress import Progress
-from sae_models.topk import TopKConfig, TopKSAE, top
+from sae_models.architectures import Architecture, Restart, TopK
+from sae_models.jumprelu import JumpReLUSAE
+from sae_models.normalisation import KINDS, Normalisation
+from sae_models.stack import Losses, Stack
+from sae_models.topk import TopKSAE
 
-CALIBRATION_ROWS = 32_768  # the geometric median and the scale are estimated on up to this many
-REPORT_STEPS = 100  # between two reads of the statistics: on a GPU each one waits for the device
-STATE_FILE = "training.pt"
+CALIBRATION_ROWS = 32_768  # the geometric median and the normalisation are estimated on up to this many
+STACK_WEIGHTS = 2**23  # of a decoder, at most, in a stack: larger products gain nothing, and leave a CPU's cache
+ADAM_EPS = 6.25e-10  # (Gao et al. 2024, appendix A)
+STATE_FILE, LOG_FILE = "training.pt", "log.jsonl"
+COMPUTE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a `TopKSAE` is trained. Raises `UserError` for values that cannot be meant."""
+    """How autoencoders are trained. Raises `UserError` for values that cannot be meant."""
 
-    steps: int = 2_000
-    """Optimiser steps."""
-    batch_size: int = 2_048
-    """Rows a step."""
-    lr: float = 2e-3
-    """Adam's peak learning rate, for inputs scaled to a root mean square of about 1; more features want less (1e-4 at
-    5,120), and too much kills features."""
+    steps: int = 20_000
+    """Optimiser steps, a batch each."""
+    lr: float = 1e-4
+    """Adam's peak learning rate. More features want less: 2e-3 suits 768 of them, 1e-4 suits 5,120."""
     warmup: float = 0.02
     """Share of the steps in which the learning rate rises linearly from zero."""
     decay: float = 0.3
     """Share of the steps, the last ones, in which it falls linearly to zero."""
-    dead_after: int = 25_000
-    """A feature is dead when it was last active longer ago than this many rows."""
-    restart_every: int = 25
-    """Steps between two restarts of the dead features; there is none once the learning rate falls."""
-    seed: int = 0
-    """Of the initial decoder and of the restarts. The order of the rows is the caller's."""
+    normalisation: str = "scale"
+    """Of the rows: "none", "mean", "scale" or "whiten" (`Normalisation.of`)."""
+    compute: str = "float32"
+    """Of the products: "float32" or "bfloat16". Weights and Adam's moments stay in float32."""
+    report_every: int = 100
+    """Steps between two reads of the statistics, and of which features are dead: each waits for the device. Dead
+    features start again (`Restart`) at these steps alone."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "dead_after", "restart_every"):
+        for name in ("steps", "report_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"training {name} is {getattr(self, name)}", remedy="give a whole number of at least 1")
         for name in ("warmup", "decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"training {name} is {getattr(self, name)}", remedy="give a share between 0 and 1")
+        for name, choices in (("normalisation", KINDS), ("compute", tuple(COMPUTE))):
+            if getattr(self, name) not in choices:
+                raise UserError(
+                    f"training {name} is {getattr(self, name)!r}", remedy=f"choose one of {', '.join(choices)}"
+                )
         if not self.lr > 0:
             raise UserError(f"training lr is {self.lr}", remedy="give a number above 0")
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        rise = (step + 1) / max(1.0, self.warmup * self.steps)
+        fall = (self.steps - step) / max(1.0, self.decay * self.steps)
+        return self.lr * min(1.0, rise, fall)
 
 
 @dataclass
 class _Training:
-    """All that a resumed run needs. The SAE is in the space of rows multiplied by `scale`."""
+    """All that a resumed run needs."""
 
     step: int
-    sae: TopKSAE
-    optimiser: torch.optim.Adam
-    scale: float
-    rows_since_active_f: Tensor
+    rows: int
+    stacks: list[Stack]
+    optimisers: list[torch.optim.Adam]
+    normalisations: list[Normalisation]
+    """One a block."""
 
 
 def train(
-    batch_at: Callable[[int], Tensor],
+    batches: Iterator[Tensor],
+    architectures: Sequence[Architecture],
     config: TrainConfig,
-    sae_config: TopKConfig,
     *,
     folder: Path | None = None,
     checkpoint_every: int = 1_000,
-) -> TopKSAE:
-    """Trains a `TopKSAE` on the device of the batches, in float32.
+) -> list[TopKSAE | JumpReLUSAE]:
+    """Trains every architecture on every batch, on the device of the batches, and returns them in the order given.
 
-    batch_at(step) gives raw rows `[batch_size, width]` and depends on the step alone: what makes a resumed run
-    bit for bit the run that was never stopped. With a `folder`, the state is kept in `folder/training.pt` every
-    `checkpoint_every` steps and at the end, and training goes on from what is found there.
+    batches: raw rows `[n, d]`, or `[blocks, n, d]` with an architecture's `block` among them. Those that differ by the
+    seed alone are stacked: they go through every product together.
 
-    Loss: sum of squared residuals / sum of squared centred inputs. Inputs are scaled by one number, folded into the
-    biases of the SAE returned, which takes raw rows. Features start along rows of the data; those that die start again
-    along residuals. Raises `UserError` for rows of a wrong shape, rows that are not finite or all the same, and for a
-    state file that is broken or of another configuration.
+    With a `folder`, `training.pt` holds the state, written every `checkpoint_every` steps and at the end, and training
+    goes on from what is found there, bit for bit as if it had never stopped if the batches are the same: `batches` is
+    asked to `seek(step)` where it can, else the batches used are taken from it and left. `log.jsonl` gains a line each
+    report: step, rows, lr, seconds since this run began, and of each autoencoder loss, ev (explained variance), l0 and
+    dead (share of the features).
+
+    Rows are normalised, b_dec starts as their geometric median, and both are folded into what is returned, which takes
+    raw rows. Raises `UserError` for rows of a wrong shape, not finite or all the same, batches that end early, and a
+    state file that is broken or of another configuration; what was saved stays.
     """
-    state_path = None if folder is None else Path(folder) / STATE_FILE
-    if state_path is not None and state_path.exists():
-        training = _read_state(state_path, config, sae_config, _batch(batch_at, 0, config, sae_config).device)
+    path = None if folder is None else Path(folder) / STATE_FILE
+    log = _Log(None if folder is None else Path(folder) / LOG_FILE)
+    if path is not None and path.exists():
+        training = _read_state(path, architectures, config)
+        batches = _from_step(batches, training.step)
+        log.cut(training.step)
     else:
-        training = _start(batch_at, config, sae_config)
-    first_bad_step = torch.full((), config.steps, device=training.rows_since_active_f.device)
-    label = f"training SAE {sae_config.width} -> {sae_config.num_features}, k={sae_config.k}"
-    with Progress(label, total=config.steps, done=training.step) as progress:
+        training, batches = _start(batches, architectures, config)
+        log.cut(0)
+    first_bad_step = None
+    with Progress(_label(architectures), total=config.steps, done=training.step) as progress:
         while training.step < config.steps:
             step = training.step
-            rows_nd = _batch(batch_at, step, config, sae_config)
-            bad = ~torch.isfinite(rows_nd).all()
+            batch = _batch(batches, step, architectures)
+            if first_bad_step is None:
+                _move(training, batch.device)
+                first_bad_step = torch.full((), config.steps, device=batch.device)
+            bad = ~torch.isfinite(batch).all()
             first_bad_step = torch.where(bad, first_bad_step.clamp(max=step), first_bad_step)
-            statistics = _advance(training, rows_nd, config)
+            losses = _advance(training, batch, config)
             last = training.step == config.steps
-            save = state_path is not None and (last or training.step % checkpoint_every == 0)
-            if save or last or training.step % REPORT_STEPS == 0:
-                if first_bad_step.item() < config.steps:
-                    raise _not_finite(int(first_bad_step))
-                explained, l0, dead = statistics.tolist()
-                progress.update(training.step, f"EV {explained:.3f}, L0 {l0:.1f}, dead {dead:.1%}")
+            save = path is not None and (last or training.step % checkpoint_every == 0)
+            report = last or training.step % config.report_every == 0
+            if (save or report) and first_bad_step.item() < config.steps:
+                raise _not_finite(int(first_bad_step))
+            if report:
+                _revive(training, losses, config)
+                statistics = [each.statistics_s4.tolist() for each in losses]
+                found = _by_architecture(training.stacks, architectures, statistics)
+                log.add(training, config.lr_at(step), found)
+                progress.update(training.step, _note(found))
             if save:
-                _write_state(state_path, training, config, sae_config)
-    return _folded(training)
+                _write_state(path, training, architectures, config)
+    exported = [stack.exported(training.normalisations[stack.architecture.block]) for stack in training.stacks]
+    return _by_architecture(training.stacks, architectures, exported)
 
 
-def shuffled_batches(rows_nd: Tensor, batch_size: int, *, seed: int = 0) -> Callable[[int], Tensor]:
-    """`batch_at` for `train`: each epoch goes through the rows in an order of its own, drawn from the seed.
+class ShuffledBatches:
+    """Batches of rows without end: each epoch goes through the rows in an order of its own, drawn from the seed."""
+
+    def __init__(self, rows_nd: Tensor, batch_size: int, seed: int) -> None:
+        self.rows_nd, self.batch_size, self.seed, self.step = rows_nd, batch_size, seed, 0
+        self._order = lru_cache(maxsize=1)(self._order_of)
+
+    def seek(self, step: int) -> None:
+        """The next batch is that of `step`, counted from 0."""
+        self.step = step
+
+    def __iter__(self) -> ShuffledBatches:
+        return self
+
+    def __next__(self) -> Tensor:
+        epoch, batch = divmod(self.step, len(self.rows_nd) // self.batch_size)
+        self.step += 1
+        return self.rows_nd[self._order(epoch)[batch * self.batch_size : (batch + 1) * self.batch_size]]
+
+    def _order_of(self, epoch: int) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed + epoch)
+        return torch.randperm(len(self.rows_nd), generator=generator).to(self.rows_nd.device)
+
+
+def shuffled_batches(rows_nd: Tensor, batch_size: int, *, seed: int = 0) -> ShuffledBatches:
+    """`batches` for `train`, of rows in memory.
 
     Rows that do not fill the last batch of an epoch are left out of it. Raises `UserError` with too few for one batch.
     """
-    batches = len(rows_nd) // batch_size
-    if batches == 0:
+    if len(rows_nd) < batch_size:
         raise UserError(f"{len(rows_nd)} rows do not fill a batch of {batch_size}", remedy="lower batch_size")
-
-    @lru_cache(maxsize=1)
-    def order(epoch: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed + epoch)
-        return torch.randperm(len(rows_nd), generator=generator).to(rows_nd.device)
-
-    def batch_at(step: int) -> Tensor:
-        epoch, batch = divmod(step, batches)
-        return rows_nd[order(epoch)[batch * batch_size : (batch + 1) * batch_size]]
-
-    return batch_at
+    return ShuffledBatches(rows_nd, batch_size, seed)
 
 
 def geometric_median(rows_nd: Tensor, *, tolerance: float = 1e-7, max_iterations: int = 500) -> Tensor:
@@ -153,57 +200,100 @@ def geometric_median(rows_nd: Tensor, *, tolerance: float = 1e-7, max_iterations
     return median_d
 
 
-def _start(batch_at: Callable[[int], Tensor], config: TrainConfig, sae_config: TopKConfig) -> _Training:
-    """Calibrates on the first batches: the bias is their geometric median, the scale makes E||x - mean|| = sqrt(d)."""
-    batches = []
-    for step in range(min(config.steps, math.ceil(CALIBRATION_ROWS / config.batch_size))):
-        batches.append(_batch(batch_at, step, config, sae_config))
-        if not torch.isfinite(batches[-1]).all():
-            raise _not_finite(step)
-    rows_nd = torch.cat(batches)[:CALIBRATION_ROWS]
-    spread = (rows_nd - rows_nd.mean(0)).norm(dim=1).mean().item()
-    if not spread > 0:
-        raise UserError("the rows to train on are all the same", remedy="check how they were captured")
-    scale = math.sqrt(sae_config.width) / spread
-    sae = TopKSAE(sae_config, seed=config.seed).to(rows_nd.device)
-    _initialise(sae, geometric_median(rows_nd) * scale, rows_nd * scale, config)
-    return _Training(0, sae, _optimiser(sae, config), scale, _no_rows_yet(sae))
+def _start(
+    batches: Iterator[Tensor], architectures: Sequence[Architecture], config: TrainConfig
+) -> tuple[_Training, Iterator[Tensor]]:
+    """Calibrates on the first batches, which are trained on all the same."""
+    if not architectures:
+        raise UserError("there is no architecture to train", remedy="give at least one")
+    first: list[Tensor] = []
+    while len(first) < config.steps and sum(batch.shape[1] for batch in first) < CALIBRATION_ROWS:
+        first.append(_batch(batches, len(first), architectures))
+        if not torch.isfinite(first[-1]).all():
+            raise _not_finite(len(first) - 1)
+    rows_bnd = torch.cat(first, dim=1)[:, :CALIBRATION_ROWS]
+    normalisations = [Normalisation.of(rows_nd, config.normalisation) for rows_nd in rows_bnd]
+    training = _new(architectures, config, normalisations)
+    _move(training, rows_bnd.device)
+    for block, normalisation in enumerate(normalisations):
+        rows_nd = normalisation.apply(rows_bnd[block])
+        median_d = geometric_median(rows_nd).float()
+        for stack in training.stacks:
+            if stack.architecture.block == block:
+                stack.start(rows_nd, median_d, _k_at(stack, 0, config))
+    return training, itertools.chain(first, batches)
 
 
-@torch.no_grad()
-def _initialise(sae: TopKSAE, bias_d: Tensor, rows_nd: Tensor, config: TrainConfig) -> None:
-    """Decoder rows along rows of the data, so that every feature is active somewhere (random directions are not, where
-    few directions hold most of the variance); the encoder so long that codes have the magnitude of what they code
-    (Gao et al., appendix A.1)."""
-    sae.b_dec.copy_(bias_d)
-    centred_nd = rows_nd - sae.b_dec
-    centred_nd = centred_nd[centred_nd.norm(dim=1) > 0]
-    order = torch.randperm(len(centred_nd), generator=torch.Generator().manual_seed(config.seed))
-    drawn_fd = normalize(centred_nd[order[: sae.num_features].to(centred_nd.device)], dim=-1)
-    sae.W_dec[: len(drawn_fd)] = drawn_fd
-    sae.W_enc[:, : len(drawn_fd)] = drawn_fd.T
-    some_nd = centred_nd[: config.batch_size]
-    coded_nd = sae(some_nd + sae.b_dec) - sae.b_dec
-    sae.W_enc *= some_nd.norm(dim=1).mean() / coded_nd.norm(dim=1).mean()
+def _new(architectures: Sequence[Architecture], config: TrainConfig, normalisations: list[Normalisation]) -> _Training:
+    """Stacks, still of zeros, of those that differ by the seed alone."""
+    alike: dict[Architecture, list[Architecture]] = {}
+    for architecture in architectures:
+        alike.setdefault(_but_for_seed(architecture), []).append(architecture)
+    stacks = []
+    for one, members in alike.items():
+        size = max(1, STACK_WEIGHTS // (one.width * one.num_features))
+        for first in range(0, len(members), size):
+            stacks.append(Stack(members[first : first + size], COMPUTE[config.compute]))
+    optimisers = [torch.optim.Adam(stack.parameters(), lr=config.lr, eps=ADAM_EPS, fused=True) for stack in stacks]
+    return _Training(0, 0, stacks, optimisers, normalisations)
 
 
-def _optimiser(sae: TopKSAE, config: TrainConfig) -> torch.optim.Adam:
-    return torch.optim.Adam(sae.parameters(), lr=config.lr, eps=1e-8)
+def _but_for_seed(architecture: Architecture) -> Architecture:
+    return dataclasses.replace(architecture, seed=0)
 
 
-def _no_rows_yet(sae: TopKSAE) -> Tensor:
-    return torch.zeros(sae.num_features, dtype=torch.int64, device=sae.W_dec.device)
+def _by_architecture(stacks: list[Stack], architectures: Sequence[Architecture], values: list[list]) -> list:
+    """Values of each stack's members, in the order of the architectures."""
+    waiting: dict[Architecture, list] = {}
+    for stack, each in zip(stacks, values, strict=True):
+        waiting.setdefault(_but_for_seed(stack.architecture), []).extend(each)
+    return [waiting[_but_for_seed(architecture)].pop(0) for architecture in architectures]
 
 
-def _batch(batch_at: Callable[[int], Tensor], step: int, config: TrainConfig, sae_config: TopKConfig) -> Tensor:
-    rows_nd = batch_at(step)
-    wanted = (config.batch_size, sae_config.width)
-    if tuple(rows_nd.shape) != wanted:
+def _move(training: _Training, device: torch.device) -> None:
+    """To the device of the batches."""
+    for stack, optimiser in zip(training.stacks, training.optimisers, strict=True):
+        stack.to(device)
+        stack.dead = [dead.to(device) for dead in stack.dead]
+        optimiser.load_state_dict(optimiser.state_dict())  # which puts the moments where the parameters are
+    training.normalisations = [
+        Normalisation(**{name: _on(value, device) for name, value in each.state().items()})
+        for each in training.normalisations
+    ]
+
+
+def _on(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def _batch(batches: Iterator[Tensor], step: int, architectures: Sequence[Architecture]) -> Tensor:
+    """`[blocks, n, d]` in float32."""
+    try:
+        batch = next(batches)
+    except StopIteration:
         raise UserError(
-            f"the batch of step {step} has shape {tuple(rows_nd.shape)}, not {wanted}",
-            remedy="make batch_size and width agree with the rows",
+            f"the batches end before step {step}", remedy="lower steps, or give batches of more rows or epochs"
+        ) from None
+    batch = batch[None] if batch.ndim == 2 else batch
+    widths = sorted({architecture.width for architecture in architectures})
+    blocks = 1 + max(architecture.block for architecture in architectures)
+    if batch.ndim != 3 or batch.shape[1] == 0 or widths != [batch.shape[2]] or batch.shape[0] < blocks:
+        raise UserError(
+            f"the batch of step {step} has shape {tuple(batch.shape)}, and the architectures want "
+            f"{blocks} block(s) of width {', '.join(map(str, widths))}",
+            remedy="make width and block agree with the rows",
         )
-    return rows_nd.float()
+    return batch.float()
+
+
+def _from_step(batches: Iterator[Tensor], step: int) -> Iterator[Tensor]:
+    if hasattr(batches, "seek"):
+        batches.seek(step)
+    elif sum(1 for _ in itertools.islice(batches, step)) < step:
+        raise UserError(
+            f"the batches end before step {step}, from which to resume", remedy="give the batches from the first on"
+        )
+    return batches
 
 
 def _not_finite(step: int) -> UserError:
@@ -213,110 +303,132 @@ def _not_finite(step: int) -> UserError:
     )
 
 
-def _advance(training: _Training, rows_nd: Tensor, config: TrainConfig) -> Tensor:
-    """One optimiser step in place. Returns [explained variance, L0, share of dead features], still on the device."""
-    sae, since_f = training.sae, training.rows_since_active_f
-    for group in training.optimiser.param_groups:
-        group["lr"] = config.lr * _schedule(training.step, config)
-    x_nd = rows_nd * training.scale
-    values_nk, features_nk = top(sae.preactivations(x_nd), sae.config.k)
-    residual_nd = x_nd - sae.decode_top(values_nk, features_nk)
-    unexplained = residual_nd.pow(2).sum() / _centred_square(x_nd)
-    training.optimiser.zero_grad(set_to_none=True)
-    unexplained.backward()
-    project_from_rows(sae.W_dec)
-    training.optimiser.step()
-    with torch.no_grad():
-        sae.W_dec.copy_(normalize(sae.W_dec, dim=-1))
-        sum_f = torch.zeros_like(sae.b_enc).index_add_(0, features_nk.flatten(), values_nk.flatten())
-        since_f.add_(len(rows_nd)).masked_fill_(sum_f > 0, 0)
-        dead_f = since_f > config.dead_after
-        training.step += 1
-        if training.step % config.restart_every == 0 and training.step <= (1 - config.decay) * config.steps:
-            _restart(training, dead_f.nonzero().flatten(), residual_nd, config)
-        return torch.stack([1 - unexplained, (values_nk > 0).sum() / len(rows_nd), dead_f.float().mean()])
+def _k_at(stack: Stack, step: int, config: TrainConfig) -> int:
+    """Of stacks that have one; else 0."""
+    sparsity = stack.architecture.sparsity
+    return sparsity.k_at(step, config.steps) if isinstance(sparsity, TopK) else 0
 
 
-@torch.no_grad()
-def _restart(training: _Training, dead: Tensor, residual_nd: Tensor, config: TrainConfig) -> None:
-    """Points dead features along residuals, drawn without repetition in proportion to their squares; their encoder is
-    as long as the mean. (After the resampling of Bricken et al. 2023, "Towards Monosemanticity", which takes the rows
-    themselves.) In Adam they get the mean second moment: from zero their first steps would be three times too long."""
-    sae, weight_n = training.sae, residual_nd.pow(2).sum(1).nan_to_num(0, 0).cpu()  # `train` tells of NaN by itself
-    dead = dead[: int((weight_n > 0).sum())]
-    if len(dead) == 0:
-        return
-    generator = torch.Generator().manual_seed(config.seed + training.step)
-    drawn = torch.multinomial(weight_n, len(dead), generator=generator).to(dead.device)
-    direction_fd = normalize(residual_nd[drawn], dim=-1)
-    sae.W_dec[dead] = direction_fd
-    sae.W_enc[:, dead] = direction_fd.T * sae.W_enc.norm(dim=0).mean()
-    sae.b_enc[dead] = 0
-    training.rows_since_active_f[dead] = 0
-    for parameter, place in ((sae.W_dec, dead), (sae.W_enc, (slice(None), dead)), (sae.b_enc, dead)):
-        moments = training.optimiser.state[parameter]
-        moments["exp_avg"][place] = 0
-        moments["exp_avg_sq"][place] = moments["exp_avg_sq"].mean()
+def _advance(training: _Training, batch: Tensor, config: TrainConfig) -> list[Losses]:
+    """One optimiser step of all, in place."""
+    used = {stack.architecture.block for stack in training.stacks}
+    x_nd = {block: training.normalisations[block].apply(batch[block]) for block in used}
+    found = []
+    for stack, optimiser in zip(training.stacks, training.optimisers, strict=True):
+        for group in optimiser.param_groups:
+            group["lr"] = config.lr_at(training.step)
+        losses = stack.losses(x_nd[stack.architecture.block], _k_at(stack, training.step, config))
+        optimiser.zero_grad(set_to_none=True)
+        losses.loss_s.sum().backward()
+        stack.project_gradient()
+        optimiser.step()
+        stack.renormalise()
+        found.append(dataclasses.replace(losses, loss_s=losses.loss_s.detach()))  # lets go of the graph
+    training.step += 1
+    training.rows += batch.shape[1]
+    return found
 
 
-def _centred_square(x_nd: Tensor) -> Tensor:
-    return (x_nd - x_nd.mean(0)).pow(2).sum().clamp_min(torch.finfo(x_nd.dtype).tiny)
+def _revive(training: _Training, losses: list[Losses], config: TrainConfig) -> None:
+    """Lists the dead features, and restarts them where that is asked for and the learning rate does not fall yet."""
+    for stack, optimiser, each in zip(training.stacks, training.optimisers, losses, strict=True):
+        stack.list_dead()
+        if isinstance(stack.architecture.revival, Restart) and training.step <= (1 - config.decay) * config.steps:
+            stack.restart(each.residual_snd, optimiser, training.step)
 
 
-@torch.no_grad()
-def project_from_rows(weight_fd: Tensor) -> None:
-    """Takes out of `weight_fd.grad` what points along each (unit) row, so that the step does not go into its length."""
-    weight_fd.grad -= (weight_fd.grad * weight_fd).sum(-1, keepdim=True) * weight_fd
+def _label(architectures: Sequence[Architecture]) -> str:
+    if len(architectures) > 1:
+        return f"training {len(architectures)} SAEs"
+    return f"training SAE {architectures[0].width} -> {architectures[0].num_features}, {architectures[0].sparsity}"
 
 
-def _schedule(step: int, config: TrainConfig) -> float:
-    rise = (step + 1) / max(1.0, config.warmup * config.steps)
-    fall = (config.steps - step) / max(1.0, config.decay * config.steps)
-    return min(1.0, rise, fall)
+def _note(found: list[list[float]]) -> str:
+    """The mean over autoencoders of what a log's line has of each."""
+    _, explained, l0, dead = (sum(column) / len(found) for column in zip(*found, strict=True))
+    return f"{'mean ' if len(found) > 1 else ''}EV {explained:.3f}, L0 {l0:.1f}, dead {dead:.1%}"
 
 
-@torch.no_grad()
-def _folded(training: _Training) -> TopKSAE:
-    """The same function of raw rows: with s the scale, topk(s h) = s topk(h), so only the biases are divided by s."""
-    sae = training.sae
-    sae.b_enc /= training.scale
-    sae.b_dec /= training.scale
-    return sae.eval().requires_grad_(False)
+class _Log:
+    """`log.jsonl`, or nothing where there is no path."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path, self.began = path, time.monotonic()
+
+    def cut(self, step: int) -> None:
+        """Takes out what comes after a step, which is about to come again, and a last line cut short."""
+        if self.path is None or not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except ValueError:
+                break
+        write_text(self.path, "".join(kept))
+
+    def add(self, training: _Training, lr: float, found: list[list[float]]) -> None:
+        if self.path is None:
+            return
+        line = {
+            "step": training.step,
+            "rows": training.rows,
+            "lr": lr,
+            "seconds": round(time.monotonic() - self.began, 3),
+            "saes": [dict(zip(("loss", "ev", "l0", "dead"), each, strict=True)) for each in found],
+        }
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.path}: {error.strerror or error}",
+                remedy="choose a folder you may write to, on a disk with room",
+            ) from error
 
 
-def _description(config: TrainConfig, sae_config: TopKConfig) -> dict[str, int | float]:
-    return asdict(config) | asdict(sae_config)
+def _description(architectures: Sequence[Architecture], config: TrainConfig) -> dict[str, str]:
+    """Name -> value of all that decides a training, as a state file keeps it."""
+    settings = {name: repr(value) for name, value in asdict(config).items()}
+    return settings | {f"architecture {number}": repr(each) for number, each in enumerate(architectures)}
 
 
-def _write_state(path: Path, training: _Training, config: TrainConfig, sae_config: TopKConfig) -> None:
+def _write_state(path: Path, training: _Training, architectures: Sequence[Architecture], config: TrainConfig) -> None:
     state = {
-        "description": _description(config, sae_config),
+        "description": _description(architectures, config),
         "step": training.step,
-        "sae": training.sae.state_dict(),
-        "optimiser": training.optimiser.state_dict(),
-        "scale": training.scale,
-        "rows_since_active": training.rows_since_active_f,
+        "rows": training.rows,
+        "stacks": [stack.state_dict() for stack in training.stacks],
+        "optimisers": [optimiser.state_dict() for optimiser in training.optimisers],
+        "normalisations": [normalisation.state() for normalisation in training.normalisations],
     }
     with replacing(path) as temporary:
         torch.save(state, temporary)
 
 
-def _read_state(path: Path, config: TrainConfig, sae_config: TopKConfig, device: torch.device) -> _Training:
+def _read_state(path: Path, architectures: Sequence[Architecture], config: TrainConfig) -> _Training:
     try:
-        state = torch.load(path, weights_only=True, map_location=device)
+        state = torch.load(path, weights_only=True, map_location="cpu")
         found = state["description"]
     except Exception as error:  # a broken file raises whatever the unpickler meets first
         raise UserError(
             f"{path} cannot be resumed from ({type(error).__name__})", remedy="delete that file to train from nothing"
         ) from error
-    wanted = _description(config, sae_config)
+    wanted = _description(architectures, config)
     if found != wanted:
-        differing = ", ".join(f"{key}={found.get(key)}" for key in wanted if found.get(key) != wanted[key])
+        differing = ", ".join(
+            f"{name}={found.get(name)}" for name in wanted | found if found.get(name) != wanted.get(name)
+        )
         raise UserError(
             f"{path} is of a run with {differing}", remedy="resume with the same configuration or take another folder"
         )
-    sae = TopKSAE(sae_config).to(device)
-    sae.load_state_dict(state["sae"])
-    optimiser = _optimiser(sae, config)
-    optimiser.load_state_dict(state["optimiser"])
-    return _Training(state["step"], sae, optimiser, state["scale"], state["rows_since_active"])
+    training = _new(architectures, config, [Normalisation(**each) for each in state["normalisations"]])
+    training.step, training.rows = state["step"], state["rows"]
+    for stack, optimiser, weights, moments in zip(
+        training.stacks, training.optimisers, state["stacks"], state["optimisers"], strict=True
+    ):
+        stack.load_state_dict(weights)
+        optimiser.load_state_dict(moments)
+    return training
