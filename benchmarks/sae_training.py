@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 WIDTH, FEATURES, ROWS, LR = 1280, 5120, 4096, 1e-4
+CALIBRATION = 32_768 // ROWS  # batches that our trainer looks at first
 TRUE_FEATURES, TRUE_ACTIVE = 4096, 24  # of the planted dictionary
 TRAINERS = {"ours": "", "ours, bfloat16": "", "plain": "", "sparsify": "sparsify", "sae-lens": "sae_lens"}
 TRAINERS["dictionary-learning"] = "dictionary_learning"
@@ -87,7 +88,8 @@ def measure(name: str, k: int, count: int, seconds: float, device: str) -> dict:
 
 
 def measure_ours(name: str, k: int, count: int, seconds: float, data: Rows) -> dict:
-    """The same of our trainer, which takes the batches and makes all steps: timed between two draws of a batch."""
+    """The same of our trainer, which takes the batches and makes all steps: timed between draws of a batch, but for the
+    first ones, which it looks at before it starts."""
     from sae_models import Architecture, TopK, TrainConfig, train
 
     architectures = [Architecture(WIDTH, FEATURES, TopK(k), seed=seed) for seed in range(count)]
@@ -105,10 +107,10 @@ def measure_ours(name: str, k: int, count: int, seconds: float, data: Rows) -> d
         drawn.clear()
         return train(batches(), architectures, TrainConfig(steps=steps, lr=LR, compute=compute, report_every=10_000))
 
-    run(4)
-    slowest = max(later - earlier for earlier, later in zip(drawn, drawn[1:], strict=False))
-    steps = max(3, int(seconds / slowest))
-    saes = run(steps + 2)
+    started = time.perf_counter()
+    run(2)
+    steps = max(3, int(2 * seconds / (time.perf_counter() - started)))
+    saes = run(steps + CALIBRATION + 2)
     times = drawn[-(steps + 1) :]
     held_out = fvu(data.held_out, saes[0](data.held_out))
     return _measured(name, k, count, steps, times[-1] - times[0], str(data.held_out.device), held_out)
