@@ -28,8 +28,8 @@ import numpy as np
 import torch
 
 from riebench.backbones import BACKBONES, BLOCK_NAMES, BLOCKS
-from riebench.harvest import world_prompts
-from riebench.harvesting import harvest_to_store, rows_per_prompt
+from riebench.harvest import harvest_to_store, rows_per_prompt
+from riebench.prompts import world_prompts
 from riebench.sampling import Sampler, load_sampler
 from sae_models.activation_store import ActivationStore
 

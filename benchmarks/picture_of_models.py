@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from riebench.backbones import BACKBONES
 from riebench.files import replacing
-from riebench.harvest import world_prompts
+from riebench.prompts import world_prompts
 from riebench.runs import to_picture
 from riebench.sampling import Request, load_sampler
 from riebench.tinyworld.evaluate import GENERATORS

@@ -342,7 +342,7 @@ def _registries() -> dict:
 
 def _harvest(arguments) -> None:
     from riebench.backbones import BACKBONES, BLOCK_NAMES, check_blocks
-    from riebench.harvesting import harvest_to_store
+    from riebench.harvest import harvest_to_store
     from riebench.loading import choose_device
     from riebench.prompts import read_prompts
     from riebench.sampling import load_sampler
@@ -363,7 +363,7 @@ def _harvest(arguments) -> None:
 
 def _train(arguments) -> None:
     from riebench.backbones import BLOCK_NAMES, check_blocks
-    from riebench.harvest import train_dictionaries
+    from riebench.training import train_dictionaries
 
     train_dictionaries(
         arguments.backbone,

@@ -13,10 +13,10 @@ from torch.nn.functional import cosine_similarity
 
 from riebench.backbones import BLOCK_NAMES, Backbone
 from riebench.errors import UserError, did_you_mean
-from riebench.harvest import world_prompts
 from riebench.lens import find_sites
 from riebench.loading import choose_device
 from riebench.progress import Progress
+from riebench.prompts import world_prompts
 from riebench.sampling import Request, Sampler, load_sampler
 from sae_models import index
 from sae_models.dictionary import Dictionary

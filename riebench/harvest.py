@@ -1,195 +1,253 @@
-"""Harvest: block updates of many generations, straight into the training of sparse autoencoders."""
+"""Harvesting: updates of several blocks from one generation pass, straight into training or into an activation store.
+
+Prompt number i (from 0, in the list as a whole) is generated from noise of its own, drawn from `seed + i`. Batches are
+padded to one size, in the text encoders too, so a row's bits do not depend on its company: what is harvested from the
+middle on is what a harvest from the beginning has there. The U-Net stops behind the last block that is wanted at the
+last step, and the VAE is never run. Rows are converted from what the U-Net computes in to bfloat16.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from diffusers import StableDiffusionXLPipeline
+from torch import Tensor
 
-from riebench.backbones import BACKBONES, Backbone
+from riebench.backbones import check_blocks
+from riebench.batches import fixed_batches, halving
+from riebench.edits import strip_marks
 from riebench.errors import UserError
-from riebench.lens import block_module, find_sites
-from riebench.loading import choose_device
+from riebench.lens import Lens, Trace, block_module, find_sites
+from riebench.loading import block_grids
 from riebench.progress import Progress
-from riebench.sampling import Request, Sampler, load_sampler
-from sae_models import checkpoint, index
-from sae_models.architectures import Architecture, Restart, TopK
-from sae_models.evaluation import evaluate
-from sae_models.topk import TopKConfig, TopKSAE
-from sae_models.trainer import TrainConfig, shuffled_batches, train
+from riebench.sampling import Sampler
+from sae_models.activation_store import BRANCHES, COLUMNS, DTYPE, ActivationStore, Origin, Rows, StoreWriter
 
-HARVEST_BATCH, TEST_SHARE = 64, 16
-BATCH_SIZE, LR, REPORT_EVERY, DEAD_AFTER = 2_048, 2e-3, 25, 25_000  # of training, for 768 features or so
+SHARD_BYTES = 2**27  # of a block's shard, about: 128 MiB
+
+#: Block -> its rows: by prompt, then branch, then step, then position.
+Chunk = Mapping[str, Rows]
 
 
-def harvest(sampler: Sampler, blocks: Sequence[str], prompts: Sequence[str], seed: int) -> dict[str, Tensor]:
-    """Block -> update vectors `[prompts * steps * cells, C]` of one generation a prompt, each from its own noise.
-
-    The autoencoder of the pipeline is not run.
-    """
-    sites = find_sites(sampler.unet, blocks, "update")
-    rows: dict[str, list[Tensor]] = {block: [] for block in blocks}
-    with Progress("harvesting updates", total=len(prompts), unit="prompt") as progress:
-        for start in range(0, len(prompts), sampler.batch_size):
-            chunk = prompts[start : start + sampler.batch_size]
-            requests = [Request(prompt, seed + start + i) for i, prompt in enumerate(chunk)]
-            for trace in sampler.trace(requests, sites):
-                for site, value in trace.items():
-                    rows[site.block].append(value.permute(0, 2, 3, 1).flatten(0, 2))
-            progress.update(start + len(chunk))
-    return {block: torch.cat(rows.pop(block)) for block in blocks}
-
-
-def world_prompts(count: int, seed: int, split: str = "train") -> list[str]:
-    """Captions of random tinyworld scenes of a split (`scenes.sample_attributes`)."""
-    from riebench.tinyworld.captions import captions
-    from riebench.tinyworld.scenes import sample_attributes
-
-    return captions(sample_attributes(np.random.default_rng(seed), count, split))
-
-
-def train_dictionaries(
-    backbone: str | Backbone,
+def stream(
+    sampler: Sampler,
     blocks: Sequence[str],
-    out: Path,
+    prompts: Sequence[str],
+    seed: int,
     *,
-    k: Sequence[int] = (4, 8, 16),
-    expansion: Sequence[int] = (4, 8, 16),
-    prompts: int = 4096,
-    steps: int = 600,
-    seed: int = 0,
-    device: str = "auto",
-) -> None:
-    """Trains and registers a TopK SAE for each block, expansion (features / channels) and k, all from one harvest.
+    start: int = 0,
+    stop: int | None = None,
+    branch: str = "both",
+) -> Iterator[Chunk]:
+    """Rows of prompts `start` to `stop`, a batch of the sampler at a time; values on its device, columns on the CPU.
 
-    The last 1/16 of the prompts is kept back for evaluation. Weights are stored in half precision, and evaluated as
-    stored. A dictionary that `out` holds already, of the same settings and the same U-Net, is left as it is; blocks
-    that need nothing more are not harvested. Raises `UserError` for settings that cannot be meant.
+    branch: of guidance, "cond", "uncond" or "both"; without guidance there is only "cond". Where memory runs out the
+    sampler's batch size is halved, for good; then a harvest equals another up to rounding. Raises `UserError` for an
+    unknown block, for branches that the backbone has not, and naming prompt and step for rows that are not finite.
     """
-    backbone, out = BACKBONES.get(backbone) if isinstance(backbone, str) else backbone, Path(out)
-    if prompts < TEST_SHARE:
-        raise UserError(f"{prompts} prompts are too few", remedy=f"use at least {TEST_SHARE}")
-    config = TrainConfig(steps=steps, lr=LR, report_every=REPORT_EVERY)
-    sampler = load_sampler(backbone, choose_device(device), HARVEST_BATCH)
-    training = {
-        **asdict(config),
-        "batch_size": BATCH_SIZE,
-        "seed": seed,
-        "prompts": prompts,
-        "unet_sha256": _weights_sha256(sampler.unet),
+    blocks, codes = check_blocks(tuple(blocks)), _branches(sampler, branch)
+    stop = len(prompts) if stop is None else stop
+    done = start
+    while done < stop:
+
+        def work(size: int, done: int = done) -> Chunk:
+            return _chunk(sampler, blocks, prompts, range(done, min(done + size, stop)), seed, codes, size)
+
+        what = f"harvesting from {sampler.backbone.name}"
+        chunk, sampler.batch_size = halving(work, sampler.batch_size, what)
+        for block, rows in chunk.items():
+            rows.refuse_not_finite(block)
+        yield chunk
+        done += sampler.batch_size
+
+
+def rows_per_prompt(sampler: Sampler, block: str, branch: str = "both") -> int:
+    """Rows that a prompt gives at a block: branches * steps * cells."""
+    height, width = _grids(sampler)[block]
+    return len(_branches(sampler, branch)) * sampler.backbone.steps * height * width
+
+
+def harvest_to_store(
+    sampler: Sampler,
+    blocks: Sequence[str],
+    prompts: Sequence[str],
+    seed: int,
+    folder: Path,
+    *,
+    branch: str = "both",
+    shard_bytes: int = SHARD_BYTES,
+) -> ActivationStore:
+    """Harvests into a store, and returns it complete. Goes on where a killed harvest of the same settings stopped, and
+    makes again what is missing or truncated.
+
+    shard_bytes: of the values of one block's shard, about; a shard holds whole prompts. Memory: a shard of every block
+    with one of them twice, and a batch. Raises `UserError` as `stream` and `StoreWriter` do; what was written stays.
+    """
+    blocks = check_blocks(tuple(blocks))
+    if not blocks or not prompts:
+        raise UserError("there is nothing to harvest", remedy="give at least one block and one prompt")
+    widths = {block: block_module(sampler.unet, block).out_channels for block in blocks}
+    row_bytes = {block: rows_per_prompt(sampler, block, branch) * widths[block] * DTYPE.itemsize for block in blocks}
+    each = min(max(1, shard_bytes // max(row_bytes.values())), len(prompts))  # prompts a shard
+    made_by = _made_by(sampler, prompts, seed, branch) | {"shard_prompts": each}
+    origin = Origin(sampler.backbone.name, widths, -(-len(prompts) // each), made_by)
+    gigabytes = len(prompts) * sum(row_bytes.values()) / 1e9
+    with StoreWriter(folder, origin) as writer:
+        missing = writer.missing
+        done = len(prompts) - sum(min(each, len(prompts) - number * each) for number in missing)
+        with Progress(f"harvesting {gigabytes:.3g} GB", len(prompts), done, "prompt") as progress:
+            for _, group in groupby(enumerate(missing), lambda item: item[1] - item[0]):  # neighbouring shards
+                numbers = [number for _, number in group]
+                first, last = numbers[0] * each, min((numbers[-1] + 1) * each, len(prompts))
+                chunks = stream(sampler, blocks, prompts, seed, start=first, stop=last, branch=branch)
+                sizes = {block: each * rows_per_prompt(sampler, block, branch) for block in blocks}
+                for number, shard in zip(numbers, _cut(chunks, sizes), strict=True):
+                    writer.write(number, shard)
+                    done += min(each, len(prompts) - number * each)
+                    progress.update(done)
+    return ActivationStore.open(folder)
+
+
+class _Enough(Exception):
+    """The last block that is wanted has run, at the last step."""
+
+
+@torch.no_grad()
+def _chunk(
+    sampler: Sampler,
+    blocks: tuple[str, ...],
+    prompts: Sequence[str],
+    numbers: range,
+    seed: int,
+    codes: Sequence[int],
+    size: int,
+) -> Chunk:
+    """Rows of the prompts of those numbers, which fit into one batch of `size`. codes: of the branches wanted."""
+    ((padded, count),) = fixed_batches(list(numbers), size)
+    found = {}
+    for block, steps in _updates(sampler, blocks, [prompts[i] for i in padded], [seed + i for i in padded]).items():
+        by_branch = torch.stack(steps, dim=1).unflatten(0, (-1, size))  # under guidance the rows are [uncond, cond]
+        values = by_branch[[len(by_branch) - 1 - code for code in codes], :count].transpose(0, 1)
+        found[block] = _rows(values, numbers.start, codes)
+    return found
+
+
+def _updates(
+    sampler: Sampler, blocks: tuple[str, ...], prompts: list[str], seeds: list[int]
+) -> dict[str, list[Tensor]]:
+    """Block -> for each step `[rows, cells, C]` in bfloat16; under guidance twice as many rows, [uncond, cond]."""
+    pipeline, backbone = sampler.pipeline, sampler.backbone
+    states, _, pooled, _ = pipeline.encode_prompt([strip_marks(p) for p in prompts], do_classifier_free_guidance=False)
+    kept: dict[str, list[Tensor]] = {block: [] for block in blocks}
+
+    def keep() -> None:
+        for site, (update_bchw,) in lens.trace.values.items():
+            kept[site.block].append(update_bchw.permute(0, 2, 3, 1).flatten(1, 2).to(DTYPE))
+        lens.trace = Trace()
+
+    def on_step_end(_pipeline, step, _timestep, tensors):
+        keep()
+        lens.step = step + 1
+        return tensors
+
+    def stop_after_last(*_args) -> None:
+        if lens.step == backbone.steps - 1:
+            raise _Enough
+
+    with Lens(sampler.unet, find_sites(sampler.unet, blocks, "update")) as lens:
+        last = block_module(sampler.unet, blocks[-1])
+        with last.register_forward_hook(stop_after_last), suppress(_Enough):
+            pipeline(
+                prompt_embeds=states,
+                pooled_prompt_embeds=pooled,
+                num_inference_steps=backbone.steps,
+                guidance_scale=backbone.guidance,
+                height=sampler.height,
+                width=sampler.width,
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+                callback_on_step_end=on_step_end,
+                output_type="latent",
+            )
+        keep()
+    return kept
+
+
+def _rows(values: Tensor, first: int, codes: Sequence[int]) -> Rows:
+    """values: `[prompts, branches, steps, cells, C]`; first: number of the first prompt."""
+    shape = values.shape[:-1]
+    counts = {
+        "prompt": torch.arange(first, first + shape[0]),
+        "branch": torch.tensor(codes),
+        "step": torch.arange(shape[2]),
+        "position": torch.arange(shape[3]),
     }
-    jobs = _jobs(sampler.unet, backbone, blocks, k, expansion)
-    known = {entry.key: entry for entry in index.entries(out)}
-    done = [job for job in jobs if _is_done(known.get((backbone.name, job.block, job.name)), training, out)]
-    for job in done:
-        print(f"{job.block} {job.name}: trained already")
-    left = [job for job in jobs if job not in done]
-    if not left:
-        return
-    harvested = harvest(sampler, list(dict.fromkeys(job.block for job in left)), world_prompts(prompts, seed), seed)
-    for number, job in enumerate(left, start=1):
-        rows = harvested[job.block]
-        held_back = prompts // TEST_SHARE * (len(rows) // prompts)
-        state = out / "state" / _key(job, training)
-        sae = _train(job, rows[:-held_back], config, seed, state, sampler.device)
-        entry = _store(job, sae, rows[-held_back:].to(sampler.device), training, out)
-        index.register(entry, root=out)
-        shutil.rmtree(state)
-        found = entry.evaluation
-        print(
-            f"[{number}/{len(left)}] {job.block} {job.name}: "
-            f"explained variance {found['explained_variance_pooled']:.3f} pooled, "
-            f"{found['explained_variance_mean']:.3f} mean over dimensions; "
-            f"L0 {found['l0']:.1f}; dead {found['dead_share']:.1%}",
-            flush=True,
-        )
+    columns = {
+        name: count.to(COLUMNS[name]).view([-1 if i == axis else 1 for i in range(4)]).expand(shape).flatten()
+        for axis, (name, count) in enumerate(counts.items())
+    }
+    return Rows(values=values.flatten(0, 3), **columns)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A dictionary to train."""
-
-    backbone: str
-    block: str
-    name: str
-    config: TopKConfig
-
-    @property
-    def folder(self) -> str:
-        """Of its checkpoint, relative to the index."""
-        return f"{self.backbone.replace('@', '-')}/{self.block}/{self.name}"
-
-
-def _jobs(
-    unet: nn.Module, backbone: Backbone, blocks: Sequence[str], ks: Sequence[int], expansions: Sequence[int]
-) -> list[_Job]:
-    widths = {block: block_module(unet, block).config.in_channels for block in blocks}
-    return [
-        _Job(backbone.name, block, f"topk-k{k}-x{expansion}", TopKConfig(widths[block], expansion * widths[block], k))
-        for block in blocks
-        for expansion in expansions
-        for k in ks
-    ]
+def _cut(chunks: Iterator[Chunk], sizes: Mapping[str, int]) -> Iterator[dict[str, Rows]]:
+    """Shards of `sizes` rows, on the CPU; the last one may be shorter."""
+    held: dict[str, list[Rows]] = {block: [] for block in sizes}
+    for chunk in chunks:
+        for block, rows in chunk.items():
+            held[block].append(rows.to("cpu"))
+        while all(sum(map(len, parts)) >= sizes[block] for block, parts in held.items()):
+            joined = {block: Rows.join(parts) for block, parts in held.items()}
+            yield {block: rows[: sizes[block]] for block, rows in joined.items()}
+            held = {block: [rows[sizes[block] :]] for block, rows in joined.items()}
+    rest = {block: Rows.join(parts) for block, parts in held.items() if sum(map(len, parts))}
+    if rest:
+        yield rest
 
 
-def _is_done(entry: index.Entry | None, training: dict, root: Path) -> bool:
-    """Whether a dictionary was trained like this, and its checkpoint is the registered one."""
-    if entry is None or entry.training != training:
-        return False
-    try:
-        index.open(entry, root=root)
-    except UserError:
-        return False
-    return True
+def _branches(sampler: Sampler, branch: str) -> list[int]:
+    """Codes of the branches wanted, as in the column `branch`."""
+    if branch not in (*BRANCHES, "both"):
+        raise UserError(f"branch is {branch!r}", remedy="use cond, uncond or both")
+    if not sampler.backbone.guided:
+        if branch == "uncond":
+            raise UserError(
+                f"{sampler.backbone.name} is sampled without guidance and has no unconditional row",
+                remedy="use branch 'cond' or 'both'",
+            )
+        return [0]
+    return [code for code, name in enumerate(BRANCHES) if branch in (name, "both")]
 
 
-def _key(job: _Job, training: dict) -> str:
-    """A folder name for the state of a training: the same for the same job and settings, another for any other."""
-    return hashlib.sha256(json.dumps([job.folder, training]).encode()).hexdigest()[:16]
+def _grids(sampler: Sampler) -> dict[str, tuple[int, int]]:
+    return block_grids(sampler.unet, sampler.height, sampler.width, sampler.pipeline.vae_scale_factor)
 
 
-def _train(job: _Job, rows: Tensor, config: TrainConfig, seed: int, state: Path, device: torch.device) -> TopKSAE:
-    """Trains on rows `[n, C]`; goes on from what a killed training left in `state`."""
-    if len(rows) < BATCH_SIZE:
-        raise UserError(
-            f"there are {len(rows)} vectors to train on, and a step takes {BATCH_SIZE}",
-            remedy="use more prompts",
-        )
-    batches = shuffled_batches(rows.to(device), BATCH_SIZE, seed=seed)
-    sparsity, revival = TopK(job.config.k), Restart(DEAD_AFTER)
-    architecture = Architecture(job.config.width, job.config.num_features, sparsity, revival=revival, seed=seed)
-    return train(batches, [architecture], config, folder=state)[0]
+def _made_by(sampler: Sampler, prompts: Sequence[str], seed: int, branch: str) -> dict[str, object]:
+    """What decides the rows beside backbone and blocks, as JSON has it."""
+    return {
+        "weights_sha256": weights_sha256(sampler.pipeline),
+        "prompts": len(prompts),
+        "prompts_sha256": hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest(),
+        "seed": seed,
+        "steps": sampler.backbone.steps,
+        "guidance": sampler.backbone.guidance,
+        "branch": branch if sampler.backbone.guided else "cond",
+        "dtype": str(sampler.unet.dtype).removeprefix("torch."),
+        "pixels": [sampler.height, sampler.width],
+        "grids": {block: list(grid) for block, grid in _grids(sampler).items()},
+    }
 
 
-def _store(job: _Job, sae: TopKSAE, test_rows: Tensor, training: dict, root: Path) -> index.Entry:
-    """Saves in half precision, and evaluates what was saved on rows `[n, C]`."""
-    metadata = {"backbone": job.backbone, "block": job.block, "training": training}
-    sha256 = checkpoint.save(root / job.folder, sae.half(), metadata)
-    found = evaluate(checkpoint.load(root / job.folder, device=test_rows.device), test_rows)
-    return index.Entry(
-        name=job.name,
-        backbone=job.backbone,
-        block=job.block,
-        kind="topk",
-        **asdict(job.config),
-        folder=job.folder,
-        sha256=sha256,
-        evaluation=asdict(found),
-        training=training,
-    )
-
-
-def _weights_sha256(module: nn.Module) -> str:
-    """sha256 over the names and bytes of a module's weights, in hex."""
-    digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.cpu().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+def weights_sha256(pipeline: StableDiffusionXLPipeline) -> str:
+    """sha256 over the names and bytes of the weights of U-Net and text encoders, in hex."""
+    found = hashlib.sha256()
+    for part in (pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2):
+        for name, value in part.state_dict().items():
+            found.update(name.encode())
+            found.update(value.cpu().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()

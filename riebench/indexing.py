@@ -10,10 +10,10 @@ from torch import Tensor
 
 from riebench.backbones import BACKBONES, BLOCK_NAMES
 from riebench.errors import UserError
-from riebench.harvest import world_prompts
 from riebench.lens import find_sites
 from riebench.loading import choose_device
 from riebench.progress import Progress
+from riebench.prompts import world_prompts
 from riebench.sampling import Request, Sampler, load_sampler
 from riebench.text_index import TextIndex, cache_folder, save_text_index
 from sae_models import index

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+
 from riebench.errors import UserError, did_you_mean
 
 CAPTIONS = "captions"
@@ -41,11 +43,17 @@ def read_prompts(
     return found
 
 
+def world_prompts(count: int, seed: int, split: str = "train") -> list[str]:
+    """Captions of random tinyworld scenes of a split (`scenes.sample_attributes`)."""
+    from riebench.tinyworld.captions import captions
+    from riebench.tinyworld.scenes import sample_attributes
+
+    return captions(sample_attributes(np.random.default_rng(seed), count, split))
+
+
 def _captions(count: int, seed: int) -> list[str]:
     if not count:
         raise UserError("captions are made without end", remedy="say how many prompts are wanted")
-    from riebench.harvest import world_prompts
-
     return world_prompts(count, seed)
 
 

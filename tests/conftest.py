@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from riebench.config import read_config
+from riebench.sampling import Sampler
 
 SETTINGS = str(Path(__file__).parents[1] / "benchmarks" / "settings.yaml")  # six methods, one of them on all subsets
 
@@ -30,6 +31,12 @@ def engine():
 @pytest.fixture(scope="session")
 def sampler(engine):
     return engine.sampler
+
+
+@pytest.fixture(scope="session")
+def of_four(sampler):
+    """The shared sampler in batches of four."""
+    return Sampler(sampler.backbone, sampler.pipeline, 4)
 
 
 @pytest.fixture(scope="session")

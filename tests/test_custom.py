@@ -22,10 +22,11 @@ from riebench.edits import load_edits
 from riebench.engine import Engine, open_engine
 from riebench.errors import UserError
 from riebench.files import data_folder
-from riebench.harvest import harvest, world_prompts
+from riebench.prompts import world_prompts
 from riebench.runs import run
 from riebench.sampling import Sampler
 from riebench.setup import Setup
+from riebench.training import harvest
 from sae_models import index
 from sae_models.itda import fit_itda
 from sae_models.pca import PCA

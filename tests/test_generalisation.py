@@ -12,8 +12,8 @@ from riebench.backbones import BACKBONES, Backbone
 from riebench.cli import main
 from riebench.errors import UserError
 from riebench.generalisation import evaluate_steps, format_markdown, format_tables, generalise
-from riebench.harvest import world_prompts
 from riebench.lens import Site
+from riebench.prompts import world_prompts
 from riebench.sampling import Request, Sampler
 from riebench.tinyworld.captions import parse
 from sae_models import checkpoint, index

@@ -1,133 +1,210 @@
-"""Harvest and `riebench train`, and the bars of the shipped dictionaries on updates harvested anew."""
+"""Streaming updates, and into a store: right rows, bits without company, resumption, bad input."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import shutil
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
-import riebench.harvest as harvest_module
-from riebench.backbones import BLOCK_NAMES
-from riebench.cli import main
+import riebench.harvest as harvest
+from riebench.backbones import BACKBONES, BLOCK_NAMES
 from riebench.errors import UserError
-from riebench.harvest import HARVEST_BATCH, harvest, train_dictionaries, world_prompts
-from riebench.lens import find_sites
-from riebench.sampling import Request, Sampler
-from sae_models import index
-from sae_models.evaluation import evaluate
+from riebench.harvest import harvest_to_store, rows_per_prompt, stream
+from riebench.lens import block_module, find_sites
+from riebench.prompts import world_prompts
+from riebench.sampling import Request, Sampler, load_sampler
+from sae_models.activation_store import ActivationStore, Rows
 
-BACKBONE = "tinyworld-turbo@1"
-
-
-def test_rows_are_the_updates_of_each_prompt_cell_by_cell(sampler):
-    prompts = world_prompts(3, seed=5)
-    rows = harvest(sampler, ("mid.0",), prompts, seed=70)["mid.0"]
-    assert rows.shape == (3 * 64, 96)
-    (site,) = find_sites(sampler.unet, ("mid.0",), "update")
-    third = sampler.generate([Request(prompts[2], 72)], [site])[0].trace[site]
-    torch.testing.assert_close(rows[128 + 8 * 5 + 3], third[0, :, 5, 3])
-
-
-def test_shipped_dictionaries_reach_their_bars_on_new_prompts(sampler):
-    rows = harvest(sampler, BLOCK_NAMES, world_prompts(256, seed=999), seed=50_000)
-    for block in BLOCK_NAMES:
-        entry = index.find(BACKBONE, block)
-        found = evaluate(index.open(entry), rows[block])
-        assert entry.k <= 16 and found.l0 <= entry.k
-        assert found.explained_variance_pooled >= 0.80, block
-        assert found.dead_share <= 0.20, block
-        assert found.explained_variance_pooled == pytest.approx(
-            entry.evaluation["explained_variance_pooled"], abs=0.02
-        ), "the index says what the weights do"
-        assert np.isfinite(found.explained_variance_mean)
-
-
-WORDS = ["train", "--blocks", "mid.0,up.0.1", "--prompts", "48", "--k", "4,2", "--width", "2,1"]
+BLOCKS = ("down.2.1", "up.0.0")
+PROMPTS = world_prompts(11, seed=8)
 
 
 @pytest.fixture(scope="module")
-def grid(tmp_path_factory):
-    """A folder that `riebench train` has just filled."""
-    out = tmp_path_factory.mktemp("grid")
-    assert main([*WORDS, "--steps", "3", "--out", str(out)]) == 0
-    return out
+def guided():
+    """tinyworld-base in three steps with guidance."""
+    backbone = dataclasses.replace(BACKBONES.get("tinyworld-base@25"), name="tinyworld-base@3", steps=3)
+    return load_sampler(backbone, torch.device("cpu"), 2)
 
 
-def test_train_makes_every_dictionary_of_the_grid(grid):
-    entries = index.entries(grid)
-    assert {(entry.block, entry.name, entry.k, entry.num_features) for entry in entries} == {
-        (block, f"topk-k{k}-x{expansion}", k, 96 * expansion)
-        for block in ("mid.0", "up.0.1") for k in (2, 4) for expansion in (1, 2)
-    }  # fmt: skip
-    for entry in entries:
-        opened = index.open(entry, root=grid)
-        assert (opened.encode(torch.randn(5, 96)) > 0).sum(dim=1).max() <= entry.k
-    assert not list((grid / "state").iterdir()), "nothing is left of what only a killed training needs"
+def gathered(chunks) -> dict[str, Rows]:
+    chunks = list(chunks)
+    return {block: Rows.join([chunk[block] for chunk in chunks]) for block in chunks[0]}
 
 
-def test_dictionaries_are_stored_in_half_precision_and_evaluated_as_stored(grid, sampler):
-    sampler_of_64 = Sampler(sampler.backbone, sampler.pipeline, HARVEST_BATCH)
-    held_back = 48 // 16
-    rows = harvest(sampler_of_64, ("mid.0", "up.0.1"), world_prompts(48, seed=0), seed=0)
-    for entry in index.entries(grid):
-        weights = load_file(grid / entry.folder / "sae_weights.safetensors")
-        assert {value.dtype for value in weights.values()} == {torch.float16}
-        found = evaluate(index.open(entry, root=grid), rows[entry.block][-held_back * 64 :])
-        assert entry.evaluation == pytest.approx(dataclasses.asdict(found), abs=1e-4)
+def same(one: Rows, other: Rows) -> bool:
+    return all(torch.equal(value, vars(other)[name]) for name, value in vars(one).items())
 
 
-def test_train_goes_on_where_it_was_killed(grid, tmp_path, monkeypatch, capsys):
-    """A checkpoint is spoilt and an entry is lost; these two are trained again, and nothing else is touched."""
-    out = tmp_path / "grid"
-    shutil.copytree(grid, out)
-    whole = index.entries(grid)
-    spoilt, lost = whole[2], whole[3]
-    (out / spoilt.folder / "sae_weights.safetensors").write_bytes(b"half of it")
-    (out / index.INDEX_FILE).write_text(json.dumps([dataclasses.asdict(entry) for entry in whole if entry != lost]))
-    asked = []
-    monkeypatch.setattr(harvest_module, "harvest", lambda *words: asked.append(words[1]) or harvest(*words))
-    assert main([*WORDS, "--steps", "3", "--out", str(out)]) == 0
-    assert asked == [[spoilt.block]], "one harvest, of the block that needs it"
-    assert capsys.readouterr().out.count("trained already") == len(whole) - 2
-    assert {entry.key: entry.sha256 for entry in index.entries(out)} == {entry.key: entry.sha256 for entry in whole}
-    assert main([*WORDS, "--steps", "3", "--out", str(out)]) == 0
-    assert len(asked) == 1, "nothing is harvested where nothing is left to train"
+def files_of(folder) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("change", [{"steps": 4}, {"prompts": 49}, {"unet_sha256": "of another U-Net"}])
-def test_dictionaries_of_other_settings_or_weights_are_trained_again(grid, tmp_path, change, capsys):
-    out = tmp_path / "grid"
-    shutil.copytree(grid, out)
-    entry = index.find(BACKBONE, "mid.0", "topk-k4-x1", root=grid)
-    index.register(dataclasses.replace(entry, training=entry.training | change), root=out)
-    words = ["train", "--blocks", "mid.0", "--prompts", "48", "--k", "4", "--width", "1", "--steps", "3"]
-    assert main([*words, "--out", str(out)]) == 0
-    assert "[1/1] mid.0 topk-k4-x1: explained variance" in capsys.readouterr().out
-    assert index.find(BACKBONE, "mid.0", "topk-k4-x1", root=out) == entry
+def test_rows_are_the_sampler_s_updates_with_their_columns(of_four):
+    rows = gathered(stream(of_four, BLOCK_NAMES, PROMPTS, seed=70))
+    traces = of_four.trace(
+        [Request(p, 70 + i) for i, p in enumerate(PROMPTS)], find_sites(of_four.unet, BLOCK_NAMES, "update")
+    )
+    for (site, _), found in zip(traces[0].items(), rows.values(), strict=True):
+        assert len(found) == len(PROMPTS) * 64 == len(PROMPTS) * rows_per_prompt(of_four, site.block)
+        for row in (0, 64 * 3 + 17, len(found) - 1):
+            y, x = divmod(int(found.position[row]), 8)
+            expected = traces[int(found.prompt[row])][site][int(found.step[row]), :, y, x]
+            torch.testing.assert_close(found.values[row].float(), expected, rtol=2**-8, atol=1e-4)
+            assert found.branch[row] == 0
+        places = torch.stack([found.prompt, found.position.long()], dim=1)
+        assert len(places.unique(dim=0)) == len(found)
 
 
-def test_settings_that_cannot_be_meant_are_refused_before_the_harvest(tmp_path, monkeypatch):
-    monkeypatch.setattr(harvest_module, "harvest", lambda *words: pytest.fail("harvested"))
-    settings = {"k": (4,), "expansion": (2,), "prompts": 48, "steps": 3, "seed": 0, "device": "cpu"}
+def test_under_guidance_both_branches_of_every_step_are_told_apart(guided):
+    prompts = PROMPTS[:3]
+    rows = gathered(stream(guided, BLOCKS, prompts, seed=5))
+    (site,) = find_sites(guided.unet, BLOCKS[1:], "update")
+    samples = guided.generate([Request(p, 5 + i) for i, p in enumerate(prompts)], [site], decode=False)
+    found = rows["up.0.0"]
+    assert len(found) == 3 * 2 * 3 * 64
+    for prompt, sample in enumerate(samples):
+        for branch, trace in enumerate((sample.trace[site], sample.uncond_trace[site])):
+            for step in range(3):
+                here = (found.prompt == prompt) & (found.branch == branch) & (found.step == step)
+                assert found.position[here].tolist() == list(range(64))
+                torch.testing.assert_close(found.values[here].float(), trace[step].flatten(1).T, rtol=2**-7, atol=1e-3)
+    for branch, name in enumerate(("cond", "uncond")):
+        alone = gathered(stream(guided, BLOCKS, prompts, seed=5, branch=name))["up.0.0"]
+        assert same(alone, Rows(*(value[found.branch == branch] for value in vars(found).values())))
+
+
+def test_a_row_s_bits_do_not_depend_on_where_a_harvest_starts(of_four):
+    whole = gathered(stream(of_four, BLOCKS, PROMPTS, seed=70))
+    for start, stop in ((3, None), (5, 6)):
+        part = gathered(stream(of_four, BLOCKS, PROMPTS, seed=70, start=start, stop=stop))
+        for block in BLOCKS:
+            assert same(part[block], whole[block][start * 64 : stop and stop * 64])
+
+
+def test_neither_the_vae_nor_what_lies_behind_the_last_block_is_run(of_four, guided, monkeypatch):
+    for sampler, steps in ((of_four, 1), (guided, 3)):
+        calls = {"vae": 0, "last block": 0, "behind": 0}
+        hooks = [
+            module.register_forward_hook(lambda *_, name=name, calls=calls: calls.update({name: calls[name] + 1}))
+            for name, module in (
+                ("last block", block_module(sampler.unet, "up.0.0")),
+                ("behind", sampler.unet.conv_out),
+            )
+        ]
+        monkeypatch.setattr(sampler.pipeline.vae, "decode", lambda *_a, **_k: pytest.fail("decoded"))
+        for _ in stream(sampler, BLOCKS, PROMPTS[:1], seed=0):
+            pass
+        for hook in hooks:
+            hook.remove()
+        assert calls == {"vae": 0, "last block": steps, "behind": steps - 1}
+        assert not any(module._forward_hooks for module in sampler.unet.modules()), "hooks came off"
+
+
+def test_prompts_are_encoded_a_batch_at_a_time_without_marks(of_four, monkeypatch):
+    asked, real = [], of_four.pipeline.encode_prompt
+
+    def encode(prompts=None, *words, **named):
+        if prompts is not None:  # the pipeline asks again, with what it was given
+            asked.append(prompts)
+        return real(prompts, *words, **named) if prompts is not None else real(*words, **named)
+
+    monkeypatch.setattr(of_four.pipeline, "encode_prompt", encode)
+    marked = ["[flat poster] of a cat", *PROMPTS[1:6]]
+    for _ in stream(of_four, BLOCKS, marked, seed=0):
+        pass
+    assert [len(prompts) for prompts in asked] == [4, 4] and asked[0][0] == "flat poster of a cat"
+
+
+def test_a_store_holds_what_is_streamed(of_four, tmp_path):
+    store = harvest_to_store(of_four, BLOCKS, PROMPTS, 70, tmp_path, shard_bytes=3 * 64 * 96 * 2)
+    store.expect(backbone="tinyworld-turbo@1", block="down.2.1", width=96)
+    store.verify()
+    assert store.complete and store.shards == 4 and store.rows == dict.fromkeys(BLOCKS, 11 * 64)
+    assert store.origin.made_by["grids"]["up.0.0"] == [8, 8] and store.origin.made_by["shard_prompts"] == 3
+    rows = gathered(stream(of_four, BLOCKS, PROMPTS, seed=70))
+    for block in BLOCKS:
+        assert same(Rows.join([store.read(block, shard) for shard in range(4)]), rows[block])
+
+
+def test_a_killed_harvest_goes_on_to_the_same_bytes(of_four, tmp_path, monkeypatch):
+    words, size = (of_four, BLOCKS, PROMPTS, 70), {"shard_bytes": 3 * 64 * 96 * 2}
+    whole = harvest_to_store(*words, tmp_path / "whole", **size).folder
+    real, made = harvest._chunk, []
+
+    def killed(sampler, blocks, prompts, numbers, *rest):
+        made.append(numbers)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return real(sampler, blocks, prompts, numbers, *rest)
+
+    monkeypatch.setattr(harvest, "_chunk", killed)
+    stopped = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        harvest_to_store(*words, stopped, **size)
+    assert ActivationStore.open(stopped).shards == 2
+    del made[:3]
+    made += [range(0)] * 5  # from here on it only listens
+    harvest_to_store(*words, stopped, **size)
+    assert made[5:] == [range(6, 10), range(10, 11)], "only what was missing, from the middle of a batch on"
+    assert files_of(stopped) == files_of(whole)
+    del made[5:]
+    (stopped / "up.0.0" / "shard-000001.safetensors").unlink()
+    harvest_to_store(*words, stopped, **size)
+    assert made[5:] == [range(3, 6)] and files_of(stopped) == files_of(whole)
+    harvest_to_store(*words, stopped, **size)
+    assert made[5:] == [range(3, 6)], "nothing is made where nothing is missing"
+    with pytest.raises(UserError, match="prompts_sha256"):
+        harvest_to_store(of_four, BLOCKS, [*PROMPTS[1:], "another"], 70, stopped, **size)
+    with pytest.raises(UserError, match="seed 70, not 71"):
+        harvest_to_store(of_four, BLOCKS, PROMPTS, 71, stopped, **size)
+
+
+def test_rows_that_are_not_finite_are_refused_by_prompt_and_step(guided, tmp_path):
+    """From the middle of the second batch, at the second step, in the row that sees the prompt."""
+    calls = []
+
+    def spoil(_module, _args, output):
+        calls.append(None)
+        if len(calls) == 3 + 2:
+            output[0][2 + 1, 7, 4, 2] = float("nan")
+
+    hook = block_module(guided.unet, "down.2.1").register_forward_hook(spoil, prepend=True)
+    try:
+        with pytest.raises(UserError, match="down.2.1: the row of prompt 3, step 1, position 34 holds NaN"):
+            harvest_to_store(guided, BLOCKS, PROMPTS[:6], 0, tmp_path, shard_bytes=1)
+    finally:
+        hook.remove()
+    found = ActivationStore.open(tmp_path)
+    found.verify()
+    assert found.shards == 2, "what was whole before stays"
+
+
+def test_what_cannot_be_harvested_is_refused(of_four, tmp_path):
     for change, message in (
-        ({"prompts": 3}, "too few"),
-        ({"steps": 0}, "steps is 0"),
-        ({"k": (4, 0)}, "k is 0"),
-        ({"expansion": (-1,)}, "num_features is -96"),
+        ({"blocks": ("mid.1",)}, "unknown block"),
+        ({"branch": "uncond"}, "has no unconditional row"),
+        ({"branch": "left"}, "branch is 'left'"),
+        ({"prompts": []}, "nothing to harvest"),
+        ({"blocks": ()}, "nothing to harvest"),
     ):
+        settings = {"blocks": BLOCKS, "prompts": PROMPTS, "branch": "both"} | change
         with pytest.raises(UserError, match=message):
-            train_dictionaries(BACKBONE, ("mid.0",), tmp_path, **(settings | change))
-    with pytest.raises(UserError, match="did you mean 'tinyworld-turbo@"):
-        train_dictionaries("tinyworld-turbo@2", ("mid.0",), tmp_path, **settings)
+            harvest_to_store(of_four, seed=0, folder=tmp_path / "none", **settings)
+    assert not (tmp_path / "none").exists()
 
 
-def test_too_few_rows_for_a_step_are_refused(tmp_path):
-    with pytest.raises(UserError, match="960 vectors to train on, and a step takes 2048"):
-        train_dictionaries(
-            BACKBONE, ("mid.0",), tmp_path, k=(4,), expansion=(2,), prompts=16, steps=3, seed=0, device="cpu"
-        )
+def test_where_memory_runs_out_a_smaller_batch_is_taken(sampler, monkeypatch, capsys):
+    own = Sampler(sampler.backbone, sampler.pipeline, 8)
+    real = harvest._updates
+
+    def scarce(sampler, blocks, prompts, seeds):
+        if len(prompts) > 2:
+            raise torch.OutOfMemoryError("too much")
+        return real(sampler, blocks, prompts, seeds)
+
+    monkeypatch.setattr(harvest, "_updates", scarce)
+    chunks = list(stream(own, BLOCKS, PROMPTS[:5], seed=70))
+    assert [len(chunk["up.0.0"]) for chunk in chunks] == [128, 128, 64] and own.batch_size == 2
+    assert "going on with batches of 2" in capsys.readouterr().err
+    assert gathered(chunks)["up.0.0"].prompt.unique().tolist() == [0, 1, 2, 3, 4]

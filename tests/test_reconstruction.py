@@ -10,9 +10,9 @@ import torch
 
 from riebench.backbones import BLOCKS, Backbone
 from riebench.errors import UserError
-from riebench.harvest import world_prompts
 from riebench.lens import Site
 from riebench.metrics.models import ScoringModels
+from riebench.prompts import world_prompts
 from riebench.reconstruction import reconstruction_effect, summarise
 from riebench.rewriting import Reconstruct
 from riebench.sampling import Request, Sampler

@@ -14,10 +14,10 @@ from riebench.backbones import BLOCK_NAMES
 from riebench.edits import Edit, load_edits
 from riebench.errors import UserError
 from riebench.files import data_folder
-from riebench.harvest import harvest, world_prompts
 from riebench.indexing import RIDGE, build_text_index, index_text
 from riebench.lens import Site
 from riebench.methods import Case
+from riebench.prompts import world_prompts
 from riebench.sampling import Request
 from riebench.scoring import eight_bits
 from riebench.text_index import (
@@ -28,6 +28,7 @@ from riebench.text_index import (
     score_features,
     text_index_path,
 )
+from riebench.training import harvest
 from sae_models import index
 from sae_models.topk import TopKConfig, TopKSAE
 

@@ -12,7 +12,6 @@ from transformers import CLIPTokenizer
 
 from riebench.backbones import BACKBONES, BLOCK_NAMES, Backbone
 from riebench.errors import UserError, did_you_mean
-from riebench.harvest import train_dictionaries
 from riebench.loading import choose_device
 from riebench.sampling import load_sampler
 from riebench.tinyworld import clip, grounder, oracle
@@ -20,6 +19,7 @@ from riebench.tinyworld.models import build_base_scheduler, build_turbo_schedule
 from riebench.tinyworld.train_base import Denoiser, train_base
 from riebench.tinyworld.train_turbo import make_pairs, train_turbo
 from riebench.tinyworld.train_vae import train_vae
+from riebench.training import train_dictionaries
 
 PARTS = ("vae", "base", "turbo", "oracle", "grounder", "clip", "dictionaries")
 PAIR_BATCH, PAIR_STEPS = 64, 10  # a pair is made in fewer steps than base is judged at
