@@ -21,6 +21,7 @@ from riebench.errors import UserError
 from riebench.loading import choose_device, choose_dtype
 from riebench.methods import Method
 from riebench.plan import find_donor, kind_of_donor, variant_of
+from sae_models.tensors import dtype_name
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def edit(
 def _open(backbone: str | Mapping[str, Any], dictionaries: str | Path, device: str) -> Engine:
     config = RunConfig(backbone=backbone, dictionaries=str(dictionaries))
     found = config.open_backbone()
-    dtype = str(choose_dtype(found, choose_device(device))).removeprefix("torch.")
+    dtype = dtype_name(choose_dtype(found, choose_device(device)))
     return open_engine(found, device, setup=config.setup(dtype), batch_size=2)
 
 

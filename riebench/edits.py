@@ -97,16 +97,7 @@ def read_edits(path: Path) -> list[Edit]:
 def _read_file(path: Path) -> list[Edit]:
     known = [f.name for f in fields(Edit)]
     edits = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            item = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{where}: not JSON: {error}", remedy="one JSON object a line") from error
-        if not isinstance(item, dict):
-            raise UserError(f"{where}: not a JSON object", remedy="one JSON object a line")
+    for where, item in files.read_json_lines(path):
         for key in item:
             if key not in known:
                 raise UserError(f"{where}: unknown key {key!r}{did_you_mean(key, known)}", remedy="mend or remove it")

@@ -32,6 +32,7 @@ from riebench.setup import Setup
 from riebench.store import Batch
 from riebench.text_index import TextIndex, find_text_index
 from sae_models import index
+from sae_models.tensors import dtype_name
 
 GROUP = 8  # the most cases whose results go through the U-Net together
 TRACES_SHARE = 0.25  # of the free memory, that the traces of a group may take
@@ -328,7 +329,7 @@ def open_engine(
     """
     found = BACKBONES.get(backbone) if isinstance(backbone, str) else backbone
     where = choose_device(device)
-    setup = setup or Setup(dtype=str(choose_dtype(found, where)).removeprefix("torch."))
+    setup = setup or Setup(dtype=dtype_name(choose_dtype(found, where)))
     sampler = load_sampler(found, where, batch_size, getattr(torch, setup.dtype))
     if compiled:
         compile_parts(sampler.pipeline)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import filelock
 
 from riebench.errors import UserError
 
@@ -64,6 +66,46 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Lines of a text file, each with its end. Raises `UserError` where it is no text in UTF-8."""
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            yield from file
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}", remedy="give a text file in UTF-8") from error
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[str, dict]]:
+    """(Where it stands, object) of each line that is not blank. Raises `UserError` naming the line that is none."""
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            item = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{where}: not JSON: {error}", remedy="one JSON object a line") from error
+        if not isinstance(item, dict):
+            raise UserError(f"{where}: not a JSON object", remedy="one JSON object a line")
+        yield where, item
+
+
+def lock_folder(folder: Path, name: str, busy: Callable[[], UserError]) -> filelock.BaseFileLock:
+    """The lock of that name in a folder, which is made where it is not there. busy: what is raised where another
+    process holds it. Raises `UserError` where the folder cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / name, timeout=0)
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise busy() from error
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder}: {error.strerror or error}", remedy="choose a folder you may write to"
+        ) from error
+    return lock
 
 
 def read_json(path: Path, what: str) -> dict:

@@ -16,7 +16,6 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
 from riebench.backbones import check_blocks
@@ -24,10 +23,11 @@ from riebench.batches import fixed_batches, halving
 from riebench.edits import strip_marks
 from riebench.errors import UserError
 from riebench.lens import Lens, Trace, block_module, find_sites
-from riebench.loading import block_grids
+from riebench.loading import block_grids, weights_sha256
 from riebench.progress import Progress
 from riebench.sampling import Sampler
 from sae_models.activation_store import BRANCHES, COLUMNS, DTYPE, ActivationStore, Origin, Rows, StoreWriter
+from sae_models.tensors import dtype_name
 
 SHARD_BYTES = 2**27  # of a block's shard, about: 128 MiB
 
@@ -229,25 +229,16 @@ def _grids(sampler: Sampler) -> dict[str, tuple[int, int]]:
 
 def _made_by(sampler: Sampler, prompts: Sequence[str], seed: int, branch: str) -> dict[str, object]:
     """What decides the rows beside backbone and blocks, as JSON has it."""
+    pipeline = sampler.pipeline
     return {
-        "weights_sha256": weights_sha256(sampler.pipeline),
+        "weights_sha256": weights_sha256(pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2),
         "prompts": len(prompts),
         "prompts_sha256": hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest(),
         "seed": seed,
         "steps": sampler.backbone.steps,
         "guidance": sampler.backbone.guidance,
         "branch": branch if sampler.backbone.guided else "cond",
-        "dtype": str(sampler.unet.dtype).removeprefix("torch."),
+        "dtype": dtype_name(sampler.unet.dtype),
         "pixels": [sampler.height, sampler.width],
         "grids": {block: list(grid) for block, grid in _grids(sampler).items()},
     }
-
-
-def weights_sha256(pipeline: StableDiffusionXLPipeline) -> str:
-    """sha256 over the names and bytes of the weights of U-Net and text encoders, in hex."""
-    found = hashlib.sha256()
-    for part in (pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2):
-        for name, value in part.state_dict().items():
-            found.update(name.encode())
-            found.update(value.cpu().flatten().view(torch.uint8).numpy())
-    return found.hexdigest()

@@ -145,16 +145,16 @@ class Lens:
 
     def _added(self, site: Site, like: Tensor, running: Callable[[], Tensor]) -> Tensor:
         """What is added at a site, `[batch, C, h, w]`. running: the value there, as the U-Net itself makes it."""
-        added = torch.zeros_like(like)
+        parts = []
         if site in self.additions:
             rows = self.additions[site]
             if len(rows) != len(like):
                 raise ValueError(f"{site.name}: additions for {len(rows)} rows meet a batch of {len(like)}")
-            added = rows[:, self.step].to(like)
-        if site in self.rewrites:
+            parts.append(rows[:, self.step].to(like))
+        if self.rewrites.get(site):
             value = running()
-            added = added + sum(rewrite(value, self.step) for rewrite in self.rewrites[site])
-        return added
+            parts += [rewrite(value, self.step) for rewrite in self.rewrites[site]]
+        return sum(parts)
 
 
 def _hidden_states(args: tuple, kwargs: dict) -> Tensor:

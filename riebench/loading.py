@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from pathlib import Path
@@ -25,6 +26,7 @@ from riebench.backbones import (
 )
 from riebench.errors import UserError, did_you_mean
 from riebench.lens import block_module, find_sites
+from sae_models.tensors import dtype_name
 
 VARIANT = "fp16"  # as diffusers calls half-precision files: `unet/diffusion_pytorch_model.fp16.safetensors`
 
@@ -56,6 +58,16 @@ def choose_dtype(backbone: Backbone, device: torch.device, asked: str = "auto") 
     return getattr(torch, name)
 
 
+def weights_sha256(*modules: nn.Module) -> str:
+    """sha256 over the names and bytes of the modules' weights, in hex."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, value in module.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.cpu().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def load_pipeline(backbone: Backbone, device: torch.device, dtype: torch.dtype) -> StableDiffusionXLPipeline:
     """The backbone's pipeline on a device, with the scheduler that lies with it; nothing is downloaded.
 
@@ -64,7 +76,7 @@ def load_pipeline(backbone: Backbone, device: torch.device, dtype: torch.dtype) 
     `riebench.backbones.VAES` runs in `dtype`. Half precision is read from half-precision files where the folder has
     them. Raises `UserError` when weights are missing or broken, or there is no room for them.
     """
-    folder, other = backbone_folder(backbone, _name(dtype)), vae_folder(backbone)
+    folder, other = backbone_folder(backbone, dtype_name(dtype)), vae_folder(backbone)
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     variant = _variant(folder, dtype)
@@ -76,7 +88,7 @@ def load_pipeline(backbone: Backbone, device: torch.device, dtype: torch.dtype) 
         file, what = _find_broken(folder, variant) or (other and _find_broken_part(other, None)) or (None, str(error))
         raise UserError(
             f"the weights of {backbone.name} cannot be loaded: {f'{file} {what}' if file else what}",
-            remedy=_remedy(backbone, file, _name(dtype)),
+            remedy=_remedy(backbone, file, dtype_name(dtype)),
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     if other:
@@ -89,7 +101,7 @@ def load_pipeline(backbone: Backbone, device: torch.device, dtype: torch.dtype) 
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"{backbone.name} does not fit into the memory of {device}: it takes about"
-            f" {backbone.gigabytes(_name(dtype)):.1f} GB",
+            f" {backbone.gigabytes(dtype_name(dtype)):.1f} GB",
             remedy="free some, use dtype float16, or another device",
         ) from error
 
@@ -176,10 +188,6 @@ def _variant(folder: Path, dtype: torch.dtype) -> str | None:
     half = any(folder.glob(f"unet/*.{VARIANT}*safetensors"))
     others = any(f".{VARIANT}" not in path.name for path in folder.glob("unet/*.safetensors"))
     return VARIANT if half and (dtype != torch.float32 or not others) else None
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _remedy(backbone: Backbone, file: Path | None, dtype: str) -> str:

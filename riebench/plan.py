@@ -125,7 +125,7 @@ def plan(
         "mask_rule": setup.mask_rule,
         "mode": setup.mode,
     }
-    uses_sae = any(variant.blocks and getattr(variant.method, "uses_sae", True) for variant in variants)
+    uses_sae = any(variant.blocks and _uses_sae(variant.method) for variant in variants)
     dictionaries = {block: _fingerprint(backbone, setup, block) for block in BLOCK_NAMES} if uses_sae else {}
     code = digest([code_version(), code_of(GROUNDERS.get(backbone.grounder))])
     settings = []
@@ -134,7 +134,7 @@ def plan(
             "method": variant.method,
             "settings": _settings(variant.method),
             "blocks": variant.blocks,
-            "dictionaries": dictionaries if variant.blocks and getattr(variant.method, "uses_sae", True) else {},
+            "dictionaries": dictionaries if variant.blocks and _uses_sae(variant.method) else {},
         }
         if getattr(variant.method, "select_on", "") == TEXT:
             words["text_index"] = {block: find_text_index(of) for block, of in dictionaries.items()}
@@ -172,6 +172,10 @@ def find_donor(case: tuple[Edit, int], kind: str, others: Sequence[Edit]) -> tup
     if not strangers:
         raise UserError("there is no other edit to choose features on", remedy="give more edits")
     return min(strangers, key=lambda one: digest([edit.id, one.id])), seed
+
+
+def _uses_sae(method: Method) -> bool:
+    return getattr(method, "uses_sae", True)
 
 
 def _check(method: Method, backbone: Backbone) -> None:
@@ -212,13 +216,14 @@ def _task(
     settings: Sequence[tuple[Variant, str, str]],
 ) -> Task:
     key, edit, seed = _case_key(common, case), *case
+    of_donors = {kind: _case_key(common, donor) for kind, donor in donors.items()}
     shared, wanted = {}, []
     for name in ("original", "edited", "regions"):
         recipe = digest([key, name])
         shared[name] = Shared(recipe, code, picture_path(edit.id, seed, name, digest([recipe, code])))
     for variant, setting, version in settings:
         kind = kind_of_donor(variant.method)
-        recipe = digest([key, setting, *([_case_key(common, donors[kind])] if kind else [])])
+        recipe = digest([key, setting, *([of_donors[kind]] if kind else [])])
         name = f"{variant.method.name}@{variant.method.strength:g}"
         blocks = f"-{blocks_text(variant.blocks)}" if variant.blocks else ""
         path = picture_path(edit.id, seed, name + blocks, digest([recipe, version]))

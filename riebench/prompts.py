@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from riebench.errors import UserError, did_you_mean
+from riebench.files import read_json_lines, read_lines
 
 CAPTIONS = "captions"
 DATASETS = "datasets:"
@@ -75,20 +75,11 @@ def _texts(source: str, column: str) -> Iterator[str]:
 def _of_text(path: Path, column: str) -> Iterator[str]:
     if column:
         raise UserError(f"{path} has no columns", remedy="leave the column out")
-    yield from _lines(path)
+    yield from read_lines(path)
 
 
 def _of_json_lines(path: Path, column: str) -> Iterator[str]:
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            item = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{where}: not JSON: {error}", remedy="one JSON object a line") from error
-        if not isinstance(item, dict):
-            raise UserError(f"{where}: not a JSON object", remedy="one JSON object a line")
+    for where, item in read_json_lines(path):
         yield _text_of(item, column, where)
 
 
@@ -121,14 +112,6 @@ def _of_data_set(source: str, column: str) -> Iterator[str]:
         raise UserError(
             f"{source} cannot be read: {type(error).__name__}: {error}", remedy="check name, split and network"
         ) from error
-
-
-def _lines(path: Path) -> Iterator[str]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            yield from file
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}", remedy="give a text file in UTF-8") from error
 
 
 def _text_of(row: Mapping[str, object], column: str, where: str) -> str:

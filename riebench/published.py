@@ -14,7 +14,6 @@ from torch import Tensor
 from riebench.lens import Site
 from riebench.selection import Selected
 
-SEED = 42
 #: The order in which the published code strings the blocks' features together: where scores are equal, it decides.
 BLOCK_ORDER = ("down.2.1", "up.0.1", "up.0.0", "mid.0")
 

@@ -41,6 +41,7 @@ from riebench.setup import Setup
 from riebench.store import Batch, Store
 from riebench.versions import judge_version
 from riebench.workers import work_here
+from sae_models.tensors import dtype_name
 
 ENGINES = ("local", "ray")
 
@@ -88,7 +89,7 @@ def run(
     if engine not in ENGINES:
         raise UserError(f"unknown engine {engine!r}{did_you_mean(engine, ENGINES)}", remedy=f"use {', '.join(ENGINES)}")
     backbone, where = config.open_backbone(), choose_device(device)
-    dtype = str(choose_dtype(backbone, where, config.dtype)).removeprefix("torch.")
+    dtype = dtype_name(choose_dtype(backbone, where, config.dtype))
     setup = config.setup(dtype)
     known = load_edits(config.edits) if edits is None else list(edits)
     chosen = choose_edits(known, config)

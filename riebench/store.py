@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-import filelock
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import BaseFileLock
 from PIL import Image
 
 from riebench import files
@@ -260,20 +260,15 @@ def read_picture(path: Path) -> np.ndarray:
         ) from error
 
 
-def _acquire(folder: Path) -> filelock.BaseFileLock:
+def _acquire(folder: Path) -> BaseFileLock:
     """The lock of a run directory, which is made where it is not there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / LOCK, timeout=0)
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise UserError(
+    lock = files.lock_folder(
+        folder,
+        LOCK,
+        lambda: UserError(
             f"another riebench{_holder(folder)} is writing to {folder}", remedy="wait for it, or choose another --out"
-        ) from error
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {folder}: {error.strerror or error}", remedy="choose a folder you may write to"
-        ) from error
+        ),
+    )
     try:
         files.write_text(folder / WRITER, f"process {os.getpid()} on {socket.gethostname()}")
     except BaseException:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from riebench.backbones import BACKBONES, Backbone
 from riebench.errors import UserError
 from riebench.lens import block_module, find_sites
-from riebench.loading import choose_device
+from riebench.loading import choose_device, weights_sha256
 from riebench.progress import Progress
 from riebench.prompts import world_prompts
 from riebench.sampling import Request, Sampler, load_sampler
@@ -75,7 +75,7 @@ def train_dictionaries(
         "batch_size": BATCH_SIZE,
         "seed": seed,
         "prompts": prompts,
-        "unet_sha256": _weights_sha256(sampler.unet),
+        "unet_sha256": weights_sha256(sampler.unet),
     }
     jobs = _jobs(sampler.unet, backbone, blocks, k, expansion)
     known = {entry.key: entry for entry in index.entries(out)}
@@ -176,12 +176,3 @@ def _store(job: _Job, sae: TopKSAE, test_rows: Tensor, training: dict, root: Pat
         evaluation=asdict(found),
         training=training,
     )
-
-
-def _weights_sha256(module: nn.Module) -> str:
-    """sha256 over the names and bytes of a module's weights, in hex."""
-    digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.cpu().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()

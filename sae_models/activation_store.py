@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 import safetensors.torch
 import torch
@@ -20,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from riebench.errors import UserError, did_you_mean
-from riebench.files import read_json, replacing, write_json
+from riebench.files import lock_folder, read_json, replacing, write_json
+from sae_models.tensors import dtype_name
 
 FORMAT, VERSION = "riebench activation store", 1
 STORE_FILE, LOCK = "store.json", ".lock"
@@ -117,7 +117,11 @@ class StoreWriter:
         self.folder, self.origin = Path(folder), origin
 
     def __enter__(self) -> StoreWriter:
-        self._lock = _acquire(self.folder)
+        self._lock = lock_folder(
+            self.folder,
+            LOCK,
+            lambda: UserError(f"another process is writing to {self.folder}", remedy="wait for it"),
+        )
         try:
             self._shards = self._open()
         except BaseException:
@@ -174,8 +178,8 @@ class StoreWriter:
         description = {
             "format": FORMAT,
             "version": VERSION,
-            "dtype": _name(DTYPE),
-            "columns": {name: _name(dtype) for name, dtype in COLUMNS.items()},
+            "dtype": dtype_name(DTYPE),
+            "columns": {name: dtype_name(dtype) for name, dtype in COLUMNS.items()},
             "branches": list(BRANCHES),
             **asdict(self.origin),
             "written": [{block: asdict(file) for block, file in shard.items()} for shard in self._shards],
@@ -464,21 +468,3 @@ def _described(origin: Origin) -> dict[str, Any]:
     """What has to be equal for a harvest to go on, by name."""
     own = {"backbone": origin.backbone, "blocks": dict(origin.widths), "shards": origin.shards}
     return own | dict(origin.made_by)
-
-
-def _acquire(folder: Path) -> filelock.BaseFileLock:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / LOCK, timeout=0)
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise UserError(f"another process is writing to {folder}", remedy="wait for it") from error
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {folder}: {error.strerror or error}", remedy="choose a folder you may write to"
-        ) from error
-    return lock
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

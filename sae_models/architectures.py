@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from riebench.errors import UserError
+from sae_models.autoencoder import refuse_unless_whole
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,9 @@ class TopK:
     """Share of the steps, the first ones, in which k goes linearly from `start_k` to k."""
 
     def __post_init__(self) -> None:
-        _refuse_unless_whole(self, "k")
+        refuse_unless_whole(self, "k")
         if self.start_k is not None:
-            _refuse_unless_whole(self, "start_k")
+            refuse_unless_whole(self, "start_k")
         if not 0 <= self.anneal <= 1:
             raise UserError(f"anneal is {self.anneal}", remedy="give a share of the steps between 0 and 1")
         if (self.start_k is not None) != (self.anneal > 0):
@@ -110,8 +111,7 @@ class AuxK:
     """A feature is dead when it was last active at least this many rows ago."""
 
     def __post_init__(self) -> None:
-        _refuse_unless_whole(self, "k")
-        _refuse_unless_whole(self, "dead_after")
+        refuse_unless_whole(self, "k", "dead_after")
         _refuse_unless_positive(self, "weight")
 
 
@@ -125,7 +125,7 @@ class Restart:
     """A feature is dead when it was last active at least this many rows ago."""
 
     def __post_init__(self) -> None:
-        _refuse_unless_whole(self, "dead_after")
+        refuse_unless_whole(self, "dead_after")
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,7 @@ class Architecture:
     """Which rows it is trained on, where a batch holds those of several blocks, `[blocks, n, d]`."""
 
     def __post_init__(self) -> None:
-        _refuse_unless_whole(self, "width")
-        _refuse_unless_whole(self, "num_features")
+        refuse_unless_whole(self, "width", "num_features")
         if isinstance(self.sparsity, TopK):
             for k in (self.sparsity.k, self.sparsity.start_k or 1):
                 if k > self.num_features:
@@ -177,12 +176,6 @@ class Architecture:
         """The nested codes' numbers of features, without the whole."""
         shares = self.matryoshka.prefixes if self.matryoshka else ()
         return tuple(math.floor(share * self.num_features) for share in shares)
-
-
-def _refuse_unless_whole(settings: object, name: str) -> None:
-    value = getattr(settings, name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{type(settings).__name__}'s {name} is {value!r}", remedy="give a whole number of at least 1")
 
 
 def _refuse_unless_positive(settings: object, name: str) -> None:

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, normalize
 
-from riebench.errors import UserError
+from sae_models.autoencoder import Autoencoder, refuse_unless_whole
 
 
 @dataclass(frozen=True)
@@ -24,52 +23,21 @@ class JumpReLUConfig:
     """f: the number of latents."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "num_features"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"a JumpReLU SAE's {name} is {value!r}", remedy="give a whole number of at least 1")
+        refuse_unless_whole(self, "width", "num_features")
 
 
-class JumpReLUSAE(nn.Module):
-    """z = h where h > threshold else 0, with h = (x - b_dec) W_enc + b_enc; x_hat = z W_dec + b_dec.
+class JumpReLUSAE(Autoencoder):
+    """z = h where h > threshold else 0, with h and x_hat as in `Autoencoder`.
 
-    Parameters, laid out and named as SAELens does: `W_enc` [d, f], `b_enc` [f], `W_dec` [f, d], `b_dec` [d],
-    `threshold` [f], none below zero. Inputs are cast to the weights' dtype.
+    One more parameter, named as SAELens does: `threshold` [f], none below zero.
     """
 
     def __init__(self, config: JumpReLUConfig, *, seed: int = 0) -> None:
-        """Random unit decoder rows drawn from `seed`, the encoder a copy of their transpose, the rest 0."""
-        super().__init__()
+        """Thresholds start at 0."""
+        super().__init__(config.width, config.num_features, seed)
         self.config = config
-        generator = torch.Generator().manual_seed(seed)
-        rows_fd = normalize(torch.randn(config.num_features, config.width, generator=generator), dim=-1)
-        self.W_dec = nn.Parameter(rows_fd)
-        self.W_enc = nn.Parameter(rows_fd.T.clone(memory_format=torch.contiguous_format))
-        self.b_enc = nn.Parameter(torch.zeros(config.num_features))
-        self.b_dec = nn.Parameter(torch.zeros(config.width))
         self.threshold = nn.Parameter(torch.zeros(config.num_features))
-
-    @property
-    def width(self) -> int:
-        return self.config.width
-
-    @property
-    def num_features(self) -> int:
-        return self.config.num_features
-
-    def preactivations(self, x_nd: Tensor) -> Tensor:
-        """`[n, f]`, before those at or below their threshold are set to zero."""
-        return linear(x_nd.to(self.W_enc.dtype), self.W_enc.T, self.b_enc - self.b_dec @ self.W_enc)
 
     def encode(self, x_nd: Tensor) -> Tensor:
         h_nf = self.preactivations(x_nd)
         return h_nf * (h_nf > self.threshold)
-
-    def decode(self, z_nf: Tensor) -> Tensor:
-        return self.decode_linear(z_nf) + self.b_dec
-
-    def decode_linear(self, z_nf: Tensor) -> Tensor:
-        return z_nf @ self.W_dec
-
-    def forward(self, x_nd: Tensor) -> Tensor:
-        return self.decode(self.encode(x_nd))

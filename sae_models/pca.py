@@ -15,13 +15,12 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from riebench.errors import UserError
 from riebench.files import read_json, write_bytes, write_json
 from sae_models.layouts import SAELENS, refuse_missing
-from sae_models.tensors import refuse_misfit, refuse_not_finite
+from sae_models.tensors import read_safetensors, refuse_misfit, refuse_not_finite
 
 LEAST_VARIANCE = 1e-10  # of the first component's: below it a direction is rounding
 AGAIN = "save the dictionary again"
@@ -148,10 +147,7 @@ def load_decoder(
             remedy=f"use a folder that holds a dictionary of kind {architecture}",
         )
     refuse_missing(path, SAELENS)
-    try:
-        tensors = safetensors.torch.load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error})", remedy=AGAIN) from error
+    tensors = read_safetensors(path)
     shapes = {"W_dec": (config.get("d_sae"), config.get("d_in"))} | ({"b_dec": (config.get("d_in"),)} if bias else {})
     refuse_misfit(tensors, shapes, str(path), SAELENS.config, AGAIN)
     refuse_not_finite(tensors, str(path), AGAIN)

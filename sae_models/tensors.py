@@ -20,6 +20,11 @@ Config = TopKConfig | JumpReLUConfig
 SAE = TopKSAE | JumpReLUSAE
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """As "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
 def shape_from(settings: Mapping[str, object], names: Mapping[str, str], kind: type[Config], path: Path) -> Config:
     """The shape that a configuration states. names: field of `kind` -> what the file at `path` calls it.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import embedding_bag, linear
+from torch import Tensor
 
 from riebench.errors import UserError
+from sae_models.autoencoder import Autoencoder, refuse_unless_whole
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,7 @@ class TopKConfig:
     """The most latents that may be active on a row."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "num_features", "k"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"a TopK SAE's {name} is {value!r}", remedy="give a whole number of at least 1")
+        refuse_unless_whole(self, "width", "num_features", "k")
         if self.k > self.num_features:
             raise UserError(
                 f"k={self.k} is more than the {self.num_features} features there are",
@@ -61,50 +58,15 @@ def keep_top(h_nf: Tensor, k: int) -> Tensor:
     return torch.zeros_like(h_nf).scatter(-1, features_nk, values_nk)
 
 
-class TopKSAE(nn.Module):
-    """z = relu(topk((x - b_dec) W_enc + b_enc)), x_hat = z W_dec + b_dec.
+class TopKSAE(Autoencoder):
+    """z = relu(topk(h)), with h and x_hat as in `Autoencoder`.
 
-    Parameters, laid out and named as SAELens does: `W_enc` [d, f], `b_enc` [f], `W_dec` [f, d], `b_dec` [d].
     The rows of `W_dec` have unit norm, or nearly so where others trained it, so a latent is in the units of the input.
-    Inputs are cast to the weights' dtype.
     """
 
     def __init__(self, config: TopKConfig, *, seed: int = 0) -> None:
-        """Random unit decoder rows drawn from `seed`, the encoder a copy of their transpose, biases zero."""
-        super().__init__()
+        super().__init__(config.width, config.num_features, seed)
         self.config = config
-        generator = torch.Generator().manual_seed(seed)
-        rows_fd = nn.functional.normalize(torch.randn(config.num_features, config.width, generator=generator), dim=-1)
-        self.W_dec = nn.Parameter(rows_fd)
-        self.W_enc = nn.Parameter(rows_fd.T.clone(memory_format=torch.contiguous_format))
-        self.b_enc = nn.Parameter(torch.zeros(config.num_features))
-        self.b_dec = nn.Parameter(torch.zeros(config.width))
-
-    @property
-    def width(self) -> int:
-        return self.config.width
-
-    @property
-    def num_features(self) -> int:
-        return self.config.num_features
-
-    def preactivations(self, x_nd: Tensor) -> Tensor:
-        """`[n, f]`, before all but the k largest are set to zero."""
-        # b_dec goes through W_enc by itself: its gradient then costs a vector, not a row for each of x
-        return linear(x_nd.to(self.W_enc.dtype), self.W_enc.T, self.b_enc - self.b_dec @ self.W_enc)
 
     def encode(self, x_nd: Tensor) -> Tensor:
         return keep_top(self.preactivations(x_nd), self.config.k)
-
-    def decode(self, z_nf: Tensor) -> Tensor:
-        return self.decode_linear(z_nf) + self.b_dec
-
-    def decode_linear(self, z_nf: Tensor) -> Tensor:
-        return z_nf @ self.W_dec
-
-    def decode_top(self, values_nk: Tensor, features_nk: Tensor) -> Tensor:
-        """`decode` of latents as `top` gives them: k terms a row instead of f."""
-        return embedding_bag(features_nk, self.W_dec, per_sample_weights=values_nk, mode="sum") + self.b_dec
-
-    def forward(self, x_nd: Tensor) -> Tensor:
-        return self.decode(self.encode(x_nd))

@@ -1,0 +1,62 @@
+"""What sparse autoencoders of one hidden layer share; `topk` and `jumprelu` say which latents are active."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, normalize
+
+from riebench.errors import UserError
+
+
+class Autoencoder(nn.Module):
+    """Preactivations h = (x - b_dec) W_enc + b_enc, x_hat = z W_dec + b_dec; a subclass makes latents z of h.
+
+    Parameters, laid out and named as SAELens does: `W_enc` [d, f], `b_enc` [f], `W_dec` [f, d], `b_dec` [d].
+    Inputs are cast to the weights' dtype.
+    """
+
+    def __init__(self, width: int, num_features: int, seed: int) -> None:
+        """Random unit decoder rows drawn from `seed`, the encoder a copy of their transpose, biases zero."""
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        rows_fd = normalize(torch.randn(num_features, width, generator=generator), dim=-1)
+        self.W_dec = nn.Parameter(rows_fd)
+        self.W_enc = nn.Parameter(rows_fd.T.clone(memory_format=torch.contiguous_format))
+        self.b_enc = nn.Parameter(torch.zeros(num_features))
+        self.b_dec = nn.Parameter(torch.zeros(width))
+
+    @property
+    def width(self) -> int:
+        return self.W_dec.shape[1]
+
+    @property
+    def num_features(self) -> int:
+        return self.W_dec.shape[0]
+
+    def preactivations(self, x_nd: Tensor) -> Tensor:
+        """`[n, f]`."""
+        # b_dec goes through W_enc by itself: its gradient then costs a vector, not a row for each of x
+        return linear(x_nd.to(self.W_enc.dtype), self.W_enc.T, self.b_enc - self.b_dec @ self.W_enc)
+
+    def encode(self, x_nd: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def decode(self, z_nf: Tensor) -> Tensor:
+        return self.decode_linear(z_nf) + self.b_dec
+
+    def decode_linear(self, z_nf: Tensor) -> Tensor:
+        return z_nf @ self.W_dec
+
+    def forward(self, x_nd: Tensor) -> Tensor:
+        return self.decode(self.encode(x_nd))
+
+
+def refuse_unless_whole(settings: object, *names: str) -> None:
+    """Raises `UserError` where one of these settings is no whole number of at least 1."""
+    for name in names:
+        value = getattr(settings, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(
+                f"{type(settings).__name__}'s {name} is {value!r}", remedy="give a whole number of at least 1"
+            )
