@@ -118,15 +118,34 @@ def _parser() -> argparse.ArgumentParser:
     harvest.set_defaults(verb=_harvest)
 
     train = verbs.add_parser("train", help="train sparse autoencoders on a backbone's block updates")
-    train.add_argument("--backbone", default="tinyworld-turbo@1", help="see riebench ls backbones")
-    train.add_argument("--blocks", default="", help="comma-separated (default: all four)")
-    train.add_argument("--out", type=Path, required=True, help="folder for the dictionaries, their index and state")
-    train.add_argument("--k", default="4,8,16", help="active features a vector, comma-separated")
-    train.add_argument("--width", default="4,8,16", help="features, as multiples of the channels, comma-separated")
-    train.add_argument("--prompts", type=int, default=4096, help="images whose updates are trained on")
-    train.add_argument("--steps", type=int, default=600, help="training steps of 2048 vectors")
-    train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    train.add_argument("--out", type=Path, required=True, help="folder for the dictionaries, their index and logs")
+    rows = train.add_argument_group("what they are trained on: generated now, or a store that riebench harvest wrote")
+    rows.add_argument("--backbone", default="tinyworld-turbo@1", help="see riebench ls backbones")
+    rows.add_argument("--blocks", default="", help="comma-separated (default: all four, or all of the store)")
+    rows.add_argument("--prompts", default="", help="as in riebench harvest")
+    rows.add_argument("--column", default="", help="of the prompts, in a .jsonl, .parquet or data set")
+    rows.add_argument("--count", type=int, default=0, help="the first so many prompts (default: suits the backbone)")
+    rows.add_argument("--branch", default="both", help="rows taken under guidance: cond, uncond or both (default)")
+    rows.add_argument("--buffer-rows", type=int, help="room of a block's shuffling buffer (default: 524288)")
+    rows.add_argument("--store", type=Path, help="a store instead; --backbone, --prompts and the like are its own then")
+    rows.add_argument("--seed", type=int, default=0, help="of the noise, and of the order of the rows")
+    grid = train.add_argument_group("which SAEs: every combination; lists are comma-separated")
+    grid.add_argument("--architecture", default="topk", help="topk (default), batch-topk, l1 or jumprelu")
+    grid.add_argument("--k", default="", help="active features a vector (default: 4,8,16; SDXL 10)")
+    grid.add_argument("--weight", default="", help="of l1 or jumprelu, instead of k: larger is sparser")
+    grid.add_argument("--width", default="", help="features, as multiples of the channels (default: 4,8,16; SDXL 4)")
+    grid.add_argument("--prefixes", default="", help="Matryoshka: shares of the features that code by themselves")
+    grid.add_argument("--seeds", default="0", help="where features start (default: 0)")
+    grid.add_argument("--revival", default="", help="of dead features: auxk, restart, none (default: suits the model)")
+    grid.add_argument("--dead-after", type=int, default=0, help="vectors without the feature, with auxk or restart")
+    how = train.add_argument_group("how")
+    how.add_argument("--steps", type=int, help="0 takes each vector once, as SDXL's default is (default: 600)")
+    how.add_argument("--batch-size", type=int, default=0, help="vectors a step (default: 2048; SDXL 4096)")
+    how.add_argument("--lr", type=float, default=0.0, help="peak learning rate (default: 2e-3; SDXL 1e-4)")
+    how.add_argument("--normalisation", default="scale", help="of the rows: none, mean, scale (default) or whiten")
+    how.add_argument("--compute", default="float32", help="of the products: float32 (default) or bfloat16")
+    how.add_argument("--checkpoint-every", type=int, default=1_000, help="steps; a killed training goes on from there")
+    how.add_argument("--device", default="auto", help="auto, cpu or cuda")
     train.set_defaults(verb=_train)
 
     convert = verbs.add_parser("convert", help="write another package's SAE checkpoint in our layout, or back")
@@ -362,27 +381,38 @@ def _harvest(arguments) -> None:
 
 
 def _train(arguments) -> None:
-    from riebench.backbones import BLOCK_NAMES, check_blocks
+    from riebench import training_settings as settings
     from riebench.training import train_dictionaries
 
-    train_dictionaries(
-        arguments.backbone,
-        check_blocks(arguments.blocks.split(",")) if arguments.blocks else BLOCK_NAMES,
-        arguments.out,
-        k=_whole_numbers(arguments.k, "--k"),
-        expansion=_whole_numbers(arguments.width, "--width"),
-        prompts=arguments.prompts,
-        steps=arguments.steps,
-        seed=arguments.seed,
-        device=arguments.device,
-    )
+    words = {
+        "k": _numbers(arguments.k, "--k", int),
+        "expansions": _numbers(arguments.width, "--width", int),
+        "weights": _numbers(arguments.weight, "--weight", float),
+        "prefixes": _numbers(arguments.prefixes, "--prefixes", float),
+        "seeds": _numbers(arguments.seeds, "--seeds", int),
+    }
+    blocks = tuple(arguments.blocks.split(",")) if arguments.blocks else ()
+    common = {"seed": arguments.seed, "device": arguments.device}
+    if arguments.store:
+        data = settings.stored_data(arguments.store, blocks, **common)
+    else:
+        of_prompts = {name: getattr(arguments, name) for name in ("prompts", "column", "count", "branch")}
+        buffer = {"buffer_rows": arguments.buffer_rows} if arguments.buffer_rows is not None else {}
+        data = settings.generated_data(arguments.backbone, blocks, **of_prompts, **buffer, **common)
+    defaults = settings.defaults_for(data.backbone)
+    of_grid = {name: getattr(arguments, name) for name in ("architecture", "revival", "dead_after")}
+    of_config = {name: getattr(arguments, name) for name in ("steps", "batch_size", "lr", "normalisation", "compute")}
+    config, batch_size = settings.make_config(defaults, data, **of_config)
+    grid = settings.make_grid(defaults, **of_grid, **words)
+    train_dictionaries(data, grid, arguments.out, config, batch_size, arguments.checkpoint_every)
 
 
-def _whole_numbers(text: str, option: str) -> tuple[int, ...]:
+def _numbers(text: str, option: str, kind: type) -> tuple:
+    """Of a comma-separated list, each once."""
     try:
-        return tuple(dict.fromkeys(int(word) for word in text.split(",")))
+        return tuple(dict.fromkeys(kind(word) for word in text.split(","))) if text else ()
     except ValueError as error:
-        raise UserError(f"{option} is {text!r}", remedy="give whole numbers with commas between, as 4,8,16") from error
+        raise UserError(f"{option} is {text!r}", remedy="give numbers with commas between, as 4,8,16") from error
 
 
 def _convert(arguments) -> None:

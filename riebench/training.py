@@ -1,107 +1,59 @@
-"""Harvest: block updates of many generations, straight into the training of sparse autoencoders."""
+"""`riebench train`: a grid of sparse autoencoders of several blocks, all trained on the same batches."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from riebench.backbones import BACKBONES, Backbone
 from riebench.errors import UserError
-from riebench.lens import block_module, find_sites
-from riebench.loading import choose_device, weights_sha256
-from riebench.progress import Progress
-from riebench.prompts import world_prompts
-from riebench.sampling import Request, Sampler, load_sampler
+from riebench.training_data import TrainingData
 from sae_models import checkpoint, index
-from sae_models.architectures import Architecture, Restart, TopK
-from sae_models.evaluation import evaluate
-from sae_models.topk import TopKConfig, TopKSAE
-from sae_models.trainer import TrainConfig, shuffled_batches, train
+from sae_models.architectures import L1, Architecture, AuxK, BatchTopK, JumpReLU, Matryoshka, Restart, TopK
+from sae_models.evaluation import Evaluation, Tally
+from sae_models.trainer import STATE_FILE, TrainConfig, train
 
-HARVEST_BATCH, TEST_SHARE = 64, 16
-BATCH_SIZE, LR, REPORT_EVERY, DEAD_AFTER = 2_048, 2e-3, 25, 25_000  # of training, for 768 features or so
+LOGS = "training"  # sub-folder of logs and states
 
 
-def harvest(sampler: Sampler, blocks: Sequence[str], prompts: Sequence[str], seed: int) -> dict[str, Tensor]:
-    """Block -> update vectors `[prompts * steps * cells, C]` of one generation a prompt, each from its own noise.
+@dataclass(frozen=True)
+class Grid:
+    """Which SAEs are trained of each block: every combination of these."""
 
-    The autoencoder of the pipeline is not run.
-    """
-    sites = find_sites(sampler.unet, blocks, "update")
-    rows: dict[str, list[Tensor]] = {block: [] for block in blocks}
-    with Progress("harvesting updates", total=len(prompts), unit="prompt") as progress:
-        for start in range(0, len(prompts), sampler.batch_size):
-            chunk = prompts[start : start + sampler.batch_size]
-            requests = [Request(prompt, seed + start + i) for i, prompt in enumerate(chunk)]
-            for trace in sampler.trace(requests, sites):
-                for site, value in trace.items():
-                    rows[site.block].append(value.permute(0, 2, 3, 1).flatten(0, 2))
-            progress.update(start + len(chunk))
-    return {block: torch.cat(rows.pop(block)) for block in blocks}
+    sparsities: tuple[TopK | L1 | JumpReLU, ...]
+    expansions: tuple[int, ...]
+    """Features, as multiples of the channels."""
+    seeds: tuple[int, ...] = (0,)
+    """Of where features start."""
+    matryoshka: Matryoshka | None = None
+    revival: AuxK | Restart | None = None
+
+    def members(self, width: int) -> Iterator[tuple[str, Architecture]]:
+        """(Name, architecture) of each, for rows of a width."""
+        for expansion, sparsity, seed in itertools.product(self.expansions, self.sparsities, self.seeds):
+            parts = [_name(sparsity), f"x{expansion}"]
+            parts += ["nested"] if self.matryoshka else []
+            parts += [f"s{seed}"] if seed else []
+            yield (
+                "-".join(parts),
+                Architecture(width, expansion * width, sparsity, self.matryoshka, self.revival, seed),
+            )
 
 
-def train_dictionaries(
-    backbone: str | Backbone,
-    blocks: Sequence[str],
-    out: Path,
-    *,
-    k: Sequence[int] = (4, 8, 16),
-    expansion: Sequence[int] = (4, 8, 16),
-    prompts: int = 4096,
-    steps: int = 600,
-    seed: int = 0,
-    device: str = "auto",
-) -> None:
-    """Trains and registers a TopK SAE for each block, expansion (features / channels) and k, all from one harvest.
-
-    The last 1/16 of the prompts is kept back for evaluation. Weights are stored in half precision, and evaluated as
-    stored. A dictionary that `out` holds already, of the same settings and the same U-Net, is left as it is; blocks
-    that need nothing more are not harvested. Raises `UserError` for settings that cannot be meant.
-    """
-    backbone, out = BACKBONES.get(backbone) if isinstance(backbone, str) else backbone, Path(out)
-    if prompts < TEST_SHARE:
-        raise UserError(f"{prompts} prompts are too few", remedy=f"use at least {TEST_SHARE}")
-    config = TrainConfig(steps=steps, lr=LR, report_every=REPORT_EVERY)
-    sampler = load_sampler(backbone, choose_device(device), HARVEST_BATCH)
-    training = {
-        **asdict(config),
-        "batch_size": BATCH_SIZE,
-        "seed": seed,
-        "prompts": prompts,
-        "unet_sha256": weights_sha256(sampler.unet),
-    }
-    jobs = _jobs(sampler.unet, backbone, blocks, k, expansion)
-    known = {entry.key: entry for entry in index.entries(out)}
-    done = [job for job in jobs if _is_done(known.get((backbone.name, job.block, job.name)), training, out)]
-    for job in done:
-        print(f"{job.block} {job.name}: trained already")
-    left = [job for job in jobs if job not in done]
-    if not left:
-        return
-    harvested = harvest(sampler, list(dict.fromkeys(job.block for job in left)), world_prompts(prompts, seed), seed)
-    for number, job in enumerate(left, start=1):
-        rows = harvested[job.block]
-        held_back = prompts // TEST_SHARE * (len(rows) // prompts)
-        state = out / "state" / _key(job, training)
-        sae = _train(job, rows[:-held_back], config, seed, state, sampler.device)
-        entry = _store(job, sae, rows[-held_back:].to(sampler.device), training, out)
-        index.register(entry, root=out)
-        shutil.rmtree(state)
-        found = entry.evaluation
-        print(
-            f"[{number}/{len(left)}] {job.block} {job.name}: "
-            f"explained variance {found['explained_variance_pooled']:.3f} pooled, "
-            f"{found['explained_variance_mean']:.3f} mean over dimensions; "
-            f"L0 {found['l0']:.1f}; dead {found['dead_share']:.1%}",
-            flush=True,
-        )
+def _name(sparsity: TopK | L1 | JumpReLU) -> str:
+    match sparsity:
+        case BatchTopK():
+            return f"batch-topk-k{sparsity.k}"
+        case TopK():
+            return f"topk-k{sparsity.k}"
+        case L1():
+            return f"l1-{sparsity.weight:g}"
+        case JumpReLU():
+            return f"jumprelu-{sparsity.l0_weight:g}"
 
 
 @dataclass(frozen=True)
@@ -111,7 +63,9 @@ class _Job:
     backbone: str
     block: str
     name: str
-    config: TopKConfig
+    architecture: Architecture
+    training: dict[str, Any] = field(compare=False)
+    """All that is needed to train it again, as JSON has it."""
 
     @property
     def folder(self) -> str:
@@ -119,21 +73,66 @@ class _Job:
         return f"{self.backbone.replace('@', '-')}/{self.block}/{self.name}"
 
 
-def _jobs(
-    unet: nn.Module, backbone: Backbone, blocks: Sequence[str], ks: Sequence[int], expansions: Sequence[int]
-) -> list[_Job]:
-    widths = {block: block_module(unet, block).config.in_channels for block in blocks}
-    return [
-        _Job(backbone.name, block, f"topk-k{k}-x{expansion}", TopKConfig(widths[block], expansion * widths[block], k))
-        for block in blocks
-        for expansion in expansions
-        for k in ks
+def train_dictionaries(
+    data: TrainingData, grid: Grid, out: Path, config: TrainConfig, batch_size: int, checkpoint_every: int = 1_000
+) -> None:
+    """Trains every SAE of the grid for each block of the data, evaluates and registers them in the index of `out`.
+
+    All go through the same batches. Weights are stored in half precision, and evaluated as stored, on the prompts that
+    are kept back. A dictionary that `out` holds already, of the same settings and the same data, is left as it is;
+    blocks that need nothing more are not harvested. Logs and pictures of the course stay in `training/`, and until it
+    ends the state of a training that was killed, which goes on when it is called again.
+
+    Raises `UserError` for settings that cannot be meant, as `train` does; what was registered stays.
+    """
+    out = Path(out)
+    jobs = list(_jobs(data, grid, config, batch_size))
+    known = {entry.key: entry for entry in index.entries(out)}
+    done = [job for job in jobs if _is_done(known.get((job.backbone, job.block, job.name)), job, out)]
+    for job in done:
+        print(f"{job.block} {job.name}: trained already")
+    left = [job for job in jobs if job not in done]
+    if not left:
+        return
+    blocks = [block for block in data.blocks if any(job.block == block for job in left)]
+    architectures = [replace(job.architecture, block=blocks.index(job.block)) for job in left]
+    folder = out / LOGS / _key(left)
+    batches = data.batches(blocks, batch_size)
+    passes = config.steps * batch_size / data.rows()
+    print(f"{len(left)} SAEs, {config.steps} steps of {batch_size} vectors, each vector {passes:.2g} times")
+    print(f"log: {folder}", flush=True)
+    saes = train(batches, architectures, config, folder=folder, checkpoint_every=checkpoint_every)
+    digests = [
+        checkpoint.save(
+            out / job.folder,
+            sae.half(),
+            {"backbone": job.backbone, "block": job.block, "training": job.training},
+        )
+        for job, sae in zip(left, saes, strict=True)
     ]
+    evaluations = _evaluate(data, left, out)
+    index.register(*map(_entry, left, digests, evaluations, itertools.repeat(out)), root=out)
+    (folder / STATE_FILE).unlink()
+    for number, (job, found) in enumerate(zip(left, evaluations, strict=True), start=1):
+        print(
+            f"[{number}/{len(left)}] {job.block} {job.name}: "
+            f"explained variance {found.explained_variance_pooled:.3f} pooled, "
+            f"{found.explained_variance_mean:.3f} mean over dimensions; L0 {found.l0:.1f}; dead {found.dead_share:.1%}",
+            flush=True,
+        )
 
 
-def _is_done(entry: index.Entry | None, training: dict, root: Path) -> bool:
+def _jobs(data: TrainingData, grid: Grid, config: TrainConfig, batch_size: int) -> Iterator[_Job]:
+    made_by = data.made_by()
+    for block in data.blocks:
+        for name, architecture in grid.members(data.widths[block]):
+            settings = {"batch_size": batch_size, "architecture": repr(architecture), "data": made_by}
+            yield _Job(data.backbone, block, name, architecture, asdict(config) | settings)
+
+
+def _is_done(entry: index.Entry | None, job: _Job, root: Path) -> bool:
     """Whether a dictionary was trained like this, and its checkpoint is the registered one."""
-    if entry is None or entry.training != training:
+    if entry is None or entry.training != job.training:
         return False
     try:
         index.open(entry, root=root)
@@ -142,37 +141,29 @@ def _is_done(entry: index.Entry | None, training: dict, root: Path) -> bool:
     return True
 
 
-def _key(job: _Job, training: dict) -> str:
-    """A folder name for the state of a training: the same for the same job and settings, another for any other."""
-    return hashlib.sha256(json.dumps([job.folder, training]).encode()).hexdigest()[:16]
+def _key(jobs: Sequence[_Job]) -> str:
+    """A folder name for a training: the same for the same jobs and settings, another for any other."""
+    return hashlib.sha256(json.dumps([[job.folder, job.training] for job in jobs]).encode()).hexdigest()[:16]
 
 
-def _train(job: _Job, rows: Tensor, config: TrainConfig, seed: int, state: Path, device: torch.device) -> TopKSAE:
-    """Trains on rows `[n, C]`; goes on from what a killed training left in `state`."""
-    if len(rows) < BATCH_SIZE:
-        raise UserError(
-            f"there are {len(rows)} vectors to train on, and a step takes {BATCH_SIZE}",
-            remedy="use more prompts",
-        )
-    batches = shuffled_batches(rows.to(device), BATCH_SIZE, seed=seed)
-    sparsity, revival = TopK(job.config.k), Restart(DEAD_AFTER)
-    architecture = Architecture(job.config.width, job.config.num_features, sparsity, revival=revival, seed=seed)
-    return train(batches, [architecture], config, folder=state)[0]
+def _evaluate(data: TrainingData, jobs: Sequence[_Job], root: Path) -> list[Evaluation]:
+    """Of what was saved, on the rows that were kept back."""
+    tallies = [Tally(checkpoint.load(root / job.folder, device=data.device)) for job in jobs]
+    blocks = [block for block in data.blocks if any(job.block == block for job in jobs)]
+    for rows in data.held_back(blocks):
+        for job, tally in zip(jobs, tallies, strict=True):
+            tally.add(rows[job.block])
+    return [tally.evaluation() for tally in tallies]
 
 
-def _store(job: _Job, sae: TopKSAE, test_rows: Tensor, training: dict, root: Path) -> index.Entry:
-    """Saves in half precision, and evaluates what was saved on rows `[n, C]`."""
-    metadata = {"backbone": job.backbone, "block": job.block, "training": training}
-    sha256 = checkpoint.save(root / job.folder, sae.half(), metadata)
-    found = evaluate(checkpoint.load(root / job.folder, device=test_rows.device), test_rows)
+def _entry(job: _Job, sha256: str, evaluation: Evaluation, root: Path) -> index.Entry:
     return index.Entry(
         name=job.name,
         backbone=job.backbone,
         block=job.block,
-        kind="topk",
-        **asdict(job.config),
+        **asdict(checkpoint.shape_of(root / job.folder)),
         folder=job.folder,
         sha256=sha256,
-        evaluation=asdict(found),
-        training=training,
+        evaluation=asdict(evaluation),
+        training=job.training,
     )

@@ -26,7 +26,8 @@ NOT_GENERATING = tuple(
         *("analysis", "report", "metrics"),
         *("cli.py", "api.py", "progress.py", "interrupts.py", "runs.py", "resume.py"),
         *("indexing.py", "generalisation.py", "reconstruction.py"),
-        *("workers.py", "cluster.py", "threads.py", "harvest.py", "streaming.py", "training.py", "prompts.py"),
+        *("workers.py", "cluster.py", "threads.py", "harvest.py", "prompts.py"),
+        *("streaming.py", "training.py", "training_data.py", "training_settings.py"),
     )
 )
 GENERATORS = ("torch", "diffusers", "transformers")

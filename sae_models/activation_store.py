@@ -275,12 +275,22 @@ class ActivationStore:
         batch_size: int,
         *,
         seed: int = 0,
+        rows: int | None = None,
         window_rows: int = WINDOW_ROWS,
         chunk_rows: int = CHUNK_ROWS,
         device: str | torch.device = "cpu",
     ) -> StoreBatches:
-        """Rows of a block in a shuffled order, as `sae_models.trainer.train` takes them."""
-        return StoreBatches(self, block, batch_size, seed, window_rows, chunk_rows, device)
+        """Rows of a block in a shuffled order, as `sae_models.trainer.train` takes them. rows: the first so many alone;
+        None: all."""
+        return StoreBatches(self, block, batch_size, seed, rows, window_rows, chunk_rows, device)
+
+    def values_from(self, block: str, row: int, chunk_rows: int = CHUNK_ROWS) -> Iterator[Tensor]:
+        """Values `[n, C]` of a block from a row on, in their order."""
+        first = 0
+        for shard, files in enumerate(self._shards):
+            for start in range(max(0, row - first), files[block].rows, chunk_rows):
+                yield self.read_values(block, shard, start, min(start + chunk_rows, files[block].rows))
+            first += files[block].rows
 
     def read_values(self, block: str, shard: int, start: int, stop: int) -> Tensor:
         """Values `[stop - start, C]` of a shard."""
@@ -331,6 +341,7 @@ class StoreBatches:
         block: str,
         batch_size: int,
         seed: int,
+        rows: int | None,
         window_rows: int,
         chunk_rows: int,
         device: str | torch.device,
@@ -340,15 +351,15 @@ class StoreBatches:
             if value < 1:
                 raise UserError(f"{name} is {value}", remedy="give a whole number of at least 1")
         self.store, self.block, self.batch_size, self.seed = store, block, batch_size, seed
-        self.rows = store.rows[block]
+        self.rows = store.rows[block] if rows is None else min(rows, store.rows[block])
         if not self.rows:
-            raise UserError(f"{store.folder} holds no rows yet", remedy="harvest into it first")
-        self._chunks = [
-            (shard, start, min(start + chunk_rows, file[block].rows))
-            for shard, file in enumerate(store._shards)
-            for start in range(0, file[block].rows, chunk_rows)
-        ]
-        self._settings = {"window_rows": window_rows, "chunk_rows": chunk_rows}
+            raise UserError(f"{store.folder} holds no rows to read", remedy="harvest into it first")
+        self._chunks, left = [], self.rows
+        for shard, files in enumerate(store._shards):
+            stop = min(files[block].rows, left)
+            self._chunks += [(shard, start, min(start + chunk_rows, stop)) for start in range(0, stop, chunk_rows)]
+            left -= stop
+        self._settings = {"rows": self.rows, "window_rows": window_rows, "chunk_rows": chunk_rows}
         self._window_chunks = max(1, window_rows // chunk_rows)
         most = min(self._window_chunks * chunk_rows, self.rows)
         self._values_nd = torch.empty(most, store.origin.widths[block], dtype=DTYPE, device=device)

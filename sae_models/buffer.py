@@ -24,11 +24,11 @@ class ShufflingBuffer:
     ) -> None:
         self._values_nd = torch.empty(rows, width, dtype=dtype, device=device)
         self._slots = torch.arange(rows)  # those that hold a row first, in the order drawn from the back
-        self.restart(seed)
-
-    def restart(self, seed: int) -> None:
-        """Forgets every row, and is as a new buffer with that seed."""
         self._generator = torch.Generator().manual_seed(seed)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets every row."""
         self._slots = torch.arange(self.rows)
         self._held = self._filled = 0
         self._ordered = False
@@ -74,3 +74,11 @@ class ShufflingBuffer:
     def rewind(self) -> None:
         """Takes back every draw since the last `add`: the same rows come again, in the same order."""
         self._held = self._filled
+
+    def shuffle(self, seed: int) -> None:
+        """Takes back every draw since the last `add`; the order of what is drawn next depends on the rows held and on
+        the seed alone."""
+        self.rewind()
+        self._slots[: self._held] = self._slots[: self._held].sort().values
+        self._generator.manual_seed(seed)
+        self._ordered = False

@@ -122,12 +122,12 @@ def describe(entry: Entry) -> str:
     return f"{shape}  not evaluated here"
 
 
-def register(entry: Entry, *, root: Path | None = None) -> None:
-    """Adds the entry, or replaces in its place the one with the same backbone, block and name. The file is replaced
-    whole; two processes must not register at once."""
+def register(*added: Entry, root: Path | None = None) -> None:
+    """Adds entries, or replaces in their place those with the same backbone, block and name. The file is replaced
+    whole, with all of them or none; two processes must not register at once."""
     root = root or default_root()
-    listed = {known.key: known for known in _read(root)} | {entry.key: entry}
-    write_text(root / INDEX_FILE, json.dumps([asdict(known) for known in listed.values()], indent=2) + "\n")
+    listed = {entry.key: entry for entry in (*_read(root), *added)}
+    write_text(root / INDEX_FILE, json.dumps([asdict(entry) for entry in listed.values()], indent=2) + "\n")
 
 
 def _folder(entry: Entry, root: Path | None) -> Path:

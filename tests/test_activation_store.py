@@ -323,7 +323,7 @@ def live_bytes() -> int:
 def test_reading_without_rows_or_sense_is_refused(tmp_path, store):
     with StoreWriter(tmp_path / "empty", ORIGIN):
         pass
-    with pytest.raises(UserError, match="holds no rows yet"):
+    with pytest.raises(UserError, match="holds no rows to read"):
         ActivationStore.open(tmp_path / "empty").batches("mid.0", 4)
     for words in ({"batch_size": 0}, {"batch_size": 4, "window_rows": 0}, {"batch_size": 4, "chunk_rows": -1}):
         with pytest.raises(UserError, match="give a whole number of at least 1"):
@@ -367,6 +367,17 @@ def test_rows_added_after_draws_mix_with_those_that_stayed():
         buffer.add(torch.ones(10, 1))
         came.append(float(buffer.draw(4).sum()))
     assert np.mean(came) == pytest.approx(2, abs=0.08), "four standard errors"
+
+
+def test_an_order_depends_on_the_seed_alone():
+    buffer = ShufflingBuffer(30, 1, torch.float32, seed=3)
+    buffer.add(torch.arange(30.0)[:, None])
+    orders = []
+    for seed, count in ((5, 30), (6, 7), (5, 30)):
+        buffer.shuffle(seed)
+        orders.append(buffer.draw(count).flatten().tolist())
+    assert orders[0] == orders[2] != sorted(orders[0]) and sorted(orders[0]) == list(range(30))
+    assert orders[1] != orders[0][:7]
 
 
 def test_rewinding_brings_the_same_rows_again():

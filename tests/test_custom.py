@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from rows import rows_of
 
 import riebench
 from riebench import engine as engines
@@ -26,7 +27,6 @@ from riebench.prompts import world_prompts
 from riebench.runs import run
 from riebench.sampling import Sampler
 from riebench.setup import Setup
-from riebench.training import harvest
 from sae_models import index
 from sae_models.itda import fit_itda
 from sae_models.pca import PCA
@@ -245,7 +245,7 @@ def test_every_result_under_guidance_says_its_branch_and_window(tmp_path):
 
 
 def test_itda_and_pca_of_ones_own_are_dictionaries_of_a_run(engine, tmp_path):
-    rows = harvest(engine.sampler, riebench.backbones.BLOCK_NAMES, world_prompts(24, 1), 1)
+    rows = rows_of(engine.sampler, riebench.backbones.BLOCK_NAMES, world_prompts(24, 1), 1)
     found = {}
     for name, fit in (
         ("itda", lambda part: fit_itda([part], fvu_threshold=0.05, max_atoms=200, k=12)),

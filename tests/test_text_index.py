@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from rows import rows_of
 from safetensors.torch import save_file
 
 from baselines.text_selected import TextSelected
@@ -28,7 +29,6 @@ from riebench.text_index import (
     score_features,
     text_index_path,
 )
-from riebench.training import harvest
 from sae_models import index
 from sae_models.topk import TopKConfig, TopKSAE
 
@@ -239,7 +239,7 @@ def test_the_shipped_index_is_that_of_its_dictionary(sampler, block):
     assert shipped.directions.shape == (entry.num_features, len(sampler.text_vector("a circle")))
     fired = shipped.active > 0
     torch.testing.assert_close(shipped.directions.norm(dim=1), fired.float(), atol=2e-3, rtol=0)
-    rows = harvest(sampler, [block], world_prompts(48, 77, "held_out"), seed=77)[block]
+    rows = rows_of(sampler, [block], world_prompts(48, 77, "held_out"), seed=77)[block]
     z_nf = index.open(entry).encode(rows)
     often = (z_nf > 0).float().mean(0) > 0.02
     seen = z_nf.sum(0) / (z_nf > 0).sum(0)

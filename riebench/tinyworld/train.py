@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from transformers import CLIPTokenizer
 
-from riebench.backbones import BACKBONES, BLOCK_NAMES, Backbone
+from riebench.backbones import BACKBONES, Backbone
 from riebench.errors import UserError, did_you_mean
 from riebench.loading import choose_device
 from riebench.sampling import load_sampler
@@ -20,6 +20,7 @@ from riebench.tinyworld.train_base import Denoiser, train_base
 from riebench.tinyworld.train_turbo import make_pairs, train_turbo
 from riebench.tinyworld.train_vae import train_vae
 from riebench.training import train_dictionaries
+from riebench.training_settings import defaults_for, generated_data, make_config, make_grid
 
 PARTS = ("vae", "base", "turbo", "oracle", "grounder", "clip", "dictionaries")
 PAIR_BATCH, PAIR_STEPS = 64, 10  # a pair is made in fewer steps than base is judged at
@@ -52,7 +53,9 @@ def train_world(out: Path, parts: Sequence[str] = PARTS, *, seed: int = 0, devic
         clip.save_clip(clip.train_clip(state, where, seed=seed), out / "clip")
     if "dictionaries" in parts:
         turbo = _backbone(out, "tinyworld-turbo@1")
-        train_dictionaries(turbo, BLOCK_NAMES, out / "dictionaries", seed=seed, device=device)
+        data, defaults = generated_data(turbo, seed=seed, device=device), defaults_for(turbo.name)
+        config, batch_size = make_config(defaults, data)
+        train_dictionaries(data, make_grid(defaults), out / "dictionaries", config, batch_size)
 
 
 def _train_base(out: Path, state: Path, device: torch.device, seed: int) -> None:
