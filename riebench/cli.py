@@ -114,20 +114,23 @@ def _parser() -> argparse.ArgumentParser:
     harvest.add_argument("--seed", type=int, default=0)
     harvest.add_argument("--out", type=Path, required=True, help="folder of the store; a killed harvest goes on there")
     harvest.add_argument("--batch-size", type=int, default=0, help="prompts at once; 0 (default) finds it")
+    harvest.add_argument(
+        "--dtype", default="auto", help="what the U-Net computes in: auto (default), float32, float16 or bfloat16"
+    )
     harvest.add_argument("--device", default="auto", help="auto, cpu or cuda")
     harvest.set_defaults(verb=_harvest)
 
     train = verbs.add_parser("train", help="train sparse autoencoders on a backbone's block updates")
     train.add_argument("--out", type=Path, required=True, help="folder for the dictionaries, their index and logs")
     rows = train.add_argument_group("what they are trained on: generated now, or a store that riebench harvest wrote")
-    rows.add_argument("--backbone", default="tinyworld-turbo@1", help="see riebench ls backbones")
+    rows.add_argument("--backbone", help="see riebench ls backbones (default: tinyworld-turbo@1, or the store's)")
     rows.add_argument("--blocks", default="", help="comma-separated (default: all four, or all of the store)")
     rows.add_argument("--prompts", default="", help="as in riebench harvest")
     rows.add_argument("--column", default="", help="of the prompts, in a .jsonl, .parquet or data set")
     rows.add_argument("--count", type=int, default=0, help="the first so many prompts (default: suits the backbone)")
     rows.add_argument("--branch", default="both", help="rows taken under guidance: cond, uncond or both (default)")
     rows.add_argument("--buffer-rows", type=int, help="room of a block's shuffling buffer (default: 524288)")
-    rows.add_argument("--store", type=Path, help="a store instead; --backbone, --prompts and the like are its own then")
+    rows.add_argument("--store", type=Path, help="read a store instead; the prompts and branches are its own then")
     rows.add_argument("--seed", type=int, default=0, help="of the noise, and of the order of the rows")
     grid = train.add_argument_group("which SAEs: every combination; lists are comma-separated")
     grid.add_argument("--architecture", default="topk", help="topk (default), batch-topk, l1 or jumprelu")
@@ -139,11 +142,15 @@ def _parser() -> argparse.ArgumentParser:
     grid.add_argument("--revival", default="", help="of dead features: auxk, restart, none (default: suits the model)")
     grid.add_argument("--dead-after", type=int, default=0, help="vectors without the feature, with auxk or restart")
     how = train.add_argument_group("how")
-    how.add_argument("--steps", type=int, help="0 takes each vector once, as SDXL's default is (default: 600)")
+    how.add_argument("--steps", type=int, help="0 takes each vector once, as SDXL's default is (default: 1200)")
     how.add_argument("--batch-size", type=int, default=0, help="vectors a step (default: 2048; SDXL 4096)")
-    how.add_argument("--lr", type=float, default=0.0, help="peak learning rate (default: 2e-3; SDXL 1e-4)")
+    how.add_argument("--lr", type=float, default=0.0, help="peak learning rate (default: 4e-3; SDXL 1e-4)")
     how.add_argument("--normalisation", default="scale", help="of the rows: none, mean, scale (default) or whiten")
     how.add_argument("--compute", default="float32", help="of the products: float32 (default) or bfloat16")
+    how.add_argument("--compile", action="store_true", help="compile parts of a step with torch.compile")
+    how.add_argument("--tracker", default="", help="send the log there too: wandb, tensorboard or both")
+    how.add_argument("--engine", default="local", help="local, or ray: a group of the SAEs on each GPU of a cluster")
+    how.add_argument("--address", help="of a running Ray cluster, or auto (default: start one on this machine)")
     how.add_argument("--checkpoint-every", type=int, default=1_000, help="steps; a killed training goes on from there")
     how.add_argument("--device", default="auto", help="auto, cpu or cuda")
     train.set_defaults(verb=_train)
@@ -167,16 +174,29 @@ def _parser() -> argparse.ArgumentParser:
     words.add_argument("--device", default="auto", help="auto, cpu or cuda")
     words.set_defaults(verb=_index_text)
 
-    evaluate = verbs.add_parser("evaluate", help="how dictionaries carry over to other steps and models")
+    evaluate = verbs.add_parser(
+        "evaluate",
+        help="what dictionaries are worth: in figures, at other steps and on other models, in the images",
+        description="What dictionaries are worth: in figures, at other steps and on other models, in the images, and "
+        "beside those of another seed. Without options it takes two to three minutes on one core.",
+    )
     evaluate.add_argument("--trained-on", default="tinyworld-turbo@1", help="the backbone whose dictionaries are meant")
     evaluate.add_argument(
         "--on",
         default="tinyworld-turbo@1,tinyworld-turbo@4,tinyworld-base@25",
-        help="comma-separated backbones whose updates they are to code",
+        help="comma-separated backbones whose updates they are to code, beside their own",
     )
-    evaluate.add_argument("--dictionary", help="only those of this name (default: all)")
+    evaluate.add_argument("--dictionary", default="", help="only those of these names, comma-separated (default: all)")
     evaluate.add_argument("--dictionaries", type=Path, help="folder that riebench train wrote (default: the shipped)")
-    evaluate.add_argument("--prompts", type=int, default=64, help="captions of held-out scenes")
+    evaluate.add_argument("--other", type=Path, help="folder of dictionaries of another seed, to compare features with")
+    evaluate.add_argument("--prompts", type=int, default=16, help="captions of held-out scenes (default: 16)")
+    evaluate.add_argument(
+        "--images",
+        type=int,
+        default=2,
+        help="prompts of which images are made with updates replaced by those of the dictionaries named, or else those "
+        "that runs use; 0 for none (default: 2)",
+    )
     evaluate.add_argument("--json", action="store_true", help="print JSON")
     evaluate.add_argument("--out", type=Path, help="also write the tables to this file, as markdown")
     evaluate.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -362,11 +382,12 @@ def _registries() -> dict:
 def _harvest(arguments) -> None:
     from riebench.backbones import BACKBONES, BLOCK_NAMES, check_blocks
     from riebench.harvest import harvest_to_store
-    from riebench.loading import choose_device
+    from riebench.loading import choose_device, choose_dtype
     from riebench.prompts import read_prompts
     from riebench.sampling import load_sampler
 
-    backbone = BACKBONES.get(arguments.backbone)
+    backbone, device = BACKBONES.get(arguments.backbone), choose_device(arguments.device)
+    dtype = choose_dtype(backbone, device, arguments.dtype)
     blocks = check_blocks(arguments.blocks.split(",")) if arguments.blocks else BLOCK_NAMES
     prompts = read_prompts(
         arguments.prompts,
@@ -375,7 +396,7 @@ def _harvest(arguments) -> None:
         seed=arguments.seed,
         family=backbone.judges,
     )
-    sampler = load_sampler(backbone, choose_device(arguments.device), arguments.batch_size)
+    sampler = load_sampler(backbone, device, arguments.batch_size, dtype)
     store = harvest_to_store(sampler, blocks, prompts, arguments.seed, arguments.out, branch=arguments.branch)
     print(f"{len(prompts)} prompts, {sum(store.rows.values())} vectors of {', '.join(store.blocks)}: {arguments.out}")
 
@@ -394,17 +415,29 @@ def _train(arguments) -> None:
     blocks = tuple(arguments.blocks.split(",")) if arguments.blocks else ()
     common = {"seed": arguments.seed, "device": arguments.device}
     if arguments.store:
-        data = settings.stored_data(arguments.store, blocks, **common)
+        data = settings.stored_data(arguments.store, blocks, backbone=arguments.backbone, **common)
     else:
         of_prompts = {name: getattr(arguments, name) for name in ("prompts", "column", "count", "branch")}
         buffer = {"buffer_rows": arguments.buffer_rows} if arguments.buffer_rows is not None else {}
-        data = settings.generated_data(arguments.backbone, blocks, **of_prompts, **buffer, **common)
+        backbone = arguments.backbone or "tinyworld-turbo@1"
+        data = settings.generated_data(backbone, blocks, **of_prompts, **buffer, **common)
     defaults = settings.defaults_for(data.backbone)
     of_grid = {name: getattr(arguments, name) for name in ("architecture", "revival", "dead_after")}
-    of_config = {name: getattr(arguments, name) for name in ("steps", "batch_size", "lr", "normalisation", "compute")}
+    names = ("steps", "batch_size", "lr", "normalisation", "compute", "compile")
+    of_config = {name: getattr(arguments, name) for name in names}
     config, batch_size = settings.make_config(defaults, data, **of_config)
     grid = settings.make_grid(defaults, **of_grid, **words)
-    train_dictionaries(data, grid, arguments.out, config, batch_size, arguments.checkpoint_every)
+    train_dictionaries(
+        data,
+        grid,
+        arguments.out,
+        config,
+        batch_size,
+        checkpoint_every=arguments.checkpoint_every,
+        trackers=tuple(name for name in arguments.tracker.split(",") if name),
+        engine=arguments.engine,
+        address=arguments.address,
+    )
 
 
 def _numbers(text: str, option: str, kind: type) -> tuple:
@@ -440,15 +473,18 @@ def _evaluate(arguments) -> None:
     import json
 
     from riebench.backbones import BACKBONES
+    from riebench.evaluation import evaluate
+    from riebench.evaluation_tables import format_markdown, format_tables
     from riebench.files import write_text
-    from riebench.generalisation import format_markdown, format_tables, generalise
 
-    found = generalise(
+    found = evaluate(
         arguments.trained_on,
         [BACKBONES.get(name) for name in dict.fromkeys(arguments.on.split(","))],
         arguments.prompts,
-        name=arguments.dictionary,
+        arguments.images,
+        names=tuple(dict.fromkeys(arguments.dictionary.split(","))) if arguments.dictionary else (),
         root=arguments.dictionaries,
+        other=arguments.other,
         device=arguments.device,
     )
     if arguments.out:

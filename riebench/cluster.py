@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import platform
-import signal
-import socket
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,17 +18,11 @@ from riebench.engine import Engine, open_engine
 from riebench.errors import UserError
 from riebench.metrics import metrics_of
 from riebench.plan import Task
+from riebench.ray_cluster import ray_cluster
 from riebench.store import Batch
-from riebench.threads import usable_cores
 from riebench.versions import code_version, judge_version
 
 TRIES = 3  # workers that one group of cases may cost
-ANSWER_SECONDS = 5
-#: What Ray is told by the environment, where the user has not set it.
-RAY_SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` Ray would upload the working directory
-}
 
 
 @dataclass(frozen=True)
@@ -104,21 +94,10 @@ def work_on_cluster(
     first = next(groups, None)
     if first is None:
         return
-    ray = _import_ray(address)
-    connected = ray.is_initialized()
-    if not connected:
-        _connect(ray, address)
-    try:
-        kind = "GPU" if device == "cuda" else "CPU"
-        slots = int(ray.cluster_resources().get(kind, 0))
-        if slots < 1:
-            raise UserError(f"the Ray cluster has no {kind}", remedy="start it with some, or use another --device")
-        hire = ray.remote(num_cpus=int(kind == "CPU"), num_gpus=int(kind == "GPU"))(Worker).remote
+    with ray_cluster(address, device) as (ray, slots, resources):
+        hire = ray.remote(**resources)(Worker).remote
         words = backbone, device, options, (code_version(), judges), [os.path.abspath(path) for path in sys.path]
         yield from _stream(ray, chain([first], groups), judges, slots, hire, words)
-    finally:
-        if not connected:
-            ray.shutdown()
 
 
 def _stream(
@@ -161,39 +140,3 @@ def _stream(
     finally:
         for worker in (*idle, *loading.values(), *(worker for worker, _ in busy.values())):
             ray.kill(worker)
-
-
-def _import_ray(address: str | None):
-    patience = {"RAY_NUM_REDIS_GET_RETRIES": "1"} if address else {}  # Ray's own is a quarter of an hour
-    for name, value in {**RAY_SETTINGS, **patience}.items():
-        os.environ.setdefault(name, value)
-    try:
-        return importlib.import_module("ray")
-    except ImportError as error:
-        raise UserError("Ray is not installed", remedy='pip install "riebench[ray]"') from error
-
-
-def _connect(ray, address: str | None) -> None:
-    """Connects to the cluster at the address, or starts one. `ray.init` takes SIGTERM for itself, and is made to give
-    it back; Ctrl-C it leaves alone, and hides from the processes that it starts."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        if address:
-            _check_answers(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
-        cores = {} if address else {"num_cpus": usable_cores()}
-        ray.init(address or "local", log_to_driver=False, include_dashboard=False, logging_level="ERROR", **cores)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"no Ray cluster at {address}: {error}" if address else f"Ray does not start: {error}",
-            remedy="check the address, and RAY_AUTH_MODE where it asks for a token; or leave --address out",
-        ) from error
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
-
-
-def _check_answers(address: str) -> None:
-    """Raises `OSError` or `ValueError` where nothing listens; Ray itself would try for minutes."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if host:
-        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()

@@ -7,115 +7,143 @@ recover, as the loss recovered of SAEs of language models is measured (Rajamanoh
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
 from torch import Tensor
 
+from riebench.backbones import blocks_text, check_blocks
 from riebench.errors import UserError
-from riebench.lens import Lens, Site, block_module
+from riebench.lens import Site, block_module
 from riebench.metrics.models import ScoringModels
 from riebench.progress import Progress
-from riebench.rewriting import Reconstruct
-from riebench.sampling import Request, Sampler
+from riebench.replacement import Scope, recorded_outputs, replaced
+from riebench.sampling import Request, Sample, Sampler
 from riebench.scoring import eight_bits
 from sae_models.dictionary import Dictionary
 from sae_models.pca import PCA
 
 RECONSTRUCTION, ZERO, MEAN = "reconstruction", "zero", "mean"
-ALL_BLOCKS = "all"
+WHERE = ["blocks", "branch", "window"]
+CONDITION = ["blocks", "dictionary", "replacement", "branch", "window"]
 
 
 def reconstruction_effect(
     sampler: Sampler,
-    dictionaries: Mapping[str, Dictionary],
+    dictionaries: Mapping[str, Mapping[str, Dictionary]],
     prompts: Sequence[str],
     seeds: Sequence[int],
     models: ScoringModels,
+    scopes: Sequence[Scope] = (Scope(),),
 ) -> pd.DataFrame:
-    """How far images move when the update of a block is replaced at every step, in every row that the U-Net sees.
+    """How far images move when the updates of blocks are replaced.
 
-    dictionaries: block -> its dictionary, on the sampler's device. Image i is of prompt i and seed i. A row for each
-    image, for each block and for "all" of them together where there are several, and for each replacement:
+    dictionaries: name -> block -> a dictionary, on the sampler's device. Image i is of prompt i and seed i. Each block
+    of a name is replaced alone, and all of them together where there are several. A row for each scope, for each of
+    these, for each image and replacement:
 
-    - `block`, `replacement` ("reconstruction", "zero", "mean"), `prompt`, `seed`;
+    - `blocks` (joined by "+"), `dictionary` (its name; "" of zero and mean, which are the same for all of them),
+      `replacement` ("reconstruction", "zero", "mean"), `branch`, `window`, `prompt`, `seed`;
     - `lpips`, `clip_image`: LPIPS-Alex and CLIP cosine to the undisturbed image from the same noise.
 
     "mean" is the mean update of a block over all these images, undisturbed: their steps, cells and rows; under guidance
-    the rows are those with and without the prompt. Raises `UserError` where there is nothing to generate, or a
-    dictionary does not fit its block.
+    the rows are those with and without the prompt. Raises `UserError` where there is nothing to generate, a dictionary
+    does not fit its block, or the backbone has no such branch or step.
     """
-    if not dictionaries or not prompts or len(prompts) != len(seeds):
-        raise UserError(
-            f"{len(dictionaries)} dictionaries, {len(prompts)} prompts and {len(seeds)} seeds cannot be evaluated",
-            remedy="give at least one dictionary, and a seed for each prompt",
-        )
-    for block, dictionary in dictionaries.items():
-        channels = block_module(sampler.unet, block).config.in_channels
-        if dictionary.width != channels:
-            raise UserError(
-                f"the dictionary of {block} codes {dictionary.width} values, the block's update has {channels}",
-                remedy="use a dictionary that was trained on this block",
-            )
+    _check(sampler, dictionaries, prompts, seeds, scopes)
     requests = [Request(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
-    places = {block: (block,) for block in dictionaries}
-    if len(dictionaries) > 1:
-        places[ALL_BLOCKS] = tuple(dictionaries)
-    rows = []
-    with Progress(
-        f"reconstructing on {sampler.backbone.name}", total=len(requests) * (1 + 3 * len(places)), unit="image"
-    ) as progress:
-        originals, means = _undisturbed(sampler, requests, tuple(dictionaries), progress)
-        replacements = {
-            RECONSTRUCTION: dictionaries,
-            ZERO: {block: _constant(torch.zeros_like(mean_c)) for block, mean_c in means.items()},
-            MEAN: {block: _constant(mean_c) for block, mean_c in means.items()},
-        }
-        done = len(requests)
-        for place, blocks in places.items():
-            for name, replacement in replacements.items():
-                hooks = {Site(block): (Reconstruct(replacement[block]).delta,) for block in blocks}
-                for start, chunk in _chunks(sampler, requests):
-                    with Lens(sampler.unet, rewrites=hooks):
-                        images = eight_bits(torch.stack([sample.image for sample in sampler.generate(chunk)]))
+    places = _places(dictionaries)
+    conditions = len(scopes) * sum(2 + len(names) for names in places.values())
+    rows, done = [], 0
+    with Progress(f"replacing on {sampler.backbone.name}", len(requests) * (1 + conditions), unit="image") as progress:
+        undisturbed = []
+        blocks = check_blocks([block for by_block in dictionaries.values() for block in by_block])
+        for chunk in _chunks(sampler, requests):
+            undisturbed.append(_generate_undisturbed(sampler, chunk, blocks))
+            progress.update(done := done + len(chunk))
+        means = _means(undisturbed, sampler.device)
+        for scope in scopes:
+            for labels, replacements in _replacements(dictionaries, places, means):
+                for original in undisturbed:
+                    with replaced(sampler, replacements, scope, original.outputs):
+                        images = _images(sampler.generate(original.requests))
                     rows += [
-                        {"block": place, "replacement": name, "prompt": request.prompt, "seed": request.seed} | scores
+                        labels | vars(scope) | {"prompt": request.prompt, "seed": request.seed} | scores
                         for request, scores in zip(
-                            chunk, _scores(models, images, originals[start : start + len(chunk)]), strict=True
+                            original.requests, _scores(models, images, original.images), strict=True
                         )
                     ]
-                    done += len(chunk)
-                    progress.update(done)
+                    progress.update(done := done + len(images))
     return pd.DataFrame(rows)
 
 
 def summarise(effect: pd.DataFrame) -> pd.DataFrame:
-    """Means over the images of `reconstruction_effect`, indexed by (block, replacement), in its order.
+    """Means over the images of `reconstruction_effect`, a row for each of its `CONDITION`s, in its order.
 
-    `lpips`, `clip_image`, and `recovered`: the share of the LPIPS of zero updates that is gone,
+    `lpips`, `clip_image`, and `recovered`: the share of the LPIPS of zero updates in the same scope that is gone,
     (LPIPS_zero - LPIPS) / LPIPS_zero, of the means; 1 for images that do not move, NaN where zero moves none.
     """
-    means = effect.groupby(["block", "replacement"], sort=False)[["lpips", "clip_image"]].mean()
-    zero = means["lpips"].xs(ZERO, level="replacement").reindex(means.index.get_level_values("block")).to_numpy()
-    return means.assign(recovered=((zero - means["lpips"]) / zero).where(zero > 0))
+    means = effect.groupby(CONDITION, sort=False)[["lpips", "clip_image"]].mean().reset_index()
+    zero = means[means["replacement"] == ZERO].set_index(WHERE)["lpips"]
+    lost = means[WHERE].join(zero, on=WHERE)["lpips"]
+    return means.assign(recovered=((lost - means["lpips"]) / lost).where(lost > 0))
 
 
-def _undisturbed(
-    sampler: Sampler, requests: Sequence[Request], blocks: Sequence[str], progress: Progress
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """(Images `[n, 3, height, width]`, block -> its mean update `[C]`, float32 on the sampler's device)."""
-    images, sums = [], dict.fromkeys(blocks, 0.0)
-    for start, chunk in _chunks(sampler, requests):
-        for sample in sampler.generate(chunk, [Site(block) for block in blocks]):
-            images.append(sample.image)
-            for trace in (sample.trace, sample.uncond_trace):
-                for site, value_tchw in trace.items():
-                    sums[site.block] += value_tchw.double().mean(dim=(0, 2, 3))
-        progress.update(start + len(chunk))
-    count = len(requests) * (2 if sampler.backbone.guided else 1)
-    return eight_bits(torch.stack(images)), {
-        block: (sum_c / count).float().to(sampler.device) for block, sum_c in sums.items()
-    }
+@dataclass(frozen=True)
+class _Undisturbed:
+    """What is known of a batch of images of which nothing is replaced."""
+
+    requests: Sequence[Request]
+    images: Tensor
+    """`[n, 3, height, width]`."""
+    sums: Mapping[str, Tensor]
+    """Block -> the sum `[C]` over images and rows of the mean update over steps and cells, float64."""
+    num_rows: int
+    outputs: Sequence[Tensor]
+    """The U-Net's, a step each; none where memory ran out and the batch was halved."""
+
+
+def _generate_undisturbed(sampler: Sampler, requests: Sequence[Request], blocks: Sequence[str]) -> _Undisturbed:
+    with recorded_outputs(sampler.unet) as outputs:
+        samples = sampler.generate(requests, [Site(block) for block in blocks])
+    traces = [trace for sample in samples for trace in (sample.trace, sample.uncond_trace) if trace]
+    sums = {block: sum(trace[Site(block)].double().mean(dim=(0, 2, 3)) for trace in traces) for block in blocks}
+    whole = len(outputs) == sampler.backbone.steps
+    return _Undisturbed(requests, _images(samples), sums, len(traces), outputs if whole else ())
+
+
+def _means(undisturbed: Sequence[_Undisturbed], device: torch.device) -> dict[str, Tensor]:
+    """Block -> its mean update `[C]`, float32 on a device."""
+    count = sum(each.num_rows for each in undisturbed)
+    sums = {block: sum(each.sums[block] for each in undisturbed) for block in undisturbed[0].sums}
+    return {block: (sum_c / count).float().to(device) for block, sum_c in sums.items()}
+
+
+def _places(dictionaries: Mapping[str, Mapping[str, Dictionary]]) -> dict[tuple[str, ...], list[str]]:
+    """Blocks that are replaced together -> the names that have a dictionary of each."""
+    places: dict[tuple[str, ...], list[str]] = {}
+    for name, by_block in dictionaries.items():
+        blocks_of_name = check_blocks(tuple(by_block))
+        for blocks in dict.fromkeys([*((block,) for block in blocks_of_name), blocks_of_name]):
+            places.setdefault(blocks, []).append(name)
+    return places
+
+
+def _replacements(
+    dictionaries: Mapping[str, Mapping[str, Dictionary]],
+    places: Mapping[tuple[str, ...], Sequence[str]],
+    means: Mapping[str, Tensor],
+) -> Iterator[tuple[dict[str, str], dict[str, Dictionary]]]:
+    """(What a row says of it, block -> what codes its update) of each replacement at each place."""
+    for blocks, names in places.items():
+        where = {"blocks": blocks_text(blocks)}
+        for name in names:
+            labels = where | {"dictionary": name, "replacement": RECONSTRUCTION}
+            yield labels, {block: dictionaries[name][block] for block in blocks}
+        for replacement, share in ((ZERO, 0), (MEAN, 1)):
+            labels = where | {"dictionary": "", "replacement": replacement}
+            yield labels, {block: _constant(share * means[block]) for block in blocks}
 
 
 def _constant(vector_c: Tensor) -> Dictionary:
@@ -123,13 +151,17 @@ def _constant(vector_c: Tensor) -> Dictionary:
     return PCA(vector_c.new_zeros(0, len(vector_c)), vector_c)
 
 
-def _chunks(sampler: Sampler, requests: Sequence[Request]) -> Iterator[tuple[int, Sequence[Request]]]:
-    """(Number of the first, requests) of a batch each."""
+def _chunks(sampler: Sampler, requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
+    """A batch each."""
     start = 0
     while start < len(requests):
         chunk = requests[start : start + sampler.batch_size]
-        yield start, chunk
+        yield chunk
         start += len(chunk)
+
+
+def _images(samples: Sequence[Sample]) -> Tensor:
+    return eight_bits(torch.stack([sample.image for sample in samples]))
 
 
 def _scores(models: ScoringModels, images_bchw: Tensor, originals_bchw: Tensor) -> list[dict[str, float]]:
@@ -137,3 +169,31 @@ def _scores(models: ScoringModels, images_bchw: Tensor, originals_bchw: Tensor) 
     lpips = models.lpips.distance(images_bchw, originals_bchw).double().tolist()
     clip = (models.clip.images(images_bchw) * models.clip.images(originals_bchw)).sum(axis=1).tolist()
     return [{"lpips": distance, "clip_image": cosine} for distance, cosine in zip(lpips, clip, strict=True)]
+
+
+def _check(
+    sampler: Sampler,
+    dictionaries: Mapping[str, Mapping[str, Dictionary]],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    scopes: Sequence[Scope],
+) -> None:
+    """Raises `UserError` for what `reconstruction_effect` cannot do."""
+    given = dictionaries and all(dictionaries.values()) and scopes and prompts
+    if not given or len(prompts) != len(seeds):
+        raise UserError(
+            f"{len(dictionaries)} dictionaries, {len(scopes)} scopes, {len(prompts)} prompts and {len(seeds)} seeds "
+            "cannot be evaluated",
+            remedy="give at least one dictionary of a block, one scope, and a seed for each prompt",
+        )
+    for scope in scopes:
+        scope.steps(sampler.backbone)
+    for name, by_block in dictionaries.items():
+        for block, dictionary in by_block.items():
+            channels = block_module(sampler.unet, block).config.in_channels
+            if dictionary.width != channels:
+                raise UserError(
+                    f"the dictionary {name} of {block} codes {dictionary.width} values, the block's update has "
+                    f"{channels}",
+                    remedy="use a dictionary that was trained on this block",
+                )

@@ -84,7 +84,7 @@ class StreamedBatches:
         return next(iter(self._buffers.values())).rows
 
     @property
-    def buffer_bytes(self) -> int:
+    def bytes(self) -> int:
         """Memory of all buffers."""
         return sum(buffer.bytes for buffer in self._buffers.values())
 

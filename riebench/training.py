@@ -10,13 +10,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from riebench.errors import UserError
+from riebench.errors import UserError, did_you_mean
+from riebench.training_cluster import train_on_cluster
 from riebench.training_data import TrainingData
 from sae_models import checkpoint, index
 from sae_models.architectures import L1, Architecture, AuxK, BatchTopK, JumpReLU, Matryoshka, Restart, TopK
 from sae_models.evaluation import Evaluation, Tally
 from sae_models.trainer import STATE_FILE, TrainConfig, train
 
+ENGINES = ("local", "ray")
 LOGS = "training"  # sub-folder of logs and states
 
 
@@ -74,7 +76,16 @@ class _Job:
 
 
 def train_dictionaries(
-    data: TrainingData, grid: Grid, out: Path, config: TrainConfig, batch_size: int, checkpoint_every: int = 1_000
+    data: TrainingData,
+    grid: Grid,
+    out: Path,
+    config: TrainConfig,
+    batch_size: int,
+    *,
+    checkpoint_every: int = 1_000,
+    trackers: Sequence[str] = (),
+    engine: str = "local",
+    address: str | None = None,
 ) -> None:
     """Trains every SAE of the grid for each block of the data, evaluates and registers them in the index of `out`.
 
@@ -83,8 +94,12 @@ def train_dictionaries(
     blocks that need nothing more are not harvested. Logs and pictures of the course stay in `training/`, and until it
     ends the state of a training that was killed, which goes on when it is called again.
 
-    Raises `UserError` for settings that cannot be meant, as `train` does; what was registered stays.
+    trackers: names, as `train` takes them. engine: "local", or "ray": a group of the SAEs on each GPU of a cluster at
+    `address` (`train_on_cluster`), each of which makes the batches for itself. Raises `UserError` for settings that
+    cannot be meant, as `train` does; what was registered stays.
     """
+    if engine not in ENGINES:
+        raise UserError(f"unknown engine {engine!r}{did_you_mean(engine, ENGINES)}", remedy="use local or ray")
     out = Path(out)
     jobs = list(_jobs(data, grid, config, batch_size))
     known = {entry.key: entry for entry in index.entries(out)}
@@ -100,8 +115,13 @@ def train_dictionaries(
     batches = data.batches(blocks, batch_size)
     passes = config.steps * batch_size / data.rows()
     print(f"{len(left)} SAEs, {config.steps} steps of {batch_size} vectors, each vector {passes:.2g} times")
-    print(f"log: {folder}", flush=True)
-    saes = train(batches, architectures, config, folder=folder, checkpoint_every=checkpoint_every)
+    print(f"shuffling buffer: {batches.bytes / 1e6:.0f} MB on {data.device}; log: {folder}", flush=True)
+    how = {"folder": folder, "checkpoint_every": checkpoint_every, "trackers": trackers}
+    if engine == "ray":
+        maker, where = data.maker(blocks, batch_size), {"device": data.device.type, "address": address}
+        saes = train_on_cluster(maker, architectures, config, **where, **how)
+    else:
+        saes = train(batches, architectures, config, **how)
     digests = [
         checkpoint.save(
             out / job.folder,
@@ -112,7 +132,8 @@ def train_dictionaries(
     ]
     evaluations = _evaluate(data, left, out)
     index.register(*map(_entry, left, digests, evaluations, itertools.repeat(out)), root=out)
-    (folder / STATE_FILE).unlink()
+    for state in folder.rglob(STATE_FILE):
+        state.unlink()
     for number, (job, found) in enumerate(zip(left, evaluations, strict=True), start=1):
         print(
             f"[{number}/{len(left)}] {job.block} {job.name}: "
@@ -123,11 +144,12 @@ def train_dictionaries(
 
 
 def _jobs(data: TrainingData, grid: Grid, config: TrainConfig, batch_size: int) -> Iterator[_Job]:
-    made_by = data.made_by()
+    made_by, recipe = data.made_by(), asdict(config)
+    del recipe["compile"]  # which changes the rounding alone
     for block in data.blocks:
         for name, architecture in grid.members(data.widths[block]):
             settings = {"batch_size": batch_size, "architecture": repr(architecture), "data": made_by}
-            yield _Job(data.backbone, block, name, architecture, asdict(config) | settings)
+            yield _Job(data.backbone, block, name, architecture, recipe | settings)
 
 
 def _is_done(entry: index.Entry | None, job: _Job, root: Path) -> bool:

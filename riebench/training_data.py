@@ -5,18 +5,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from riebench.backbones import check_blocks
+from riebench.backbones import Backbone, check_blocks
 from riebench.errors import UserError
 from riebench.harvest import rows_per_prompt, stream
 from riebench.lens import block_module
 from riebench.loading import weights_sha256
-from riebench.sampling import Sampler
+from riebench.sampling import Sampler, load_sampler
 from riebench.streaming import StreamedBatches
 from sae_models.activation_store import ActivationStore, StoreBatches
 
@@ -42,8 +44,12 @@ class TrainingData(Protocol):
         """All that decides the rows, as JSON has it."""
         ...
 
-    def batches(self, blocks: Sequence[str], batch_size: int) -> Iterator[Tensor]:
-        """Endless `[blocks, batch_size, C]`, with `seek(step)`. Raises `UserError` where they cannot be made."""
+    def batches(self, blocks: Sequence[str], batch_size: int) -> StreamedBatches | StackedBatches:
+        """Endless `[blocks, batch_size, C]`. Raises `UserError` where they cannot be made."""
+        ...
+
+    def maker(self, blocks: Sequence[str], batch_size: int) -> Callable[[torch.device], Iterator[Tensor]]:
+        """What makes the same batches elsewhere, from scratch; it can be pickled."""
         ...
 
     def held_back(self, blocks: Sequence[str]) -> Iterator[dict[str, Tensor]]:
@@ -88,15 +94,20 @@ class Generated:
         }
 
     def batches(self, blocks: Sequence[str], batch_size: int) -> StreamedBatches:
-        return StreamedBatches(
-            self.sampler,
-            blocks,
-            self.prompts[: self._trained_on],
-            self.seed,
-            batch_size,
-            buffer_rows=self.buffer_rows,
-            branch=self.branch,
-        )
+        return StreamedBatches(self.sampler, **self._words(blocks, batch_size))
+
+    def maker(self, blocks: Sequence[str], batch_size: int) -> Callable[[torch.device], StreamedBatches]:
+        return partial(_generated_on, self.sampler.backbone, self.sampler.batch_size, self._words(blocks, batch_size))
+
+    def _words(self, blocks: Sequence[str], batch_size: int) -> dict[str, Any]:
+        return {
+            "blocks": blocks,
+            "prompts": self.prompts[: self._trained_on],
+            "seed": self.seed,
+            "batch_size": batch_size,
+            "buffer_rows": self.buffer_rows,
+            "branch": self.branch,
+        }
 
     def held_back(self, blocks: Sequence[str]) -> Iterator[dict[str, Tensor]]:
         chunks = stream(self.sampler, blocks, self.prompts, self.seed, start=self._trained_on, branch=self.branch)
@@ -146,12 +157,10 @@ class Stored:
                 f"{self.store.folder} has {self.rows()} rows to train on, and a batch takes {batch_size}",
                 remedy="harvest more prompts, or lower the batch size",
             )
-        return StackedBatches(
-            [
-                self.store.batches(block, batch_size, seed=self.seed, rows=self.rows(), device=self.device)
-                for block in blocks
-            ]
-        )
+        return _stored_on(self.store.folder, blocks, batch_size, self.seed, self.rows(), self.device)
+
+    def maker(self, blocks: Sequence[str], batch_size: int) -> Callable[[torch.device], StackedBatches]:
+        return partial(_stored_on, self.store.folder.absolute(), blocks, batch_size, self.seed, self.rows())
 
     def held_back(self, blocks: Sequence[str]) -> Iterator[dict[str, Tensor]]:
         parts = [self.store.values_from(block, self.rows()) for block in blocks]
@@ -171,10 +180,28 @@ class StackedBatches:
     def __next__(self) -> Tensor:
         return torch.stack([next(batches) for batches in self._batches])
 
+    @property
+    def bytes(self) -> int:
+        """Memory that they take at most."""
+        return sum(batches.bytes for batches in self._batches)
+
     def seek(self, step: int) -> None:
         """The next batch is that of the step, counted from 0."""
         for batches in self._batches:
             batches.seek(step)
+
+
+def _generated_on(
+    backbone: Backbone, harvest_batch: int, words: dict[str, Any], device: torch.device
+) -> StreamedBatches:
+    return StreamedBatches(load_sampler(backbone, device, harvest_batch), **words)
+
+
+def _stored_on(
+    folder: Path, blocks: Sequence[str], batch_size: int, seed: int, rows: int, device: torch.device
+) -> StackedBatches:
+    store = ActivationStore.open(folder)
+    return StackedBatches([store.batches(block, batch_size, seed=seed, rows=rows, device=device) for block in blocks])
 
 
 def _held_back(prompts: int) -> int:

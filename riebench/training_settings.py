@@ -40,7 +40,7 @@ class Defaults:
 #: By the family of a backbone's judges. Those of SDXL are the recipe of the published SAEs (arXiv 2410.22366); those of
 #: tinyworld suit 384 to 1,536 features and a training of minutes.
 DEFAULTS = {
-    "tinyworld": Defaults(4_096, 600, 2_048, 2e-3, 25, (4, 8, 16), (4, 8, 16), Restart(25_000)),
+    "tinyworld": Defaults(4_096, 1_200, 2_048, 4e-3, 25, (4, 8, 16), (4, 8, 16), AuxK(48, dead_after=25_000)),
     "sdxl": Defaults(1_500_000, 0, 4_096, 1e-4, 100, (10,), (4,), AuxK(256, dead_after=10_000_000)),
 }
 
@@ -67,9 +67,14 @@ def generated_data(
     return Generated(sampler, blocks, texts, seed, branch=branch, buffer_rows=buffer_rows)
 
 
-def stored_data(folder: Path, blocks: Sequence[str] = (), *, seed: int = 0, device: str = "auto") -> Stored:
-    """Rows of a store's blocks (default: all). Raises `UserError` as `ActivationStore.open` and `Stored` do."""
-    return Stored(ActivationStore.open(folder), blocks, seed=seed, device=choose_device(device))
+def stored_data(
+    folder: Path, blocks: Sequence[str] = (), *, backbone: str | None = None, seed: int = 0, device: str = "auto"
+) -> Stored:
+    """Rows of a store's blocks (default: all). backbone: the one that the store must be of. Raises `UserError` as
+    `ActivationStore.open`, its `expect` and `Stored` do."""
+    store = ActivationStore.open(folder)
+    store.expect(backbone=backbone)
+    return Stored(store, blocks, seed=seed, device=choose_device(device))
 
 
 def defaults_for(backbone: str) -> Defaults:
@@ -133,6 +138,7 @@ def make_config(
     lr: float = 0.0,
     normalisation: str = TrainConfig.normalisation,
     compute: str = TrainConfig.compute,
+    compile: bool = False,
 ) -> tuple[TrainConfig, int]:
     """(Configuration, batch size); 0 and None take the default, and 0 steps as many as take each vector once."""
     batch_size = batch_size or defaults.batch_size
@@ -144,6 +150,7 @@ def make_config(
             report_every=defaults.report_every,
             normalisation=normalisation,
             compute=compute,
+            compile=compile,
         ),
         batch_size,
     )

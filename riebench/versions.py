@@ -25,9 +25,10 @@ NOT_GENERATING = tuple(
     for name in (
         *("analysis", "report", "metrics"),
         *("cli.py", "api.py", "progress.py", "interrupts.py", "runs.py", "resume.py"),
-        *("indexing.py", "generalisation.py", "reconstruction.py"),
-        *("workers.py", "cluster.py", "threads.py", "harvest.py", "prompts.py"),
-        *("streaming.py", "training.py", "training_data.py", "training_settings.py"),
+        *("indexing.py", "generalisation.py", "reconstruction.py", "replacement.py", "stability.py"),
+        *("evaluation.py", "evaluation_tables.py"),
+        *("workers.py", "cluster.py", "ray_cluster.py", "threads.py", "harvest.py", "prompts.py"),
+        *("streaming.py", "training.py", "training_data.py", "training_settings.py", "training_cluster.py"),
     )
 )
 GENERATORS = ("torch", "diffusers", "transformers")

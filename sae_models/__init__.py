@@ -24,12 +24,12 @@ _ROOMS = {
     "TopK": "architectures",
     "TopKConfig": "topk",
     "TopKSAE": "topk",
-    "TrainConfig": "trainer",
+    "TrainConfig": "training_config",
     "evaluate": "evaluation",
     "feature_statistics": "sdxl_unbox",
     "load": "checkpoint",
     "save": "checkpoint",
-    "shuffled_batches": "trainer",
+    "shuffled_batches": "batches",
     "train": "trainer",
 }
 

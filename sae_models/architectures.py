@@ -141,7 +141,7 @@ class Architecture:
     revival: AuxK | Restart | None = None
     """What brings dead features back."""
     seed: int = 0
-    """Of the rows of the data along which the features start, and start again."""
+    """Of the directions in which the features start, and start again."""
     block: int = 0
     """Which rows it is trained on, where a batch holds those of several blocks, `[blocks, n, d]`."""
 

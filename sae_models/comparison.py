@@ -1,4 +1,4 @@
-"""Dictionaries beside one another, and one dictionary's features beside themselves a step later."""
+"""Dictionaries beside one another, and the active features of two latents."""
 
 from __future__ import annotations
 
@@ -53,13 +53,3 @@ def active_overlap(before_nf: Tensor, after_nf: Tensor) -> Tensor:
     either; 0 where none is. Latents `[n, f]`."""
     before, after = before_nf != 0, after_nf != 0
     return (before & after).sum(-1) / (before | after).sum(-1).clamp(min=1)
-
-
-def step_overlap(latents_tnf: Tensor) -> Tensor:
-    """For steps t and t + 1, so one number fewer than steps: the mean over n rows of `active_overlap`, float64.
-
-    latents_tnf: `[steps, n, f]`, row n of all steps being the same cell of the same image.
-    """
-    pairs = zip(latents_tnf[:-1], latents_tnf[1:], strict=True)
-    means = [active_overlap(before, after).mean(dtype=torch.float64) for before, after in pairs]
-    return torch.stack(means) if means else latents_tnf.new_zeros(0, dtype=torch.float64)

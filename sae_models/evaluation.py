@@ -34,9 +34,9 @@ class Evaluation:
     """Mean cosine of x and x_hat."""
     fvu_pooled: float
     """Fraction of variance unexplained: sum ||x - x_hat||^2 / sum ||x - mean(x)||^2."""
-    rare_share: float
-    """Share of the features that are active on some row, but on fewer than one in 10,000; 0 of fewer rows than that,
-    which cannot tell. Dead ones are not among them."""
+    rare_share: float | None
+    """Share of the features that are active on some row, but on fewer than one in 10,000; None of no more rows than
+    that, which cannot tell. Dead ones are not among them."""
     dense_share: float
     """Share of the features that are active on more than a tenth of the rows."""
     utilisation: float
@@ -99,6 +99,16 @@ class Tally:
         self._cosine += cosine_similarity(x_nd, x_hat_nd, dim=1).sum(dtype=torch.float64)
         return z_nf
 
+    def merge(self, other: Tally) -> None:
+        """Counts in the rows of another tally of the same dictionary."""
+        if self._num_rows == 0:
+            self._origin_d = other._origin_d
+        shift_d = other._origin_d - self._origin_d
+        self._square_d += other._square_d + 2 * shift_d * other._sum_d + other._num_rows * shift_d**2
+        self._sum_d += other._sum_d + other._num_rows * shift_d
+        for name in ("_num_rows", "_residual_sum_d", "_residual_square_d", "_active_f", "_mass_f", "_cosine"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
     def evaluation(self) -> Evaluation:
         """Raises `UserError` where all rows were the same, or none came."""
         count = max(1, self._num_rows)
@@ -109,6 +119,7 @@ class Tally:
             raise UserError(
                 f"there is no variance to explain in {self._num_rows} row(s)", remedy="evaluate on more, different rows"
             )
+        rare_f = (self._active_f > 0) & (self._active_f * RARE_ROWS < count)
         return Evaluation(
             num_rows=self._num_rows,
             explained_variance_pooled=float(1 - self._residual_square_d.sum() / (count * variance_d.sum())),
@@ -117,7 +128,7 @@ class Tally:
             dead_share=float((self._active_f == 0).double().mean()),
             cosine=float(self._cosine / count),
             fvu_pooled=float(self._residual_square_d.sum() / (count * variance_d.sum())),
-            rare_share=float(((self._active_f > 0) & (self._active_f * RARE_ROWS < count)).double().mean()),
+            rare_share=float(rare_f.double().mean()) if count > RARE_ROWS else None,
             dense_share=float((self._active_f * DENSE_ROWS > count).double().mean()),
             utilisation=_utilisation(self._mass_f),
         )

@@ -1,4 +1,4 @@
-"""Input rows made comparable before training, and the same folded into the weights afterwards."""
+"""Input rows: their geometric median, normalising them before training, and folding that into weights afterwards."""
 
 from __future__ import annotations
 
@@ -91,3 +91,24 @@ class Normalisation:
     def state(self) -> dict[str, Tensor | float | None]:
         """What `Normalisation(**state)` is made of again."""
         return vars(self).copy()
+
+
+def geometric_median(rows_nd: Tensor, *, tolerance: float = 1e-7, max_iterations: int = 500) -> Tensor:
+    """The point `[d]` with the least sum of distances to the rows, by Weiszfeld's iteration from the mean, in float64.
+
+    Stops when a step is shorter than `tolerance` times the mean distance. (Weiszfeld 1937)
+    """
+    rows_nd = rows_nd.double()
+    median_d = rows_nd.mean(0)
+    for _ in range(max_iterations):
+        distance_n = (rows_nd - median_d).norm(dim=1)
+        typical = distance_n.mean()
+        if typical == 0:
+            break
+        weight_n = 1 / distance_n.clamp_min(1e-9 * typical)
+        moved_d = weight_n @ rows_nd / weight_n.sum()
+        shift = (moved_d - median_d).norm()
+        median_d = moved_d
+        if shift <= tolerance * typical:
+            break
+    return median_d

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.nn.functional import embedding_bag, normalize
 
+from riebench.errors import UserError
 from sae_models.architectures import L1, Architecture, AuxK, BatchTopK, JumpReLU, Restart, TopK
 from sae_models.jumprelu import JumpReLUConfig, JumpReLUSAE
 from sae_models.normalisation import Normalisation
@@ -18,6 +19,7 @@ from sae_models.topk import TopKConfig, TopKSAE, top
 
 THRESHOLD_RATE = 0.05  # at which BatchTopK's running threshold follows that of the batch, a step
 CALIBRATION_CODES = 2_048  # rows coded to find the length of the encoder
+RECOMPILATIONS = 64  # torch gives up after 8 of one function; each kind of architecture is one
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,12 @@ class Stack(nn.Module):
 
     @torch.no_grad()
     def start(self, rows_nd: Tensor, bias_d: Tensor, k: int) -> None:
-        """Decoder rows along normalised rows of the data, so that every feature is active somewhere (random directions
-        are not, where few directions hold most of the variance); the encoder so long that codes have the magnitude of
-        what they code (Gao et al., appendix A.1); the bias as given. Latents' unit is the rows' rms norm."""
+        """Decoder rows in random directions; the encoder so long that codes have the magnitude of what they code (Gao
+        et al., appendix A.1); the bias as given. Latents' unit is the rows' rms norm.
+
+        Rows of the data as directions leave fewer features dead at first, but crowd into the few directions that hold
+        most of the variance: on tinyworld's updates explained variance then ends 0.001 lower.
+        """
         self.b_dec.copy_(bias_d.expand_as(self.b_dec))
         centred_nd = rows_nd - bias_d
         centred_nd = centred_nd[centred_nd.norm(dim=1) > 0]
@@ -74,10 +79,7 @@ class Stack(nn.Module):
         f, d = self.architecture.num_features, self.architecture.width
         for s, architecture in enumerate(self.architectures):
             generator = torch.Generator().manual_seed(architecture.seed)
-            order = torch.randperm(len(centred_nd), generator=generator)[:f]
-            random_fd = torch.randn(f, d, generator=generator).to(rows_nd.device)
-            random_fd[: len(order)] = centred_nd[order.to(rows_nd.device)]
-            self.W_dec[s] = normalize(random_fd, dim=-1)
+            self.W_dec[s] = normalize(torch.randn(f, d, generator=generator), dim=-1)
         self.W_enc.copy_(self.W_dec)
         if isinstance(self.architecture.sparsity, JumpReLU):
             self.log_threshold.copy_((self.architecture.sparsity.bandwidth * self.unit).log().expand_as(self.b_enc))
@@ -86,6 +88,23 @@ class Stack(nn.Module):
         self.W_enc *= (some_nd.norm(dim=1).mean() / coded_snd.norm(dim=-1).mean(1))[:, None, None]
         self.threshold.zero_()
 
+    def compile_parts(self) -> None:
+        """Sends through `torch.compile` what fuses: the squared errors, and the latents of L1 and JumpReLU with their
+        penalty. The largest latents stay as they are: oneDNN's products, `topk` and sparse sums do not fuse.
+
+        Raises `UserError` where `torch.compile` does not work on this device.
+        """
+        try:
+            torch.compile(lambda x: x.sin() + 1)(self.unit)
+        except Exception as error:  # each backend has its own
+            raise UserError(
+                f"torch.compile does not work on {self.unit.device}: {str(error).strip().splitlines()[0]}",
+                remedy="install a C++ compiler, on a GPU Triton too, or train without compile",
+            ) from error
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILATIONS)
+        self._unexplained = torch.compile(self._unexplained)
+        self._coded_by_threshold = torch.compile(self._coded_by_threshold)
+
     def losses(self, x_nd: Tensor, k: int) -> Losses:
         """Of normalised rows; k is TopK's and BatchTopK's at this step.
 
@@ -93,8 +112,7 @@ class Stack(nn.Module):
         the architecture asks for latents, plus AuxK's. Counts the rows since each feature was active.
         """
         nested, penalty_s, active_sf, l0_s = self._coded(x_nd, k)
-        square = (x_nd - x_nd.mean(0)).pow(2).sum().clamp_min(torch.finfo(x_nd.dtype).tiny)
-        unexplained = [(x_nd - x_hat_snd).pow(2).sum((1, 2)) / square for x_hat_snd in nested]
+        unexplained = self._unexplained(x_nd, nested)
         loss_s = torch.stack(unexplained).mean(0) + penalty_s
         revival = self.architecture.revival
         residual_snd = (x_nd - nested[-1]).detach() if revival is not None else None
@@ -106,6 +124,11 @@ class Stack(nn.Module):
             return Losses(
                 loss_s, torch.stack(statistics, dim=1), residual_snd if isinstance(revival, Restart) else None
             )
+
+    def _unexplained(self, x_nd: Tensor, nested: list[Tensor]) -> list[Tensor]:
+        """`[S]` of each nested code: the share of the rows' variance that its reconstruction leaves."""
+        square = (x_nd - x_nd.mean(0)).pow(2).sum().clamp_min(torch.finfo(x_nd.dtype).tiny)
+        return [(x_nd - x_hat_snd).pow(2).sum((1, 2)) / square for x_hat_snd in nested]
 
     def _is_dead(self) -> Tensor:
         """`[S, f]`"""

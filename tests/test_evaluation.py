@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 
 from riebench.errors import UserError
 from sae_models import evaluation
-from sae_models.comparison import active_overlap, stability, step_overlap
+from sae_models.comparison import active_overlap, stability
 from sae_models.dictionary import Identity
 from sae_models.evaluation import Tally, decoder_rows, evaluate, geometry
 from sae_models.pca import PCA
@@ -49,7 +49,7 @@ def test_dead_rare_and_dense_features_are_told_apart_at_their_bounds():
 
 
 def test_few_rows_cannot_tell_a_rare_feature():
-    assert evaluate(Identity(2), rows_with_counts([1, 50], 10_000)).rare_share == 0
+    assert evaluate(Identity(2), rows_with_counts([1, 50], 10_000)).rare_share is None
     assert evaluate(Identity(2), rows_with_counts([1, 50], 10_002)).rare_share == 0.5
 
 
@@ -65,7 +65,7 @@ def test_nothing_is_used_where_nothing_is_active():
     sae = TopKSAE(TopKConfig(3, 5, 2)).requires_grad_(False)
     sae.b_enc.fill_(-1e6)
     found = evaluate(sae, torch.randn(9, 3, generator=torch.Generator().manual_seed(0)))
-    assert (found.utilisation, found.rare_share, found.dense_share, found.dead_share) == (0, 0, 0, 1)
+    assert (found.utilisation, found.rare_share, found.dense_share, found.dead_share) == (0, None, 0, 1)
 
 
 def test_variance_unexplained_is_what_the_slow_formula_leaves():
@@ -84,9 +84,24 @@ def test_batches_do_not_matter_and_the_memory_of_a_tally_is_that_of_one_row():
     for batch_nd in rows_nd.split([7, 2_000, 993]):
         tally.add(batch_nd)
     wanted = dataclasses.asdict(evaluate(sae, rows_nd))
-    assert dataclasses.asdict(tally.evaluation()) == pytest.approx(wanted, rel=1e-6)
+    assert dataclasses.asdict(tally.evaluation()) == pytest.approx(wanted, abs=1e-6)
     held = [value.numel() for value in vars(tally).values() if isinstance(value, torch.Tensor)]
     assert len(held) >= 7 and max(held) == 40
+
+
+@pytest.mark.parametrize("sizes", [[0, 3_000], [1, 2_999], [700, 0, 2_300]])
+def test_tallies_are_merged_into_that_of_all_rows(sizes):
+    sae = TopKSAE(TopKConfig(6, 40, 5), seed=3).requires_grad_(False)
+    rows_nd = torch.randn(3_000, 6, generator=torch.Generator().manual_seed(1)) + 5
+    rows_nd[:, 0] = 1.1  # never varies
+    whole = Tally(sae)
+    for part_nd in rows_nd.split(sizes):
+        tally = Tally(sae)
+        if len(part_nd):
+            tally.add(part_nd)
+        whole.merge(tally)
+    wanted = dataclasses.asdict(evaluate(sae, rows_nd))
+    assert dataclasses.asdict(whole.evaluation()) == pytest.approx(wanted, abs=1e-6)
 
 
 # of decoder directions
@@ -167,22 +182,15 @@ def test_dictionaries_of_different_widths_are_not_compared():
 # of two steps
 
 
-def test_overlap_of_steps_worked_by_hand():
+def test_overlap_worked_by_hand():
     """Of four cells: {0, 1}, then {1, 2}, one of three; {0}, then {0}; none, then none; {2}, then {0}."""
     first = torch.tensor([[1.0, 2, 0], [3, 0, 0], [0, 0, 0], [0, 0, -1]])
     second = torch.tensor([[0.0, 5, -1], [9, 0, 0], [0, 0, 0], [1, 0, 0]])
     assert active_overlap(first, second).tolist() == pytest.approx([1 / 3, 1, 0, 0])
-    found = step_overlap(torch.stack([first, second, second]))
-    assert found.tolist() == pytest.approx([(1 / 3 + 1) / 4, 3 / 4])
-    assert found.dtype == torch.float64
-    assert step_overlap(first[None]).shape == (0,)
 
 
 def test_overlap_is_the_jaccard_index_of_sets():
-    latents_tnf = torch.relu(torch.randn(5, 30, 12, generator=torch.Generator().manual_seed(0)))
-    sets = [[set(np.flatnonzero(row)) for row in step] for step in latents_tnf.numpy()]
-    wanted = [
-        np.mean([len(a & b) / len(a | b) for a, b in zip(now, then, strict=True)])
-        for now, then in zip(sets[:-1], sets[1:], strict=True)
-    ]
-    assert step_overlap(latents_tnf).tolist() == pytest.approx(wanted, abs=1e-6)
+    before, after = torch.relu(torch.randn(2, 30, 12, generator=torch.Generator().manual_seed(0)))
+    sets = [[set(np.flatnonzero(row)) for row in latents.numpy()] for latents in (before, after)]
+    wanted = [len(a & b) / len(a | b) for a, b in zip(*sets, strict=True)]
+    assert active_overlap(before, after).tolist() == pytest.approx(wanted, abs=1e-6)

@@ -13,7 +13,8 @@ from riebench.errors import UserError
 from riebench.lens import Site
 from riebench.metrics.models import ScoringModels
 from riebench.prompts import world_prompts
-from riebench.reconstruction import reconstruction_effect, summarise
+from riebench.reconstruction import CONDITION, reconstruction_effect, summarise
+from riebench.replacement import Scope
 from riebench.rewriting import Reconstruct
 from riebench.sampling import Request, Sampler
 from sae_models.dictionary import Identity
@@ -76,7 +77,7 @@ def slow_effect(sampler: Sampler, saes: dict[str, TopKSAE], models: ScoringModel
         "mean": lambda update, block: means[block].expand_as(update),
     }
     found = {}
-    for place, blocks in {**{block: [block] for block in saes}, "all": list(saes)}.items():
+    for place, blocks in {**{block: [block] for block in saes}, "mid.0+up.0.1": list(saes)}.items():
         for name, function in functions.items():
             with torch.no_grad(), replaced(sampler.unet, blocks, function):
                 images = [sample.image for sample in sampler.generate(requests)]
@@ -95,12 +96,14 @@ def test_images_and_scores_are_those_of_hooks_put_on_by_hand(guided, sampler, mo
     otherwise, and now and then another feature is among the k largest."""
     backbone = GUIDED if guided else sampler.backbone
     here = Sampler(backbone, sampler.pipeline, batch_size=2)  # three prompts: a whole batch and a part of one
-    saes = {"mid.0": untrained(1), "up.0.1": untrained(2)}
-    effect = reconstruction_effect(here, saes, PROMPTS, SEEDS, models)
+    saes = {"up.0.1": untrained(2), "mid.0": untrained(1)}
+    effect = reconstruction_effect(here, {"a": saes}, PROMPTS, SEEDS, models)
     wanted = slow_effect(Sampler(backbone, sampler.pipeline, batch_size=2), saes, models)
     assert len(effect) == 3 * 3 * 3
+    assert set(effect["branch"]) == {"both"} and set(effect["window"]) == {"all"}
     for (place, name), scores in wanted.items():
-        rows = effect[(effect["block"] == place) & (effect["replacement"] == name)]
+        rows = effect[(effect["blocks"] == place) & (effect["replacement"] == name)]
+        assert set(rows["dictionary"]) == {"a" if name == "reconstruction" else ""}
         assert rows["prompt"].tolist() == PROMPTS and rows["seed"].tolist() == SEEDS
         tolerance = 2e-3 if name == "reconstruction" else 1e-4
         for (_, row), (lpips, clip) in zip(rows.iterrows(), scores, strict=True):
@@ -110,39 +113,64 @@ def test_images_and_scores_are_those_of_hooks_put_on_by_hand(guided, sampler, mo
 
 def test_hooks_are_gone_and_the_images_undisturbed_afterwards(sampler, models):
     before = sampler.generate([Request(PROMPTS[0], 5)])[0].image
-    reconstruction_effect(sampler, {"mid.0": untrained(1)}, PROMPTS[:1], [5], models)
+    scopes = [Scope(), Scope(window="0")]
+    reconstruction_effect(sampler, {"a": {"mid.0": untrained(1)}}, PROMPTS[:1], [5], models, scopes)
     assert torch.equal(sampler.generate([Request(PROMPTS[0], 5)])[0].image, before)
 
 
 def test_a_dictionary_that_loses_nothing_moves_no_image(sampler, models):
-    effect = reconstruction_effect(sampler, {"up.0.0": Identity(96)}, PROMPTS, SEEDS, models)
-    assert set(effect["block"]) == {"up.0.0"}, "one block alone is not said twice"
-    means = summarise(effect)
-    exact = means.loc[("up.0.0", "reconstruction")]
-    assert exact["lpips"] == pytest.approx(0, abs=1e-3) and exact["clip_image"] == pytest.approx(1, abs=1e-3)
-    assert exact["recovered"] > 0.95 and means.loc[("up.0.0", "zero"), "recovered"] == 0
-    assert means.loc[("up.0.0", "zero"), "lpips"] > 0.01
+    """Exactly: what is added is zero."""
+    guided = Sampler(GUIDED, sampler.pipeline, batch_size=3)
+    dictionaries = {"exact": {"up.0.0": Identity(96)}, "poor": {"up.0.0": untrained(1)}}
+    scopes = [Scope(), Scope("uncond"), Scope(window="1")]
+    effect = reconstruction_effect(guided, dictionaries, PROMPTS, SEEDS, models, scopes)
+    assert set(effect["blocks"]) == {"up.0.0"}, "one block alone is not said twice"
+    means = summarise(effect).set_index(["dictionary", "replacement", "branch", "window"])
+    assert len(means) == 3 * 4, "zero and mean are made once for both"
+    for scope in scopes:
+        where = scope.branch, scope.window
+        exact = means.loc[("exact", "reconstruction", *where)]
+        assert (exact["lpips"], exact["recovered"]) == (0, 1) and exact["clip_image"] == pytest.approx(1)
+        assert means.loc[("poor", "reconstruction", *where), "lpips"] > 0
+        assert means.loc[("", "zero", *where), "recovered"] == 0
+
+
+def test_a_scope_alone_finds_what_it_finds_among_others(sampler, models):
+    """Steps that are taken from the undisturbed generation are as if they were computed."""
+    guided = Sampler(GUIDED, sampler.pipeline, batch_size=2)
+    dictionaries = {"a": {"up.0.0": untrained(1), "up.0.1": untrained(2)}}
+    scopes = [Scope("uncond"), Scope(), Scope("cond", "2"), Scope(window="0,2")]
+    together = reconstruction_effect(guided, dictionaries, PROMPTS, SEEDS, models, scopes)
+    for scope in scopes:
+        alone = reconstruction_effect(guided, dictionaries, PROMPTS, SEEDS, models, [scope])
+        rows = together[(together["branch"] == scope.branch) & (together["window"] == scope.window)]
+        pd.testing.assert_frame_equal(rows.reset_index(drop=True), alone)
+    means = summarise(together).query("replacement == 'zero'").groupby(["branch", "window"])["lpips"].mean()
+    assert means["both", "all"] > means["both", "0,2"] > means["cond", "2"] > 0
 
 
 def test_the_share_recovered_worked_by_hand():
-    """Means of LPIPS: reconstruction 0.1, zero 0.4, mean 0.5 in one block; in the other zero moves nothing."""
+    """Means of LPIPS of three scopes of a block: zero 0.4, then 0.2, then 0, where nothing is to be recovered."""
+    scopes = {("both", "all"): 1.0, ("both", "3"): 0.5, ("cond", "all"): 0.0}
     effect = pd.DataFrame(
         [
-            (block, name, lpips, 0.5)
-            for block, names in (
-                ("up", {"reconstruction": (0.0, 0.2), "zero": (0.3, 0.5), "mean": (0.5, 0.5)}),
-                ("mid", {"reconstruction": (0.0, 0.0), "zero": (0.0, 0.0), "mean": (0.1, 0.1)}),
+            ("up", dictionary, replacement, branch, window, scale * lpips, 0.5)
+            for (branch, window), scale in scopes.items()
+            for dictionary, replacement, values in (
+                ("good", "reconstruction", (0.0, 0.2)),
+                ("bad", "reconstruction", (0.4, 0.8)),
+                ("", "zero", (0.3, 0.5)),
+                ("", "mean", (0.5, 0.5)),
             )
-            for name, values in names.items()
             for lpips in values
         ],
-        columns=["block", "replacement", "lpips", "clip_image"],
+        columns=[*CONDITION, "lpips", "clip_image"],
     )
     found = summarise(effect)
-    assert list(found.index) == [(b, n) for b in ("up", "mid") for n in ("reconstruction", "zero", "mean")]
-    assert found.loc["up", "lpips"].tolist() == pytest.approx([0.1, 0.4, 0.5])
-    assert found.loc["up", "recovered"].tolist() == pytest.approx([0.75, 0, -0.25])
-    assert found.loc["mid", "recovered"].isna().all()
+    assert found["dictionary"].tolist() == ["good", "bad", "", ""] * 3
+    assert found["lpips"].tolist() == pytest.approx([0.1, 0.6, 0.4, 0.5, 0.05, 0.3, 0.2, 0.25, 0, 0, 0, 0])
+    assert found["recovered"].tolist()[:8] == pytest.approx([0.75, -0.5, 0, -0.25] * 2)
+    assert found["recovered"][8:].isna().all()
 
 
 def test_reconstruct_adds_what_takes_each_cell_to_its_reconstruction():
@@ -153,9 +181,18 @@ def test_reconstruct_adds_what_takes_each_cell_to_its_reconstruction():
 
 
 def test_what_cannot_be_evaluated_is_told(sampler, models):
-    with pytest.raises(UserError, match="mid.0 codes 95 values, the block's update has 96"):
-        reconstruction_effect(sampler, {"mid.0": Identity(95)}, PROMPTS, SEEDS, models)
-    for dictionaries, prompts, seeds in (({}, PROMPTS, SEEDS), ({"mid.0": Identity(96)}, [], []),
-                                         ({"mid.0": Identity(96)}, PROMPTS, SEEDS[:2])):  # fmt: skip
-        with pytest.raises(UserError, match="cannot be evaluated"):
+    exact = {"a": {"mid.0": Identity(96)}}
+    with pytest.raises(UserError, match="a of mid.0 codes 95 values, the block's update has 96"):
+        reconstruction_effect(sampler, {"a": {"mid.0": Identity(95)}}, PROMPTS, SEEDS, models)
+    for dictionaries, prompts, seeds in (({}, PROMPTS, SEEDS), ({**exact, "b": {}}, PROMPTS, SEEDS), (exact, [], []),
+                                         (exact, PROMPTS, SEEDS[:2])):  # fmt: skip
+        with pytest.raises(UserError, match="cannot be evaluated.*give at least"):
             reconstruction_effect(sampler, dictionaries, prompts, seeds, models)
+    for scope, message in (
+        (Scope("con"), "did you mean 'cond'.*use one of cond, uncond, both"),
+        (Scope("uncond"), "without guidance.*use branch 'cond' or 'both'"),
+        (Scope(window="1"), "beyond the 1 steps.*use steps 0 to 0"),
+        (Scope(window="third"), "no window of steps"),
+    ):
+        with pytest.raises(UserError, match=message):
+            reconstruction_effect(sampler, exact, PROMPTS, SEEDS, models, [scope])

@@ -16,9 +16,10 @@ from riebench.analysis import summarise, write_scores
 from riebench.analysis.dominance import subset_names
 from riebench.analysis.frames import COLUMNS, Setting
 from riebench.analysis.statistics import Interval
+from riebench.axes import ticks
 from riebench.report import write_report
 from riebench.report.examples import choose_examples, embed_image
-from riebench.report.figures import Box, HeatRow, heat_picture, nice_ticks, place_labels
+from riebench.report.figures import Box, HeatRow, heat_picture, place_labels
 from riebench.report.markup import number, p_value, table
 
 BLOCKS = ("down.2.1", "mid.0", "up.0.0", "up.0.1")
@@ -262,9 +263,9 @@ def test_heat_cells_are_coloured_by_sign_and_size():
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 0.0), (-0.013, 0.12), (0.0, 0.7), (-3.0, 1200.0), (1e-7, 3e-7)])
 def test_ticks_enclose_the_data_in_even_round_steps(low, high):
-    ticks = nice_ticks(low, high)
-    steps = np.diff(ticks)
-    assert ticks[0] <= low <= high <= ticks[-1] and 2 <= len(ticks) <= 9
+    found = ticks(low, high)
+    steps = np.diff(found)
+    assert found[0] <= low <= high <= found[-1] and 2 <= len(found) <= 9
     assert steps == pytest.approx(steps[0])
     assert round(steps[0] / 10 ** np.floor(np.log10(steps[0] * 1.0001)), 6) in {1, 2, 5}
 

@@ -32,7 +32,7 @@ def at(batches, step: int) -> torch.Tensor:
 def test_streamed_batches_hold_every_row_once_and_the_same_of_every_block(of_four):
     batches = batches_of(of_four)
     assert batches.window_prompts == 6, "384 of 400 rows: whole prompts, whole batches"
-    assert batches.buffer_rows == 384 and batches.buffer_bytes == 2 * 384 * (96 * 2 + 8)
+    assert batches.buffer_rows == 384 and batches.bytes == 2 * 384 * (96 * 2 + 8)
     assert batches.steps == 11 * 64 // 96
     drawn = list(islice(batches, batches.steps))
     assert drawn[0].shape == (2, 96, 96)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,9 +21,12 @@ from scipy.optimize import minimize
 from riebench.errors import UserError
 from sae_models import trainer
 from sae_models.architectures import L1, Architecture, AuxK, BatchTopK, JumpReLU, Matryoshka, Restart, TopK
+from sae_models.batches import shuffled_batches
 from sae_models.evaluation import evaluate
+from sae_models.normalisation import geometric_median
 from sae_models.stack import Stack
-from sae_models.trainer import LOG_FILE, STATE_FILE, TrainConfig, geometric_median, shuffled_batches, train
+from sae_models.trainer import STATE_FILE, TrainConfig, train
+from sae_models.training_log import LOG_FILE
 
 
 def planted_rows(num_rows: int, width: int = 16, num_atoms: int = 32, active: int = 3, seed: int = 0):
@@ -224,6 +229,57 @@ def test_bfloat16_trains_as_well_and_keeps_float32_weights():
         found.append([evaluate(sae, rows_nd).explained_variance_pooled for sae in saes])
     np.testing.assert_allclose(found[0], found[1], atol=0.02)
     assert found[0] != found[1]
+
+
+# compiling
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile needs a C++ compiler"
+)
+
+
+@needs_compiler
+def test_compiled_training_is_the_plain_one_but_for_rounding(tmp_path, monkeypatch):
+    rows_nd, compiled = planted_rows(500)[0], []
+    plain_compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda part: compiled.append(part) or plain_compile(part))
+    plain = train(shuffled_batches(rows_nd, 64), MANY, SMALL, folder=tmp_path / "plain")
+    assert not compiled
+    config = dataclasses.replace(SMALL, compile=True)
+    found = train(shuffled_batches(rows_nd, 64), MANY, config, folder=tmp_path / "compiled")
+    assert len(compiled) == 3 * 4, "a trial and two parts of each stack"
+    for one, other in zip(plain, found, strict=True):
+        for name, value in one.state_dict().items():
+            torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-4, atol=1e-4)
+    states = [torch.load(tmp_path / name / STATE_FILE, weights_only=True) for name in ("plain", "compiled")]
+    assert states[0]["description"] == states[1]["description"]
+    for one, other in zip(*(state["stacks"] for state in states), strict=True):
+        assert list(one) == list(other) and not any("_orig_mod" in name for name in one)
+
+
+@needs_compiler
+def test_a_compiled_run_resumes_exactly(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "CALIBRATION_ROWS", 200)
+    rows_nd, config = planted_rows(500)[0], dataclasses.replace(SMALL, compile=True)
+    whole = train(shuffled_batches(rows_nd, 64), MANY, config)
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped(shuffled_batches(rows_nd, 64), 25), MANY, config, folder=tmp_path, checkpoint_every=20)
+    assert same(whole, train(shuffled_batches(rows_nd, 64), MANY, config, folder=tmp_path))
+
+
+@needs_compiler
+def test_without_a_compiler_compile_is_refused(tmp_path):
+    code = (
+        "from test_trainer import ONE, SMALL, planted_rows, shuffled_batches, train\nimport dataclasses\n"
+        "train(shuffled_batches(planted_rows(500)[0], 64), [ONE], dataclasses.replace(SMALL, compile=True))"
+    )
+    env = os.environ | {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert ended.returncode == 1
+    said = ended.stderr.strip().splitlines()[-1]
+    assert said.startswith("riebench.errors.UserError: torch.compile does not work on cpu: ")
+    assert said.endswith("-> install a C++ compiler, on a GPU Triton too, or train without compile")
 
 
 # resuming

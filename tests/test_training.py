@@ -133,6 +133,8 @@ def test_training_from_a_store_is_training_on_its_rows_and_needs_no_model(tmp_pa
     found = evaluate(index.open(entries[1], root=tmp_path / "out"), rows.float())
     assert entries[1].evaluation == pytest.approx(dataclasses.asdict(found), abs=1e-6), "on the prompts kept back"
     assert found.explained_variance_pooled > 0.5
+    assert main(["train", *store, "--backbone", "tinyworld-turbo@4", "--out", str(tmp_path / "out")]) == 2
+    assert "is a store of tinyworld-turbo@1, not of tinyworld-turbo@4" in capsys.readouterr().err
     assert main(["train", *store, "--blocks", "mid.1", "--out", str(tmp_path / "out")]) == 2
     assert "has no block 'mid.1'" in capsys.readouterr().err
 
@@ -159,6 +161,26 @@ def test_every_architecture_is_trained_registered_and_opened_by_a_run(name, tmp_
     assert index.open(opened, root=tmp_path).encode(torch.randn(5, 96)).shape == (5, 192)
 
 
+@pytest.mark.parametrize("source", ["generated", "store"])
+def test_on_a_cluster_the_same_dictionaries_are_made(source, tmp_path):
+    pytest.importorskip("ray")
+    words = ["--blocks", "mid.0", "--k", "2,4", "--width", "1", "--steps", "6", "--batch-size", "256"]
+    if source == "store":
+        assert main(["harvest", "--blocks", "mid.0", "--count", "48", "--out", str(tmp_path / "store")]) == 0
+        words += ["--store", str(tmp_path / "store")]
+    else:
+        words += ["--count", "48"]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)  # as a worker has
+        for engine in ("local", "ray"):
+            assert main(["train", *words, "--engine", engine, "--out", str(tmp_path / engine)]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    one, other = ({e.key: e.sha256 for e in index.entries(tmp_path / engine)} for engine in ("local", "ray"))
+    assert one == other and len(one) == 2
+
+
 REFUSED = {
     "3 prompts are too few": ["--count", "3"],
     "steps is -1": ["--steps", "-1"],
@@ -173,6 +195,8 @@ REFUSED = {
     "unknown revival 'auxx'; did you mean 'auxk'": ["--revival", "auxx"],
     "dead_after says when": ["--dead-after", "1000"],
     "--weight is 'a'": ["--weight", "a"],
+    "unknown engine 'rai'; did you mean 'ray'": ["--engine", "rai"],
+    "'tensorbord'; did you mean 'tensorboard'": ["--tracker", "tensorbord"],
     "buffer of 100 rows is too small": ["--count", "48", "--buffer-rows", "100"],
     "activation store nowhere/store.json does not exist": ["--store", "nowhere"],
 }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 from riebench.analysis.statistics import Interval
+from riebench.axes import ticks
 from riebench.report.markup import interval, number
 
 CHARACTER_WIDTH = 6.6  # of the 12 px labels, for placing them
@@ -105,7 +106,7 @@ def trade_off(title: str, x_label: str, y_label: str, points: Sequence[Point]) -
     reaching = [p for p in points if not p.small]
     xs = [v for p in points for v in ((p.x.mean,) if p.small else (p.x.low, p.x.high))] + [0.0]
     ys = [v for p in points for v in ((p.y.mean,) if p.small else (p.y.low, p.y.high))] + [0.0]
-    x_ticks, y_ticks = nice_ticks(min(xs), max(xs)), nice_ticks(min(ys), max(ys))
+    x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
 
     def at(x: float, y: float) -> tuple[float, float]:
         across = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
@@ -178,17 +179,8 @@ def place_labels(
     return placed
 
 
-def nice_ticks(low: float, high: float, about: int = 6) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten that enclose [low, high], about `about` of them."""
-    span = (high - low) or 1.0
-    power = 10.0 ** math.floor(math.log10(span / about))
-    step = next(power * k for k in (1, 2, 5, 10) if power * k * about >= span * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(k * step, 12) for k in range(first, max(last, first + 1) + 1)]
-
-
-def _tick(value: float, ticks: Sequence[float]) -> str:
-    decimals = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
+def _tick(value: float, marks: Sequence[float]) -> str:
+    decimals = max(0, -math.floor(math.log10(marks[1] - marks[0]) + 1e-9))
     return f"{value:.{decimals}f}".replace("-", "−")
 
 
