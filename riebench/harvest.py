@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
+from queue import SimpleQueue
 
 import torch
 from torch import Tensor
@@ -26,10 +29,12 @@ from riebench.lens import Lens, Trace, block_module, find_sites
 from riebench.loading import block_grids, weights_sha256
 from riebench.progress import Progress
 from riebench.sampling import Sampler
+from riebench.threads import MOST, threads, usable_cores
 from sae_models.activation_store import BRANCHES, COLUMNS, DTYPE, ActivationStore, Origin, Rows, StoreWriter
 from sae_models.tensors import dtype_name
 
 SHARD_BYTES = 2**27  # of a block's shard, about: 128 MiB
+MOST_SAMPLERS = 4  # more would wait for the interpreter's lock
 
 #: Block -> its rows: by prompt, then branch, then step, then position.
 Chunk = Mapping[str, Rows]
@@ -86,8 +91,15 @@ def harvest_to_store(
     """Harvests into a store, and returns it complete. Goes on where a killed harvest of the same settings stopped, and
     makes again what is missing or truncated.
 
-    shard_bytes: of the values of one block's shard, about; a shard holds whole prompts. Memory: a shard of every block
-    with one of them twice, and a batch. Raises `UserError` as `stream` and `StoreWriter` do; what was written stays.
+    A shard is written in a thread of its own while the next one is made. On a CPU as many samplers make batches as
+    there are free cores for, up to `MOST_SAMPLERS`; the threads of each depend on the machine alone, so what is made
+    does not depend on how many there are.
+
+    shard_bytes: of the values of one block's shard, about; a shard holds whole prompts. Memory: two shards of every
+    block, one that is filled and one that is written, a block's shard once more, and a batch more than there are
+    samplers. Raises `UserError` as `stream` and `StoreWriter` do, for a shard that cannot be written when the next is
+    full at the latest; what was written stays, and what was handed to be written before another error or Ctrl-C is
+    written.
     """
     blocks = check_blocks(tuple(blocks))
     if not blocks or not prompts:
@@ -100,18 +112,73 @@ def harvest_to_store(
     gigabytes = len(prompts) * sum(row_bytes.values()) / 1e9
     with StoreWriter(folder, origin) as writer:
         missing = writer.missing
-        done = len(prompts) - sum(min(each, len(prompts) - number * each) for number in missing)
-        with Progress(f"harvesting {gigabytes:.3g} GB", len(prompts), done, "prompt") as progress:
+        left = sum(min(each, len(prompts) - number * each) for number in missing)
+        with (
+            Progress(f"harvesting {gigabytes:.3g} GB", len(prompts), len(prompts) - left, "prompt") as progress,
+            _samplers(sampler, -(-left // sampler.batch_size)) as samplers,
+        ):
             for _, group in groupby(enumerate(missing), lambda item: item[1] - item[0]):  # neighbouring shards
                 numbers = [number for _, number in group]
                 first, last = numbers[0] * each, min((numbers[-1] + 1) * each, len(prompts))
-                chunks = stream(sampler, blocks, prompts, seed, start=first, stop=last, branch=branch)
-                sizes = {block: each * rows_per_prompt(sampler, block, branch) for block in blocks}
-                for number, shard in zip(numbers, _cut(chunks, sizes), strict=True):
-                    writer.write(number, shard)
-                    done += min(each, len(prompts) - number * each)
-                    progress.update(done)
+                with closing(_shared(samplers, blocks, prompts, seed, first, last, branch)) as chunks:
+                    for number, shard in zip(numbers, _cut(chunks, each), strict=True):
+                        writer.write_behind(number, shard)
+                        left -= min(each, len(prompts) - number * each)
+                        progress.update(len(prompts) - left)
     return ActivationStore.open(folder)
+
+
+@contextmanager
+def _samplers(sampler: Sampler, batches: int) -> Iterator[list[Sampler]]:
+    """The sampler, and on a CPU twins of it: as many as free cores allow and as there are batches for."""
+    if sampler.device.type != "cpu":
+        yield [sampler]
+        return
+    each = -(-MOST // MOST_SAMPLERS)
+    with threads(each):
+        count = min(usable_cores() // each, batches) if batches > 1 else 1
+        one = Sampler(sampler.backbone, sampler.pipeline, 1)  # the first twin of a sampler takes it a generation
+        twins = [one.twin() for _ in range(count - 1)]
+        for twin in twins:
+            twin.batch_size = sampler.batch_size
+        yield [sampler, *twins]
+
+
+def _shared(
+    samplers: Sequence[Sampler],
+    blocks: Sequence[str],
+    prompts: Sequence[str],
+    seed: int,
+    start: int,
+    stop: int,
+    branch: str,
+) -> Iterator[Chunk]:
+    """What `stream` gives, in its order; each batch is made, in a thread, by the sampler that is free first. Holds at
+    most a batch more than there are samplers. Closing it waits for the batches in hand."""
+    size = samplers[0].batch_size
+    idle: SimpleQueue[Sampler] = SimpleQueue()
+    for sampler in samplers:
+        idle.put(sampler)
+
+    def work(first: int) -> list[Chunk]:
+        sampler = idle.get()
+        try:
+            last = min(first + size, stop)
+            return list(stream(sampler, blocks, prompts, seed, start=first, stop=last, branch=branch))
+        finally:
+            idle.put(sampler)
+
+    pool = ThreadPoolExecutor(len(samplers), "riebench-harvest")
+    made: deque[Future[list[Chunk]]] = deque()
+    try:
+        for first in range(start, stop, size):
+            made.append(pool.submit(work, first))
+            if len(made) > len(samplers):
+                yield from made.popleft().result()
+        while made:
+            yield from made.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class _Enough(Exception):
@@ -194,19 +261,27 @@ def _rows(values: Tensor, first: int, codes: Sequence[int]) -> Rows:
     return Rows(values=values.flatten(0, 3), **columns)
 
 
-def _cut(chunks: Iterator[Chunk], sizes: Mapping[str, int]) -> Iterator[dict[str, Rows]]:
-    """Shards of `sizes` rows, on the CPU; the last one may be shorter."""
-    held: dict[str, list[Rows]] = {block: [] for block in sizes}
+def _cut(chunks: Iterator[Chunk], each: int) -> Iterator[dict[str, Rows]]:
+    """Shards of `each` prompts, on the CPU; the last one may hold fewer. A row is copied once, to its place."""
+    shard: dict[str, Rows] = {}
+    done = 0  # prompts in it
     for chunk in chunks:
-        for block, rows in chunk.items():
-            held[block].append(rows.to("cpu"))
-        while all(sum(map(len, parts)) >= sizes[block] for block, parts in held.items()):
-            joined = {block: Rows.join(parts) for block, parts in held.items()}
-            yield {block: rows[: sizes[block]] for block, rows in joined.items()}
-            held = {block: [rows[sizes[block] :]] for block, rows in joined.items()}
-    rest = {block: Rows.join(parts) for block, parts in held.items() if sum(map(len, parts))}
-    if rest:
-        yield rest
+        prompt = next(iter(chunk.values())).prompt
+        count = int(prompt[-1] - prompt[0]) + 1
+        rows = {block: len(part) // count for block, part in chunk.items()}  # of a prompt
+        start = 0
+        while start < count:
+            if not shard:
+                shard = {block: Rows.empty(each * rows[block], part.width) for block, part in chunk.items()}
+            taken = min(count - start, each - done)
+            for block, n in rows.items():
+                shard[block].put(done * n, chunk[block][start * n : (start + taken) * n])
+            start, done = start + taken, done + taken
+            if done == each:
+                yield shard
+                shard, done = {}, 0
+    if shard:
+        yield {block: part[: done * rows[block]] for block, part in shard.items()}
 
 
 def _branches(sampler: Sampler, branch: str) -> list[int]:

@@ -7,7 +7,8 @@ and the branch of guidance.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -62,15 +63,25 @@ class Rows:
     def __getitem__(self, part: slice) -> Rows:
         return Rows(*(getattr(self, item.name)[part] for item in fields(self)))
 
-    def to(self, device: str | torch.device) -> Rows:
-        return Rows(*(getattr(self, item.name).to(device) for item in fields(self)))
+    @property
+    def width(self) -> int:
+        return self.values.shape[1]
 
     @staticmethod
-    def join(parts: Sequence[Rows]) -> Rows:
-        return Rows(*(torch.cat([getattr(part, item.name) for part in parts]) for item in fields(Rows)))
+    def empty(count: int, width: int) -> Rows:
+        """Room for `count` rows of `width` numbers, on the CPU."""
+        columns = {name: torch.empty(count, dtype=dtype) for name, dtype in COLUMNS.items()}
+        return Rows(torch.empty(count, width, dtype=DTYPE), **columns)
+
+    def put(self, start: int, part: Rows) -> None:
+        """Copies a part, from any device, to the rows from `start` on."""
+        for item in fields(self):
+            getattr(self, item.name)[start : start + len(part)] = getattr(part, item.name)
 
     def refuse_not_finite(self, block: str) -> None:
         """Raises `UserError` naming prompt and step of the first row that holds NaN or infinity."""
+        if torch.isfinite(self.values.sum(dtype=torch.float32)):  # a sum keeps NaN and infinity, and is quick
+            return
         bad = ~torch.isfinite(self.values).all(dim=1)
         if bad.any():
             row = int(bad.nonzero()[0])
@@ -111,10 +122,13 @@ class StoreWriter:
     """Writes a store, or goes on with one of the same origin; one process at a time. Use as a context manager.
 
     Entering raises `UserError` where another process writes, the folder cannot be written, or it holds another store.
+    Leaving waits for the shard that is being written, and raises what `write` raises for it, unless another error is on
+    its way.
     """
 
     def __init__(self, folder: Path, origin: Origin) -> None:
         self.folder, self.origin = Path(folder), origin
+        self._writing: Future[None] | None = None
 
     def __enter__(self) -> StoreWriter:
         self._lock = lock_folder(
@@ -127,10 +141,16 @@ class StoreWriter:
         except BaseException:
             self._lock.release()
             raise
+        self._thread = ThreadPoolExecutor(1, "riebench-store")
         return self
 
-    def __exit__(self, *exc) -> None:
-        self._lock.release()
+    def __exit__(self, kind: type[BaseException] | None, *_exc) -> None:
+        try:
+            self._thread.shutdown()
+            if kind is None:
+                self._wait()
+        finally:
+            self._lock.release()
 
     @property
     def missing(self) -> list[int]:
@@ -144,7 +164,7 @@ class StoreWriter:
 
         Raises `UserError` for rows that are not finite, `ValueError` for other blocks or another width.
         """
-        if {block: part.values.shape[1] for block, part in rows.items()} != dict(self.origin.widths):
+        if {block: part.width for block, part in rows.items()} != dict(self.origin.widths):
             raise ValueError(f"rows of {list(rows)} for a store of {dict(self.origin.widths)}")
         if number > len(self._shards):
             raise ValueError(f"shard {number} is written before shard {len(self._shards)}")
@@ -153,6 +173,17 @@ class StoreWriter:
         shard = {block: _write_shard(shard_path(self.folder, block, number), part) for block, part in rows.items()}
         self._shards[number : number + 1] = [shard]
         self._write_store()
+
+    def write_behind(self, number: int, rows: Mapping[str, Rows]) -> None:
+        """Writes as `write` does, in a thread, while the caller makes the next shard; the rows are not to be changed
+        afterwards. Waits for the shard before, so at most one is held, and raises what `write` raised for it."""
+        self._wait()
+        self._writing = self._thread.submit(self.write, number, rows)
+
+    def _wait(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
 
     def _open(self) -> list[dict[str, ShardFile]]:
         path = self.folder / STORE_FILE

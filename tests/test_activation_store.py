@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 from scipy.stats import chisquare
 
+import sae_models.activation_store as activation_store
 from riebench.errors import UserError
 from sae_models.activation_store import COLUMNS, ActivationStore, Origin, Rows, StoreWriter
 from sae_models.buffer import ShufflingBuffer
@@ -146,6 +148,59 @@ def test_kill_9_in_the_middle_of_a_shard_loses_nothing_written(tmp_path):
     assert found.rows["up.0.1"] == sum(SIZES[:2])
     fill(killed)
     assert content(killed) == content(whole)
+
+
+def test_written_behind_is_what_is_written(tmp_path):
+    whole, behind = fill(tmp_path / "whole").folder, tmp_path / "behind"
+    with StoreWriter(behind, ORIGIN) as writer:
+        for number in writer.missing:
+            writer.write_behind(number, make_shard(number))
+    assert content(behind) == content(whole), "leaving waited for the last one"
+
+
+def test_one_shard_at_most_is_written_behind(tmp_path, monkeypatch):
+    go_on, real = threading.Event(), activation_store._write_shard
+    monkeypatch.setattr(activation_store, "_write_shard", lambda *words: go_on.wait() and real(*words))
+    with StoreWriter(tmp_path, ORIGIN) as writer:
+        writer.write_behind(0, make_shard(0))  # returns while it is written
+        second = threading.Thread(target=writer.write_behind, args=(1, make_shard(1)))
+        second.start()
+        second.join(0.2)
+        assert second.is_alive(), "it waits for the first"
+        go_on.set()
+        second.join()
+    assert ActivationStore.open(tmp_path).shards == 2
+
+
+def test_errors_of_what_is_written_behind_reach_the_caller(tmp_path, monkeypatch):
+    real = Path.write_bytes
+
+    def no_room(path, data):
+        if "shard-000001" in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", no_room)
+
+    def start(folder) -> StoreWriter:
+        with StoreWriter(folder, ORIGIN) as writer:
+            writer.write_behind(0, make_shard(0))
+            writer.write_behind(1, make_shard(1))
+            yield writer
+
+    with pytest.raises(UserError, match="No space left on device"):
+        for writer in start(tmp_path / "next"):
+            writer.write_behind(2, make_shard(2))
+    with pytest.raises(UserError, match="No space left on device"):
+        list(start(tmp_path / "last"))
+    with pytest.raises(KeyboardInterrupt), StoreWriter(tmp_path / "other", ORIGIN) as writer:
+        writer.write_behind(0, make_shard(0))
+        writer.write_behind(1, make_shard(1))
+        raise KeyboardInterrupt
+    for name in ("next", "last", "other"):
+        assert ActivationStore.open(tmp_path / name).shards == 1
+        with StoreWriter(tmp_path / name, ORIGIN) as writer:
+            assert writer.missing == [1, 2, 3], "the lock is free, and nothing half written counts"
 
 
 def test_a_full_disk_is_said_and_leaves_what_was_written(tmp_path, monkeypatch):

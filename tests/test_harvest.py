@@ -1,14 +1,23 @@
-"""Streaming updates, and into a store: right rows, bits without company, resumption, bad input."""
+"""Streaming updates, and into a store: right rows, bits without company, writing behind, resumption, bad input."""
 
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
+from test_activation_store import live_bytes
 
 import riebench.harvest as harvest
 from riebench.backbones import BACKBONES, BLOCK_NAMES
+from riebench.cli import main
 from riebench.errors import UserError
 from riebench.harvest import harvest_to_store, rows_per_prompt, stream
 from riebench.lens import block_module, find_sites
@@ -18,6 +27,13 @@ from sae_models.activation_store import ActivationStore, Rows
 
 BLOCKS = ("down.2.1", "up.0.0")
 PROMPTS = world_prompts(11, seed=8)
+OF_THREE = {"shard_bytes": 3 * 64 * 96 * 2}  # prompts a shard; four shards
+
+
+@pytest.fixture(autouse=True)
+def one_core(monkeypatch):
+    """So that batches are made one after the other; what several cores change is tested by itself."""
+    monkeypatch.setattr(harvest, "usable_cores", lambda: 1)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +45,11 @@ def guided():
 
 def gathered(chunks) -> dict[str, Rows]:
     chunks = list(chunks)
-    return {block: Rows.join([chunk[block] for chunk in chunks]) for block in chunks[0]}
+    return {block: joined([chunk[block] for chunk in chunks]) for block in chunks[0]}
+
+
+def joined(parts: list[Rows]) -> Rows:
+    return Rows(*(torch.cat([getattr(part, item.name) for part in parts]) for item in dataclasses.fields(Rows)))
 
 
 def same(one: Rows, other: Rows) -> bool:
@@ -117,18 +137,18 @@ def test_prompts_are_encoded_a_batch_at_a_time_without_marks(of_four, monkeypatc
 
 
 def test_a_store_holds_what_is_streamed(of_four, tmp_path):
-    store = harvest_to_store(of_four, BLOCKS, PROMPTS, 70, tmp_path, shard_bytes=3 * 64 * 96 * 2)
+    store = harvest_to_store(of_four, BLOCKS, PROMPTS, 70, tmp_path, **OF_THREE)
     store.expect(backbone="tinyworld-turbo@1", block="down.2.1", width=96)
     store.verify()
     assert store.complete and store.shards == 4 and store.rows == dict.fromkeys(BLOCKS, 11 * 64)
     assert store.origin.made_by["grids"]["up.0.0"] == [8, 8] and store.origin.made_by["shard_prompts"] == 3
     rows = gathered(stream(of_four, BLOCKS, PROMPTS, seed=70))
     for block in BLOCKS:
-        assert same(Rows.join([store.read(block, shard) for shard in range(4)]), rows[block])
+        assert same(joined([store.read(block, shard) for shard in range(4)]), rows[block])
 
 
 def test_a_killed_harvest_goes_on_to_the_same_bytes(of_four, tmp_path, monkeypatch):
-    words, size = (of_four, BLOCKS, PROMPTS, 70), {"shard_bytes": 3 * 64 * 96 * 2}
+    words, size = (of_four, BLOCKS, PROMPTS, 70), OF_THREE
     whole = harvest_to_store(*words, tmp_path / "whole", **size).folder
     real, made = harvest._chunk, []
 
@@ -158,6 +178,121 @@ def test_a_killed_harvest_goes_on_to_the_same_bytes(of_four, tmp_path, monkeypat
         harvest_to_store(of_four, BLOCKS, [*PROMPTS[1:], "another"], 70, stopped, **size)
     with pytest.raises(UserError, match="seed 70, not 71"):
         harvest_to_store(of_four, BLOCKS, PROMPTS, 71, stopped, **size)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+import riebench.harvest as harvest
+from riebench.backbones import BACKBONES
+from riebench.sampling import load_sampler
+sys.path.insert(0, sys.argv[1])
+import test_harvest as made
+
+real, writes = Path.write_bytes, 0
+def half_then_killed(path, data):
+    global writes
+    writes += path.suffix == ".safetensors"
+    if writes == 6:  # the second block of the third shard
+        real(path, data[: len(data) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(path, data)
+Path.write_bytes = half_then_killed
+sampler = load_sampler(BACKBONES.get("tinyworld-turbo@1"), torch.device("cpu"), 4)
+harvest.harvest_to_store(sampler, made.BLOCKS, made.PROMPTS, 70, Path(sys.argv[2]), **made.OF_THREE)
+"""
+
+
+def test_kill_9_while_a_shard_is_written_and_the_next_is_made(of_four, tmp_path):
+    whole = harvest_to_store(of_four, BLOCKS, PROMPTS, 70, tmp_path / "whole", **OF_THREE).folder
+    killed = tmp_path / "killed"
+    words = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(killed)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run(words, env=environment).returncode == -signal.SIGKILL
+    found = ActivationStore.open(killed)
+    found.verify()
+    assert found.shards == 2
+    harvest_to_store(of_four, BLOCKS, PROMPTS, 70, killed, **OF_THREE)
+    assert files_of(killed) == files_of(whole)
+
+
+def test_ctrl_c_leaves_what_was_handed_over_and_goes_on_to_the_same_bytes(of_four, tmp_path, monkeypatch):
+    whole = harvest_to_store(of_four, BLOCKS, PROMPTS, 70, tmp_path / "whole", **OF_THREE).folder
+    real = harvest._chunk
+
+    def pressed(sampler, blocks, prompts, numbers, *rest):
+        if numbers.start == 8:
+            os.kill(os.getpid(), signal.SIGINT)  # while the main thread waits for this batch
+        return real(sampler, blocks, prompts, numbers, *rest)
+
+    monkeypatch.setattr(harvest, "_chunk", pressed)
+    stopped = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        harvest_to_store(of_four, BLOCKS, PROMPTS, 70, stopped, **OF_THREE)
+    monkeypatch.setattr(harvest, "_chunk", real)
+    found = ActivationStore.open(stopped)
+    found.verify()
+    assert found.shards <= 2
+    harvest_to_store(of_four, BLOCKS, PROMPTS, 70, stopped, **OF_THREE)
+    assert files_of(stopped) == files_of(whole)
+
+
+def test_a_full_disk_is_said_and_what_was_written_stays(of_four, tmp_path, monkeypatch):
+    whole = harvest_to_store(of_four, BLOCKS, PROMPTS, 70, tmp_path / "whole", **OF_THREE).folder
+    real = Path.write_bytes
+
+    def no_room(path, data):
+        if "shard-000001" in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", no_room)
+    full = tmp_path / "full"
+    with pytest.raises(UserError, match="shard-000001.*No space left on device.*with room"):
+        harvest_to_store(of_four, BLOCKS, PROMPTS, 70, full, **OF_THREE)
+    monkeypatch.setattr(Path, "write_bytes", real)
+    assert ActivationStore.open(full).shards == 1
+    harvest_to_store(of_four, BLOCKS, PROMPTS, 70, full, **OF_THREE)
+    assert files_of(full) == files_of(whole)
+
+
+def test_several_samplers_make_the_same_bytes(of_four, tmp_path, monkeypatch):
+    """Three, of which the first takes longest, with the same weights and the same size of a batch."""
+    alone = harvest_to_store(of_four, BLOCKS, PROMPTS, 70, tmp_path / "alone", **OF_THREE).folder
+    monkeypatch.setattr(harvest, "usable_cores", lambda: 3 * -(-harvest.MOST // harvest.MOST_SAMPLERS))
+    real, made = harvest._chunk, {}
+
+    def noted(sampler, *rest):
+        made[sampler] = rest[2]
+        time.sleep(0.3 if rest[2].start == 0 else 0)
+        return real(sampler, *rest)
+
+    monkeypatch.setattr(harvest, "_chunk", noted)
+    together = harvest_to_store(of_four, BLOCKS, PROMPTS, 70, tmp_path / "together", **OF_THREE).folder
+    assert sorted(numbers.start for numbers in made.values()) == [0, 4, 8], "each makes one of three batches"
+    assert {sampler.batch_size for sampler in made} == {4} and of_four in made
+    assert len({next(sampler.unet.parameters()).data_ptr() for sampler in made}) == 1
+    assert files_of(together) == files_of(alone)
+
+
+def test_memory_does_not_grow_with_the_harvest(of_four, tmp_path, monkeypatch):
+    """Tensors that live when a batch was made: two shards of both blocks and two batches at most."""
+    real, most = harvest._chunk, []
+
+    def watched(*words):
+        found = real(*words)
+        most[-1] = max(most[-1], live_bytes() - before)
+        return found
+
+    monkeypatch.setattr(harvest, "_chunk", watched)
+    row = len(BLOCKS) * 64 * (96 * 2 + 15)  # bytes a prompt
+    for shards in (3, 9):
+        before = live_bytes()
+        most.append(0)
+        prompts = (PROMPTS * 9)[: 8 * shards]
+        harvest_to_store(of_four, BLOCKS, prompts, 70, tmp_path / str(shards), shard_bytes=8 * 64 * 96 * 2)
+    assert 8 * row < most[0] and max(most) <= (2 * 8 + 3 * 4) * row, "two shards, and batches at hand"
 
 
 def test_rows_that_are_not_finite_are_refused_by_prompt_and_step(guided, tmp_path):
@@ -192,6 +327,14 @@ def test_what_cannot_be_harvested_is_refused(of_four, tmp_path):
         with pytest.raises(UserError, match=message):
             harvest_to_store(of_four, seed=0, folder=tmp_path / "none", **settings)
     assert not (tmp_path / "none").exists()
+
+
+def test_the_precision_is_chosen_and_part_of_what_a_store_is(tmp_path, capsys):
+    words = ["harvest", "--blocks", "mid.0", "--count", "3", "--out", str(tmp_path / "store"), "--dtype"]
+    assert main([*words, "bfloat16"]) == 0
+    assert ActivationStore.open(tmp_path / "store").origin.made_by["dtype"] == "bfloat16"
+    assert main([*words, "float32"]) == 2 and "dtype 'bfloat16', not 'float32'" in capsys.readouterr().err
+    assert main([*words, "bfloat"]) == 2 and "did you mean 'bfloat16'" in capsys.readouterr().err
 
 
 def test_where_memory_runs_out_a_smaller_batch_is_taken(sampler, monkeypatch, capsys):
