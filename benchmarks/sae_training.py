@@ -36,8 +36,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 4, 16], help="autoencoders trained at once, S")
     parser.add_argument("--k", type=int, nargs="+", default=[10, 160], help="active features")
-    parser.add_argument("--steps", type=int, default=32, help="of each trainer with S=1")
-    parser.add_argument("--seconds", type=float, default=15.0, help="for each with S above 1, at least two steps")
+    parser.add_argument("--steps", type=int, default=24, help="of each trainer with S=1")
+    parser.add_argument("--seconds", type=float, default=8.0, help="for each with S above 1, at least two steps")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--trainers", nargs="+", default=[*OURS, *PEERS])
@@ -163,7 +163,7 @@ class Rows:
             weights = torch.rand(task.rows, TRUE_ACTIVE, generator=generator) + 0.5
             rows = nn.functional.embedding_bag(chosen, atoms, per_sample_weights=weights, mode="sum")
             noise = 0.05 * torch.randn(task.rows, task.width, generator=generator)
-            made.append((rows + noise + 0.5).to(task.device))
+            made.append((rows + noise).to(task.device))
         self.batches, self.held_out = made[:-1], made[-1]
 
     def __getitem__(self, step: int) -> Tensor:
