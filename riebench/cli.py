@@ -183,13 +183,16 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--trained-on", default="tinyworld-turbo@1", help="the backbone whose dictionaries are meant")
     evaluate.add_argument(
         "--on",
-        default="tinyworld-turbo@1,tinyworld-turbo@4,tinyworld-base@25",
-        help="comma-separated backbones whose updates they are to code, beside their own",
+        help="comma-separated backbones whose updates they are to code, beside their own (default: tinyworld's others; "
+        "none of another model's)",
     )
     evaluate.add_argument("--dictionary", default="", help="only those of these names, comma-separated (default: all)")
     evaluate.add_argument("--dictionaries", type=Path, help="folder that riebench train wrote (default: the shipped)")
     evaluate.add_argument("--other", type=Path, help="folder of dictionaries of another seed, to compare features with")
-    evaluate.add_argument("--prompts", type=int, default=16, help="captions of held-out scenes (default: 16)")
+    evaluate.add_argument(
+        "--prompts", default="", help="as in riebench harvest (default: held-out captions; SDXL's own)"
+    )
+    evaluate.add_argument("--count", type=int, default=16, help="how many prompts (default: 16)")
     evaluate.add_argument(
         "--images",
         type=int,
@@ -477,11 +480,14 @@ def _evaluate(arguments) -> None:
     from riebench.evaluation_tables import format_markdown, format_tables
     from riebench.files import write_text
 
+    world = arguments.trained_on.startswith("tinyworld")
+    on = arguments.on if arguments.on is not None else "tinyworld-turbo@4,tinyworld-base@25" if world else ""
     found = evaluate(
         arguments.trained_on,
-        [BACKBONES.get(name) for name in dict.fromkeys(arguments.on.split(","))],
-        arguments.prompts,
+        [BACKBONES.get(name) for name in dict.fromkeys(on.split(",")) if name],
+        arguments.count,
         arguments.images,
+        source=arguments.prompts,
         names=tuple(dict.fromkeys(arguments.dictionary.split(","))) if arguments.dictionary else (),
         root=arguments.dictionaries,
         other=arguments.other,

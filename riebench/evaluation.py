@@ -16,6 +16,7 @@ from riebench.generalisation import FIRST_SEED, evaluate_steps, find_entries, he
 from riebench.harvest import rows_per_prompt
 from riebench.loading import choose_device
 from riebench.metrics.models import ScoringModels
+from riebench.prompts import read_prompts
 from riebench.reconstruction import reconstruction_effect, summarise
 from riebench.replacement import Scope
 from riebench.sampling import Sampler, load_sampler
@@ -34,6 +35,7 @@ def evaluate(
     prompts: int,
     images: int,
     *,
+    source: str = "",
     names: Sequence[str] = (),
     root: Path | None = None,
     other: Path | None = None,
@@ -41,14 +43,15 @@ def evaluate(
 ) -> dict:
     """Evaluates the dictionaries of the backbone `trained_on` on that backbone and on the backbones `on`.
 
-    prompts: how many captions of held-out scenes; on `trained_on` as many more as give 16,384 rows. images: how many
-    of which images are made with updates replaced, by the dictionaries of `names`, or else those that runs use, or else
-    all; 0 for none. names: of the dictionaries (default: all there are); root: of their index (default: the shipped
+    prompts: how many; without a source, on `trained_on` as many more as give 16,384 rows. images: of how many of them
+    images are made with updates replaced, by the dictionaries of `names`, or else those that runs use, or else all; 0
+    for none. source: of the prompts, as `read_prompts` takes it; "" takes captions of held-out scenes for tinyworld,
+    and for others what `read_prompts` does. names: of the dictionaries (default: all there are); root: of their index (default: the shipped
     one); other: a folder of dictionaries of another training seed.
 
     Returns what JSON can hold, None for what is not defined:
 
-    - `trained_on`, `names`, `prompts`, `images`, `first_seed`; `on`: of each backbone its name, steps, guidance and
+    - `trained_on`, `names`, `source`, `prompts`, `images`, `first_seed`; `on`: of each backbone its name, steps, guidance and
       number of prompts;
     - `dictionaries`: of each its block, name, k and size, the fields of its `geometry`, and `on`: backbone -> `Course`;
     - `effects`: the rows of `summarise` for each backbone, `step` being the only one at which updates were replaced,
@@ -60,10 +63,10 @@ def evaluate(
     """
     if images < 0:
         raise UserError(f"images of {images} prompts cannot be made", remedy="use 0 for none, or a greater number")
-    captions, where = held_out_captions(prompts), choose_device(device)
-    entries = find_entries(trained_on, names, root)
+    entries, where = find_entries(trained_on, names, root), choose_device(device)
     pairs = find_pairs(entries, root, other)
     own = BACKBONES.get(trained_on)
+    texts = _prompts(source, max(prompts, images) if prompts > 0 else prompts, own.judges)
     backbones = list({backbone.name: backbone for backbone in (own, *on)}.values())
     judges = _judges(backbones, where) if images else {}
     dictionaries = [index.open(entry, root=root, device=str(where)) for entry in entries]
@@ -72,18 +75,21 @@ def evaluate(
     described, effects = [], []
     for backbone in backbones:
         sampler = load_sampler(backbone, where)
-        shown = held_out_captions(_own_prompts(sampler, entries, prompts)) if backbone == own else captions
+        shown = texts[:prompts]
+        if backbone == own and not source:
+            shown = _prompts(source, _own_prompts(sampler, entries, prompts), own.judges)
         sampler.batch_size = min(sampler.batch_size, len(shown))
         of_blocks = [(entry.block, dictionary) for entry, dictionary in zip(entries, dictionaries, strict=True)]
         for row, course in zip(rows, evaluate_steps(sampler, of_blocks, shown, FIRST_SEED), strict=True):
             row["on"][backbone.name] = course
         if images:
-            effects += _effects(sampler, by_name, images, judges[backbone.judges])
+            effects += _effects(sampler, by_name, texts[:images], judges[backbone.judges])
         of_backbone = {"backbone": backbone.name, "steps": backbone.steps, "guidance": backbone.guidance}
         described.append(of_backbone | {"prompts": len(shown)})
     return {
         "trained_on": trained_on,
         "names": list(names),
+        "source": source,
         "prompts": prompts,
         "images": images,
         "first_seed": FIRST_SEED,
@@ -92,6 +98,12 @@ def evaluate(
         "effects": effects,
         "stability": compare_pairs(pairs, where),
     }
+
+
+def _prompts(source: str, count: int, family: str) -> list[str]:
+    if source or family != "tinyworld":
+        return read_prompts(source, count=count, family=family)
+    return held_out_captions(count)
 
 
 def shown_steps(count: int) -> list[int]:
@@ -153,12 +165,15 @@ def _scopes(backbone: Backbone) -> list[Scope]:
 
 
 def _effects(
-    sampler: Sampler, dictionaries: Mapping[str, Mapping[str, Dictionary]], images: int, models: ScoringModels
+    sampler: Sampler,
+    dictionaries: Mapping[str, Mapping[str, Dictionary]],
+    prompts: Sequence[str],
+    models: ScoringModels,
 ) -> list[dict]:
-    sampler.batch_size = min(sampler.batch_size, images)
-    seeds = [FIRST_SEED + i for i in range(images)]
+    sampler.batch_size = min(sampler.batch_size, len(prompts))
+    seeds = [FIRST_SEED + i for i in range(len(prompts))]
     scopes = _scopes(sampler.backbone)
-    effect = reconstruction_effect(sampler, dictionaries, held_out_captions(images), seeds, models, scopes)
+    effect = reconstruction_effect(sampler, dictionaries, prompts, seeds, models, scopes)
     found = []
     for row in summarise(effect).to_dict("records"):
         window, recovered = row.pop("window"), row.pop("recovered")

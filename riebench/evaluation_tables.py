@@ -41,15 +41,15 @@ DECIMALS = "{:.3f}"
 ONLY_ON_PAGE = ("explained_variance_mean",)  # of the tables of steps
 
 EXPLANATION = """\
-The dictionaries were trained on block updates of `{trained_on}` and nothing was trained again. Prompts are captions of
-held-out scenes, each with its own noise (seeds from {first_seed}): {counts}. Steps count from 1, the noisiest; under
+The dictionaries were trained on block updates of `{trained_on}` and nothing was trained again. Prompts are {prompts_of},
+each with its own noise (seeds from {first_seed}): {counts}. Steps count from 1, the noisiest; under
 guidance `cond` are the rows that see the prompt, `uncond` those that see none.
 
     riebench evaluate {words}
 
 Every step, branch and figure is in the JSON that `--json` prints."""
 OWN_EXPLANATION = """\
-On `{trained_on}`, all steps together, at least {own_rows} rows of each block.
+On `{trained_on}`, all steps together; with captions, at least {own_rows} rows of each block.
 
 - EV pooled: 1 - sum of |x - x_hat|^2 / sum of |x - mean(x)|^2; FVU is the rest to 1. EV mean: the mean over the
   channels of 1 - Var(x - x_hat) / Var(x). Cosine: of x and x_hat.
@@ -91,6 +91,7 @@ def format_markdown(found: dict) -> str:
     """A page of all tables that says what they are and how to make them again."""
     counts = ", ".join(f"{on['prompts']} on `{on['backbone']}`" for on in found["on"])
     said = found | {"counts": counts, "words": _words(found), "own_rows": f"{OWN_ROWS:,}"}
+    said["prompts_of"] = f"of `{found['source']}`" if found["source"] else "captions of held-out scenes"
     parts = [f"# What the dictionaries of `{found['trained_on']}` are worth", EXPLANATION.format(**said)]
     for title, explanation, tables in (
         ("On their own backbone", OWN_EXPLANATION, _of_own(found)),
@@ -111,7 +112,8 @@ def _words(found: dict) -> str:
     named = ["--dictionary", ",".join(found["names"])] if found["names"] else []
     backbones = ",".join(on["backbone"] for on in found["on"])
     options = ["--trained-on", found["trained_on"], *named, "--on", backbones]
-    return " ".join([*options, "--prompts", str(found["prompts"]), "--images", str(found["images"])])
+    options += ["--prompts", found["source"]] if found["source"] else []
+    return " ".join([*options, "--count", str(found["prompts"]), "--images", str(found["images"])])
 
 
 def _of_own(found: dict) -> dict[str, pd.DataFrame]:

@@ -179,14 +179,28 @@ def test_of_many_steps_the_first_and_the_ends_of_equal_parts_are_shown():
 
 def test_the_command_prints_json_and_writes_the_page_it_says_how_to_make(root, tmp_path, capsys):
     words = ["evaluate", "--on", TURBO, "--dictionary", "eight,four", "--dictionaries", root]
-    words += ["--prompts", 2, "--images", 1]
+    words += ["--count", 2, "--images", 1]
     assert main([str(word) for word in [*words, "--json", "--out", tmp_path / "page.md"]]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in printed["dictionaries"]] == ["four", "eight", "eight"]
     page = (tmp_path / "page.md").read_text()
     value = printed["dictionaries"][2]["on"][TURBO]["cond"]["explained_variance_mean"][0]
     assert f"| up.0.1 | eight | {value:.3f} |" in page
-    assert f"riebench evaluate --trained-on {TURBO} --dictionary eight,four --on {TURBO} --prompts 2 --images 1" in page
+    assert f"riebench evaluate --trained-on {TURBO} --dictionary eight,four --on {TURBO} --count 2 --images 1" in page
+
+
+def test_prompts_of_ones_own_are_evaluated_on(root, sampler, tmp_path):
+    file, prompts = tmp_path / "prompts.txt", held_out_captions(3)
+    file.write_text("\n".join(reversed(prompts)))
+    found = evaluate(TURBO, [], 2, 1, source=str(file), names=["four"], root=root, device="cpu")
+    assert found["on"][0]["prompts"] == 2 and f"Prompts are of `{file}`" in format_markdown(found)
+    (row,) = found["dictionaries"]
+    sae = index.open(index.find(TURBO, row["block"], "four", root=root), root=root)
+    (course,) = evaluate_steps(sampler, [(row["block"], sae)], prompts[:0:-1], FIRST_SEED)
+    assert row["on"][TURBO]["cond"]["l0"] == pytest.approx(course["cond"]["l0"])
+    assert row["on"][TURBO]["cond"]["fvu_pooled"] == pytest.approx(course["cond"]["fvu_pooled"], rel=1e-4)
+    with pytest.raises(UserError, match="holds 3 prompts"):
+        evaluate(TURBO, [], 4, 0, source=str(file), names=["four"], root=root, device="cpu")
 
 
 def test_what_cannot_be_evaluated_is_told_before_anything_is_made(root, tmp_path):

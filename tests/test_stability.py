@@ -94,7 +94,7 @@ def test_trained_ones_of_two_seeds_are_compared_by_the_command(tmp_path, capsys)
     assert main([*words, "--seeds", "0,1", "--out", str(one)]) == 0
     assert main([*words, "--seed", "9", "--seeds", "7", "--out", str(other)]) == 0
     capsys.readouterr()
-    words = ["evaluate", "--dictionaries", str(one), "--on", BACKBONE, "--prompts", "1", "--images", "0", "--json"]
+    words = ["evaluate", "--dictionaries", str(one), "--on", BACKBONE, "--count", "1", "--images", "0", "--json"]
     assert main([*words, "--other", str(other)]) == 0
     pairs = json.loads(capsys.readouterr().out)["stability"]
     first, second = "topk-k4-x1", "topk-k4-x1-s1"
