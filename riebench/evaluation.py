@@ -46,13 +46,13 @@ def evaluate(
     prompts: how many; without a source, on `trained_on` as many more as give 16,384 rows. images: of how many of them
     images are made with updates replaced, by the dictionaries of `names`, or else those that runs use, or else all; 0
     for none. source: of the prompts, as `read_prompts` takes it; "" takes captions of held-out scenes for tinyworld,
-    and for others what `read_prompts` does. names: of the dictionaries (default: all there are); root: of their index (default: the shipped
-    one); other: a folder of dictionaries of another training seed.
+    and for others what `read_prompts` does. names: of the dictionaries (default: all there are); root: of their index
+    (default: the shipped one); other: a folder of dictionaries of another training seed.
 
     Returns what JSON can hold, None for what is not defined:
 
-    - `trained_on`, `names`, `source`, `prompts`, `images`, `first_seed`; `on`: of each backbone its name, steps, guidance and
-      number of prompts;
+    - `trained_on`, `names`, `source`, `prompts`, `images`, `first_seed`; `on`: of each backbone its name, steps,
+      guidance and number of prompts;
     - `dictionaries`: of each its block, name, k and size, the fields of its `geometry`, and `on`: backbone -> `Course`;
     - `effects`: the rows of `summarise` for each backbone, `step` being the only one at which updates were replaced,
       from 1 on, or None for all steps; `dictionary` is None for zero and mean;

@@ -41,8 +41,8 @@ DECIMALS = "{:.3f}"
 ONLY_ON_PAGE = ("explained_variance_mean",)  # of the tables of steps
 
 EXPLANATION = """\
-The dictionaries were trained on block updates of `{trained_on}` and nothing was trained again. Prompts are {prompts_of},
-each with its own noise (seeds from {first_seed}): {counts}. Steps count from 1, the noisiest; under
+The dictionaries were trained on block updates of `{trained_on}` and nothing was trained again. Prompts are
+{prompts_of}, each with its own noise (seeds from {first_seed}): {counts}. Steps count from 1, the noisiest; under
 guidance `cond` are the rows that see the prompt, `uncond` those that see none.
 
     riebench evaluate {words}

@@ -193,7 +193,7 @@ def test_prompts_of_ones_own_are_evaluated_on(root, sampler, tmp_path):
     file, prompts = tmp_path / "prompts.txt", held_out_captions(3)
     file.write_text("\n".join(reversed(prompts)))
     found = evaluate(TURBO, [], 2, 1, source=str(file), names=["four"], root=root, device="cpu")
-    assert found["on"][0]["prompts"] == 2 and f"Prompts are of `{file}`" in format_markdown(found)
+    assert found["on"][0]["prompts"] == 2 and f"of `{file}`, each with its own noise" in format_markdown(found)
     (row,) = found["dictionaries"]
     sae = index.open(index.find(TURBO, row["block"], "four", root=root), root=root)
     (course,) = evaluate_steps(sampler, [(row["block"], sae)], prompts[:0:-1], FIRST_SEED)
