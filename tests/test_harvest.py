@@ -217,6 +217,15 @@ def test_kill_9_while_a_shard_is_written_and_the_next_is_made(of_four, tmp_path)
     assert files_of(killed) == files_of(whole)
 
 
+@pytest.fixture
+def heard_ctrl_c():
+    """SIGINT raises, also where the tests run in a shell's background, which has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard_ctrl_c")
 def test_ctrl_c_leaves_what_was_handed_over_and_goes_on_to_the_same_bytes(of_four, tmp_path, monkeypatch):
     whole = harvest_to_store(of_four, BLOCKS, PROMPTS, 70, tmp_path / "whole", **OF_THREE).folder
     real = harvest._chunk
