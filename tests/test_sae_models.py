@@ -132,8 +132,9 @@ def test_rows_that_come_in_batches_are_evaluated_as_one_set(sae):
     tally = Tally(sae)
     latents = [tally.add(batch_nd) for batch_nd in rows_nd.split([1, 30, 19])]
     torch.testing.assert_close(torch.cat(latents), sae.encode(rows_nd))
-    wanted = dataclasses.asdict(evaluate(sae, rows_nd))
-    assert dataclasses.asdict(tally.evaluation()) == pytest.approx(wanted, rel=1e-6)
+    found, wanted = (dataclasses.asdict(each) for each in (tally.evaluation(), evaluate(sae, rows_nd)))
+    assert found.pop("rare_share") is wanted.pop("rare_share") is None, "50 rows cannot tell"
+    assert found == pytest.approx(wanted, rel=1e-6)
 
 
 def test_dead_share_counts_features_never_active(sae):
