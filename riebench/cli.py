@@ -147,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--lr", type=float, default=0.0, help="peak learning rate (default: 4e-3; SDXL 1e-4)")
     how.add_argument("--normalisation", default="scale", help="of the rows: none, mean, scale (default) or whiten")
     how.add_argument("--compute", default="float32", help="of the products: float32 (default) or bfloat16")
-    how.add_argument("--compile", action="store_true", help="compile parts of a step with torch.compile")
+    how.add_argument("--compile", action="store_true", help="compile what fuses in a step with torch.compile")
     how.add_argument("--tracker", default="", help="send the log there too: wandb, tensorboard or both")
     how.add_argument("--engine", default="local", help="local, or ray: a group of the SAEs on each GPU of a cluster")
     how.add_argument("--address", help="of a running Ray cluster, or auto (default: start one on this machine)")

@@ -107,8 +107,12 @@ def harvest_to_store(
     widths = {block: block_module(sampler.unet, block).out_channels for block in blocks}
     row_bytes = {block: rows_per_prompt(sampler, block, branch) * widths[block] * DTYPE.itemsize for block in blocks}
     each = min(max(1, shard_bytes // max(row_bytes.values())), len(prompts))  # prompts a shard
-    made_by = _made_by(sampler, prompts, seed, branch) | {"shard_prompts": each}
-    origin = Origin(sampler.backbone.name, widths, -(-len(prompts) // each), made_by)
+    origin = Origin(
+        sampler.backbone.name,
+        widths,
+        -(-len(prompts) // each),
+        made_by(sampler, prompts, seed, branch) | {"shard_prompts": each},
+    )
     gigabytes = len(prompts) * sum(row_bytes.values()) / 1e9
     with StoreWriter(folder, origin) as writer:
         missing = writer.missing
@@ -302,7 +306,7 @@ def _grids(sampler: Sampler) -> dict[str, tuple[int, int]]:
     return block_grids(sampler.unet, sampler.height, sampler.width, sampler.pipeline.vae_scale_factor)
 
 
-def _made_by(sampler: Sampler, prompts: Sequence[str], seed: int, branch: str) -> dict[str, object]:
+def made_by(sampler: Sampler, prompts: Sequence[str], seed: int, branch: str) -> dict[str, object]:
     """What decides the rows beside backbone and blocks, as JSON has it."""
     pipeline = sampler.pipeline
     return {

@@ -13,6 +13,7 @@ from riebench.backbones import Backbone
 from riebench.errors import UserError, did_you_mean
 from riebench.interventions import BRANCHES, window_steps
 from riebench.lens import Lens, Site
+from riebench.replay import calling
 from riebench.rewriting import Reconstruct
 from riebench.sampling import Sampler
 from sae_models.dictionary import Dictionary
@@ -95,7 +96,7 @@ def _replacing(sampler: Sampler, dictionary: Dictionary, scope: Scope, steps: Se
 def _following(sampler: Sampler, lens: Lens, recorded: Sequence[Tensor]) -> Iterator[None]:
     """While open, the lens is at the step whose timestep the U-Net is called with, and the U-Net's outputs at the first
     steps are those recorded."""
-    unet, own = sampler.unet, sampler.unet.forward
+    own = sampler.unet.forward
 
     def forward(sample: Tensor, timestep: Tensor, *args, **kwargs):
         lens.step = int((sampler.pipeline.scheduler.timesteps == timestep).nonzero()[0])
@@ -103,11 +104,5 @@ def _following(sampler: Sampler, lens: Lens, recorded: Sequence[Tensor]) -> Iter
             return (recorded[lens.step].to(sample),)
         return own(sample, timestep, *args, **kwargs)
 
-    before = vars(unet).get("forward")
-    unet.forward = forward
-    try:
+    with calling(sampler.unet, forward):
         yield
-    finally:
-        del unet.forward
-        if before is not None:
-            unet.forward = before

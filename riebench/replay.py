@@ -196,7 +196,7 @@ class Replay:
             stack.enter_context(Lens(unet, (), _stacked([additions for _, additions in batch])))
             for name in replayed:
                 value = _map(_join, *(node.output(name) for node in nodes))
-                stack.enter_context(_calling(self._units[name], lambda *_args, _value=value, **_kwargs: _value))
+                stack.enter_context(calling(self._units[name], lambda *_args, _value=value, **_kwargs: _value))
             for name in computed:
                 stack.enter_context(_keep(outputs, name, self._units[name]))
             if computed[-1] != _WHOLE:
@@ -234,7 +234,7 @@ def _keep(outputs: dict[str, Any], name: str, module: nn.Module) -> RemovableHan
 
 
 @contextmanager
-def _calling(module: nn.Module, forward: Callable) -> Iterator[None]:
+def calling(module: nn.Module, forward: Callable) -> Iterator[None]:
     """The module computes with another function in the place of its own."""
     own = vars(module).get("forward")
     module.forward = forward
@@ -255,7 +255,7 @@ def first_output(unet: nn.Module, output_bchw: Tensor) -> Iterator[None]:
             stack.close()
             return (output_bchw,)
 
-        stack.enter_context(_calling(unet, given))
+        stack.enter_context(calling(unet, given))
         yield
 
 

@@ -66,10 +66,11 @@ class StreamedBatches:
                 f"{len(prompts)} prompts give {len(prompts) * each} rows, and a batch takes {batch_size}",
                 remedy="give more prompts, or lower batch_size",
             )
-        rows = min(self.window_prompts, len(prompts)) * each
         self._buffers = {
             block: ShufflingBuffer(
-                rows, block_module(sampler.unet, block).out_channels, device=device or sampler.device
+                self.window_prompts * each,
+                block_module(sampler.unet, block).out_channels,
+                device=device or sampler.device,
             )
             for block in self.blocks
         }

@@ -112,15 +112,16 @@ def train_dictionaries(
     blocks = [block for block in data.blocks if any(job.block == block for job in left)]
     architectures = [replace(job.architecture, block=blocks.index(job.block)) for job in left]
     folder = out / LOGS / _key(left)
-    batches = data.batches(blocks, batch_size)
     passes = config.steps * batch_size / data.rows()
     print(f"{len(left)} SAEs, {config.steps} steps of {batch_size} vectors, each vector {passes:.2g} times")
-    print(f"shuffling buffer: {batches.bytes / 1e6:.0f} MB on {data.device}; log: {folder}", flush=True)
+    print(f"log: {folder}", flush=True)
     how = {"folder": folder, "checkpoint_every": checkpoint_every, "trackers": trackers}
     if engine == "ray":
         maker, where = data.maker(blocks, batch_size), {"device": data.device.type, "address": address}
         saes = train_on_cluster(maker, architectures, config, **where, **how)
     else:
+        batches = data.batches(blocks, batch_size)
+        print(f"shuffling buffer: {batches.bytes / 1e6:.0f} MB on {data.device}", flush=True)
         saes = train(batches, architectures, config, **how)
     digests = [
         checkpoint.save(
@@ -130,7 +131,7 @@ def train_dictionaries(
         )
         for job, sae in zip(left, saes, strict=True)
     ]
-    evaluations = _evaluate(data, left, out)
+    evaluations = _evaluate(data, blocks, left, out)
     index.register(*map(_entry, left, digests, evaluations, itertools.repeat(out)), root=out)
     for state in folder.rglob(STATE_FILE):
         state.unlink()
@@ -168,10 +169,9 @@ def _key(jobs: Sequence[_Job]) -> str:
     return hashlib.sha256(json.dumps([[job.folder, job.training] for job in jobs]).encode()).hexdigest()[:16]
 
 
-def _evaluate(data: TrainingData, jobs: Sequence[_Job], root: Path) -> list[Evaluation]:
+def _evaluate(data: TrainingData, blocks: Sequence[str], jobs: Sequence[_Job], root: Path) -> list[Evaluation]:
     """Of what was saved, on the rows that were kept back."""
     tallies = [Tally(checkpoint.load(root / job.folder, device=data.device)) for job in jobs]
-    blocks = [block for block in data.blocks if any(job.block == block for job in jobs)]
     for rows in data.held_back(blocks):
         for job, tally in zip(jobs, tallies, strict=True):
             tally.add(rows[job.block])

@@ -3,8 +3,6 @@ back, to evaluate on."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,9 +13,8 @@ from torch import Tensor
 
 from riebench.backbones import Backbone, check_blocks
 from riebench.errors import UserError
-from riebench.harvest import rows_per_prompt, stream
+from riebench.harvest import made_by, rows_per_prompt, stream
 from riebench.lens import block_module
-from riebench.loading import weights_sha256
 from riebench.sampling import Sampler, load_sampler
 from riebench.streaming import StreamedBatches
 from sae_models.activation_store import ActivationStore, StoreBatches
@@ -84,14 +81,7 @@ class Generated:
         return self._trained_on * rows_per_prompt(self.sampler, self.blocks[0], self.branch)
 
     def made_by(self) -> dict[str, Any]:
-        return {
-            "unet_sha256": weights_sha256(self.sampler.unet),
-            "prompts": len(self.prompts),
-            "prompts_sha256": hashlib.sha256(json.dumps(list(self.prompts)).encode()).hexdigest(),
-            "seed": self.seed,
-            "branch": self.branch,
-            "buffer_rows": self.buffer_rows,
-        }
+        return made_by(self.sampler, self.prompts, self.seed, self.branch) | {"buffer_rows": self.buffer_rows}
 
     def batches(self, blocks: Sequence[str], batch_size: int) -> StreamedBatches:
         return StreamedBatches(self.sampler, **self._words(blocks, batch_size))
@@ -157,7 +147,7 @@ class Stored:
                 f"{self.store.folder} has {self.rows()} rows to train on, and a batch takes {batch_size}",
                 remedy="harvest more prompts, or lower the batch size",
             )
-        return _stored_on(self.store.folder, blocks, batch_size, self.seed, self.rows(), self.device)
+        return _stacked(self.store, blocks, batch_size, self.seed, self.rows(), self.device)
 
     def maker(self, blocks: Sequence[str], batch_size: int) -> Callable[[torch.device], StackedBatches]:
         return partial(_stored_on, self.store.folder.absolute(), blocks, batch_size, self.seed, self.rows())
@@ -200,7 +190,12 @@ def _generated_on(
 def _stored_on(
     folder: Path, blocks: Sequence[str], batch_size: int, seed: int, rows: int, device: torch.device
 ) -> StackedBatches:
-    store = ActivationStore.open(folder)
+    return _stacked(ActivationStore.open(folder), blocks, batch_size, seed, rows, device)
+
+
+def _stacked(
+    store: ActivationStore, blocks: Sequence[str], batch_size: int, seed: int, rows: int, device: torch.device
+) -> StackedBatches:
     return StackedBatches([store.batches(block, batch_size, seed=seed, rows=rows, device=device) for block in blocks])
 
 

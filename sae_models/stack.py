@@ -84,13 +84,13 @@ class Stack(nn.Module):
         if isinstance(self.architecture.sparsity, JumpReLU):
             self.log_threshold.copy_((self.architecture.sparsity.bandwidth * self.unit).log().expand_as(self.b_enc))
         some_nd = centred_nd[:CALIBRATION_CODES]
-        coded_snd = self._coded(some_nd + bias_d, k)[0][-1]
+        coded_snd = self._coded(some_nd + bias_d, k)[0][-1] - self.b_dec[:, None]
         self.W_enc *= (some_nd.norm(dim=1).mean() / coded_snd.norm(dim=-1).mean(1))[:, None, None]
         self.threshold.zero_()
 
     def compile_parts(self) -> None:
-        """Sends through `torch.compile` what fuses: the latents of L1 and JumpReLU with their penalty. TopK stays as it
-        is: oneDNN's products, `topk` and sparse sums do not fuse.
+        """Sends through `torch.compile` what fuses: the squared errors, and the latents of L1 and JumpReLU with their
+        penalty. The largest latents stay as they are: oneDNN's products, `topk` and sparse sums do not fuse.
 
         Raises `UserError` where `torch.compile` does not work on this device.
         """
@@ -102,6 +102,7 @@ class Stack(nn.Module):
                 remedy="install a C++ compiler, on a GPU Triton too, or train without compile",
             ) from error
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILATIONS)
+        self._unexplained = torch.compile(self._unexplained)
         self._coded_by_threshold = torch.compile(self._coded_by_threshold)
 
     def losses(self, x_nd: Tensor, k: int) -> Losses:
@@ -111,11 +112,10 @@ class Stack(nn.Module):
         the architecture asks for latents, plus AuxK's. Counts the rows since each feature was active.
         """
         nested, penalty_s, active_sf, l0_s = self._coded(x_nd, k)
-        square = x_nd.var(0, correction=0).sum().mul(len(x_nd)).clamp_min(torch.finfo(x_nd.dtype).tiny)
-        found = [Unexplained.apply(decoded_snd, self.b_dec, x_nd, square) for decoded_snd in nested]
-        unexplained, residual_snd = [share_s for share_s, _ in found], found[-1][1]
+        unexplained = self._unexplained(x_nd, nested)
         loss_s = torch.stack(unexplained).mean(0) + penalty_s
         revival = self.architecture.revival
+        residual_snd = (x_nd - nested[-1]).detach() if revival is not None else None
         if isinstance(revival, AuxK):
             loss_s = loss_s + revival.weight * self._auxiliary(x_nd, residual_snd, revival.k)
         with torch.no_grad():
@@ -124,6 +124,11 @@ class Stack(nn.Module):
             return Losses(
                 loss_s, torch.stack(statistics, dim=1), residual_snd if isinstance(revival, Restart) else None
             )
+
+    def _unexplained(self, x_nd: Tensor, nested: list[Tensor]) -> list[Tensor]:
+        """`[S]` of each nested code: the share of the rows' variance that its reconstruction leaves."""
+        square = (x_nd - x_nd.mean(0)).pow(2).sum().clamp_min(torch.finfo(x_nd.dtype).tiny)
+        return [(x_nd - x_hat_snd).pow(2).sum((1, 2)) / square for x_hat_snd in nested]
 
     def _is_dead(self) -> Tensor:
         """`[S, f]`"""
@@ -198,8 +203,8 @@ class Stack(nn.Module):
         return self.threshold[:, None].expand_as(self.b_enc)
 
     def _coded(self, x_nd: Tensor, k: int) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-        """Reconstructions `[S, n, d]` of each nested code without the bias, the whole one last; the penalty on latents
-        `[S]`; which features were active `[S, f]`; and L0 `[S]`."""
+        """Reconstructions `[S, n, d]` of each nested code, the whole one last; the penalty on latents `[S]`; which
+        features were active `[S, f]`; and L0 `[S]`."""
         if isinstance(self.architecture.sparsity, TopK):
             return self._coded_by_largest(x_nd, k)
         return self._coded_by_threshold(x_nd)
@@ -210,10 +215,10 @@ class Stack(nn.Module):
         h_m = Preactivation.apply(chosen_m, x_nd, self.W_enc.view(-1, d), self.b_enc, self.b_dec, active)
         z_m = h_m.relu()
         nested = [
-            Decode.apply(z_m * mask_m, self.W_dec.view(-1, d), active).view(stack, -1, d)
+            Decode.apply(z_m * mask_m, self.W_dec.view(-1, d), active).view(stack, -1, d) + self.b_dec[:, None]
             for mask_m in self._nested(z_m.detach(), active, k)
         ]
-        nested.append(Decode.apply(z_m, self.W_dec.view(-1, d), active).view(stack, -1, d))
+        nested.append(Decode.apply(z_m, self.W_dec.view(-1, d), active).view(stack, -1, d) + self.b_dec[:, None])
         with torch.no_grad():
             positive_m = (z_m > 0).float()
             count_sf = positive_m.new_zeros(stack * f).index_add_(0, active.features_m, positive_m).view(stack, f)
@@ -281,7 +286,7 @@ class Stack(nn.Module):
                 z_snf, gate_snf = Jump.apply(h_snf, threshold_sf[:, None], width)
                 penalty_s = sparsity.l0_weight * gate_snf.sum(-1).mean(1)
             sizes = (*self.architecture.prefix_sizes, self.architecture.num_features)
-            nested = [(z_snf[..., :size] @ self.W_dec[:, :size]).float() for size in sizes]
+            nested = [(z_snf[..., :size] @ self.W_dec[:, :size]).float() + self.b_dec[:, None] for size in sizes]
         active_snf = z_snf.detach() > 0
         return nested, penalty_s, active_snf.any(1), active_snf.sum((1, 2)) / len(x_nd)
 
@@ -298,29 +303,6 @@ class Stack(nn.Module):
             square = residual_snd[s].pow(2).sum().clamp_min(torch.finfo(coded_nd.dtype).tiny)
             left.append((residual_snd[s] - coded_nd).pow(2).sum() / square)
         return torch.stack(left)
-
-
-class Unexplained(torch.autograd.Function):
-    """From reconstructions without the bias `[S, n, d]`, the bias `[S, d]`, rows `[n, d]` and a scale: the squares that
-    the reconstructions leave, over the scale, `[S]`; and the residual `[S, n, d]`, without a graph.
-
-    Written out, because on a CPU each pass over `[S, n, d]` counts: forward takes three, backward two.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx, decoded_snd: Tensor, b_dec_sd: Tensor, x_nd: Tensor, scale: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        residual_snd = (x_nd - decoded_snd).sub_(b_dec_sd[:, None])
-        ctx.save_for_backward(residual_snd, scale)
-        ctx.mark_non_differentiable(residual_snd)
-        return torch.linalg.vector_norm(residual_snd, dim=(1, 2)).square() / scale, residual_snd
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, grad_s: Tensor, _grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        residual_snd, scale = ctx.saved_tensors
-        grad_snd = residual_snd * (-2 * grad_s / scale)[:, None, None]
-        return grad_snd, grad_snd.sum(1), None, None
 
 
 class Jump(torch.autograd.Function):

@@ -119,20 +119,13 @@ def test_an_interrupted_store_is_readable_and_goes_on_to_the_same_bytes(tmp_path
 
 
 KILLED = """
-import os, signal, sys
+import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import test_activation_store as made
+from killed import die_in_shard_file
 
-real, writes = Path.write_bytes, 0
-def half_then_killed(path, data):
-    global writes
-    writes += path.suffix == ".safetensors"
-    if writes == 6:  # the second block of the third shard
-        real(path, data[: len(data) // 2])
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(path, data)
-Path.write_bytes = half_then_killed
+die_in_shard_file(6)  # the second block of the third shard
 made.fill(Path(sys.argv[2]))
 """
 

@@ -181,7 +181,7 @@ def test_a_killed_harvest_goes_on_to_the_same_bytes(of_four, tmp_path, monkeypat
 
 
 KILLED = """
-import os, signal, sys
+import sys
 from pathlib import Path
 import torch
 import riebench.harvest as harvest
@@ -189,16 +189,9 @@ from riebench.backbones import BACKBONES
 from riebench.sampling import load_sampler
 sys.path.insert(0, sys.argv[1])
 import test_harvest as made
+from killed import die_in_shard_file
 
-real, writes = Path.write_bytes, 0
-def half_then_killed(path, data):
-    global writes
-    writes += path.suffix == ".safetensors"
-    if writes == 6:  # the second block of the third shard
-        real(path, data[: len(data) // 2])
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(path, data)
-Path.write_bytes = half_then_killed
+die_in_shard_file(6)  # the second block of the third shard
 sampler = load_sampler(BACKBONES.get("tinyworld-turbo@1"), torch.device("cpu"), 4)
 harvest.harvest_to_store(sampler, made.BLOCKS, made.PROMPTS, 70, Path(sys.argv[2]), **made.OF_THREE)
 """

@@ -249,7 +249,7 @@ def test_compiled_training_is_the_plain_one_but_for_rounding(tmp_path, monkeypat
     assert not compiled
     config = dataclasses.replace(SMALL, compile=True)
     found = train(shuffled_batches(rows_nd, 64), MANY, config, folder=tmp_path / "compiled")
-    assert len(compiled) == 2 * 4, "a trial and a part of each stack"
+    assert len(compiled) == 3 * 4, "a trial and two parts of each stack"
     for one, other in zip(plain, found, strict=True):
         for name, value in one.state_dict().items():
             torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-4, atol=1e-4)
