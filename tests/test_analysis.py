@@ -21,7 +21,17 @@ from riebench.analysis.dominance import (
     solo_weights,
     subset_names,
 )
-from riebench.analysis.frames import BEFORE, COLUMNS, SCORES, Setting, validate_scores
+from riebench.analysis.frames import (
+    BEFORE,
+    COLUMNS,
+    METRICS_KEY,
+    SCORES,
+    Score,
+    Setting,
+    describe_scores,
+    scores_of,
+    validate_scores,
+)
 from riebench.analysis.statistics import (
     bootstrap_intervals,
     bootstrap_weights,
@@ -37,6 +47,7 @@ BLOCKS = ("down.2.1", "mid.0", "up.0.0", "up.0.1")
 
 def make_row(edit, category, seed, method, blocks="", strength=1.0, **cells):
     row = {name: "" if dtype is str else dtype(0) for name, dtype in COLUMNS.items()}
+    row |= {score.name: 0.0 for score in SCORES}
     row |= {"edit": edit, "category": category, "seed": seed, "method": method, "blocks": blocks}
     row |= {"strength": strength, "backbone": "tinyworld-turbo@1", "steps": 1, "status": "ok", "mode": "strict"}
     return row | cells
@@ -382,7 +393,7 @@ def test_scores_round_trip(tmp_path):
     frame = make_scores({"alone": PLANTED["alone"]}, num_edits=1)
     write_scores(frame.sample(frac=1, axis=1, random_state=0), tmp_path / "scores.parquet")
     back = read_scores(tmp_path / "scores.parquet")
-    assert list(back.columns) == list(COLUMNS)
+    assert list(back.columns) == [*COLUMNS, *(score.name for score in SCORES)]
     pd.testing.assert_frame_equal(back, validate_scores(frame))
     assert [path.name for path in tmp_path.iterdir()] == ["scores.parquet"]
 
@@ -400,8 +411,22 @@ def test_a_score_that_not_every_result_has_may_be_empty():
     sometimes = [score.name for score in SCORES if not score.always]
     assert "clip_directional" in sometimes and "clip_text_edited" not in sometimes
     assert validate_scores(frame.assign(**dict.fromkeys(sometimes, math.nan)))[sometimes].isna().all().all()
-    with pytest.raises(UserError, match="columns missing: clip_directional -> score the run again"):
-        validate_scores(frame.drop(columns="clip_directional"))
+    with pytest.raises(UserError, match="columns missing: lpips_original -> score the run again"):
+        validate_scores(frame.drop(columns="lpips_original"))
+
+
+def test_a_frame_says_what_its_scores_are_also_when_it_was_written_and_read(tmp_path):
+    shiny = Score("shiny", "Shininess", "higher", "how shiny it is", bounds=(0.0, None), needs=("region",))
+    frame = make_scores({"alone": PLANTED["alone"]}, num_edits=1).assign(shiny=1)
+    assert [score.name for score in scores_of(frame)] == [score.name for score in SCORES]  # an older version's
+    described = describe_scores(frame, [*SCORES[:6], shiny, Score("gone", "Gone", "lower", "not in the table")])
+    write_scores(described, tmp_path / "scores.parquet")
+    back = read_scores(tmp_path / "scores.parquet")
+    assert scores_of(back) == (*SCORES[:6], shiny) and back["shiny"].dtype == float
+    assert METRICS_KEY not in frame.attrs
+    back.attrs[METRICS_KEY] = [{"name": "shiny"}]
+    with pytest.raises(UserError, match="what the scores say of their metrics cannot be read"):
+        scores_of(back)
 
 
 def test_reading_what_is_missing_or_broken_says_so(tmp_path):
@@ -422,7 +447,8 @@ def test_reading_what_is_missing_or_broken_says_so(tmp_path):
     [
         ({"status": "done"}, "unknown status"),
         ({"status": "failed"}, "without a reason"),
-        ({"clip_text_edited": math.nan}, "lacks a score"),
+        ({"clip_text_edited": math.nan}, "lacks clip_text_edited"),
+        ({"lpips_outside": math.inf}, "has lpips_outside inf"),
         ({"seed": "first"}, "not int"),
         ({"edit": None}, "empty values"),
         ({"edit": "a"}, "two rows"),

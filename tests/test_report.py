@@ -14,7 +14,7 @@ from PIL import Image
 
 from riebench.analysis import summarise, write_scores
 from riebench.analysis.dominance import subset_names
-from riebench.analysis.frames import COLUMNS, Setting
+from riebench.analysis.frames import COLUMNS, SCORES, Setting
 from riebench.analysis.statistics import Interval
 from riebench.axes import ticks
 from riebench.report import write_report
@@ -74,6 +74,7 @@ def make_run(folder, *, num_edits=6, seeds=(42,), rename=None, side=64, reason="
 
     def add(case, base, method, blocks, gain, cost, strength=1.0):
         row = {name: "" if dtype is str else dtype(0) for name, dtype in COLUMNS.items()}
+        row |= {score.name: 0.0 for score in SCORES}
         row |= dict(zip(("edit", "category", "seed"), case, strict=True))
         row |= {"method": method, "blocks": blocks, "strength": strength, "status": "ok", "mode": "strict"}
         row |= {"backbone": "tinyworld-turbo@1", "steps": 1, "clip_text_edited": base + gain, "lpips_original": cost}

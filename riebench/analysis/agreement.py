@@ -113,6 +113,10 @@ def measure_agreement(frame: pd.DataFrame, *, resamples: int = RESAMPLES, seed: 
     backbones, has no valid no-op or nothing else, or was not read by an oracle.
     """
     frame = validate_scores(frame)
+    needed = [*(m.name for m in MEASURES if m.name != "clip_gain"), *(truth.name for truth in TRUTHS)]
+    missing = [name for name in needed if name not in frame.columns]
+    if missing:
+        raise UserError(f"the scores: columns missing: {', '.join(missing)}", remedy="score the run again with them")
     backbone, steps, mode = one_of_each(frame)
     results, categories = _results(frame), frame["category"].unique()
     return {

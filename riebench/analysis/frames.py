@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -28,14 +29,27 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True)
 class Score:
-    """A score of the intervened image."""
+    """A score of the intervened image, as tables and pages speak of it."""
 
     name: str
+    """The column."""
     label: str
     better: Literal["higher", "lower", "neither"]
     meaning: str
     always: bool = True
     """Whether every result that did not fail has this score."""
+    bounds: tuple[float | None, float | None] = (None, None)
+    """Least and greatest value; None for none."""
+    needs: tuple[str, ...] = ()
+    """What it cannot be had without: "region", "prompts", "edited image", "oracle", weights by name."""
+    source: str = ""
+    """The paper it comes from."""
+    network: str = ""
+    """Architecture and weights of the network behind it; "" for none."""
+    weights_sha256: str = ""
+    """Of the weights' files; "" for none."""
+    preprocessing: str = ""
+    """What is done to an image in [0, 1] before it is scored."""
 
 
 SCORES = (
@@ -76,7 +90,10 @@ SCORES = (
 )
 SCORE_BY_NAME = {score.name: score for score in SCORES}
 
-#: Column -> dtype, in the order of the file.
+#: Where a frame keeps the `Score` of each of its score columns, as dicts; parquet files keep it with the table.
+METRICS_KEY = "metrics"
+
+#: Column -> dtype, in the order of the file. The scores come behind them.
 COLUMNS: dict[str, type] = {
     "edit": str,
     "category": str,
@@ -98,28 +115,58 @@ COLUMNS: dict[str, type] = {
     "dtype": str,
     "branch": str,
     "window": str,
-    **dict.fromkeys(SCORE_BY_NAME, float),
 }
+#: The scores that every frame has: the headline of gain and of preservation.
+NEEDED = ("clip_text_edited", "lpips_original")
 #: Column -> what it was before it was recorded, for results of older versions.
 BEFORE = {"dtype": "float32", "branch": "", "window": "all"}
 
 
+def scores_of(frame: pd.DataFrame) -> tuple[Score, ...]:
+    """What the frame says of its score columns; of one written before frames said so, those of `SCORES` that it has.
+
+    Raises `UserError` where that is broken.
+    """
+    described = frame.attrs.get(METRICS_KEY)
+    if described is None:
+        return tuple(score for score in SCORES if score.name in frame.columns)
+    try:
+        scores = (
+            Score(**{**words, "bounds": tuple(words["bounds"]), "needs": tuple(words["needs"])}) for words in described
+        )
+        return tuple(score for score in scores if score.name in frame.columns)
+    except (TypeError, KeyError) as error:
+        raise UserError(
+            f"what the scores say of their metrics cannot be read: {error}", remedy="score the run again"
+        ) from error
+
+
+def describe_scores(frame: pd.DataFrame, scores: Sequence[Score]) -> pd.DataFrame:
+    """The frame with what `scores_of` is to say of it."""
+    described = frame.copy(deep=False)
+    described.attrs = {**frame.attrs, METRICS_KEY: [json.loads(json.dumps(asdict(score))) for score in scores]}
+    return described
+
+
 def validate_scores(frame: pd.DataFrame, where: str = "the scores") -> pd.DataFrame:
-    """The frame with the schema's columns first and in the schema's dtypes; further columns are kept as they are, and
-    those that older versions did not write are filled.
+    """The frame with the schema's columns first, then its scores, in the schema's dtypes; further columns are kept as
+    they are, and those that older versions did not write are filled.
 
     Raises `UserError` for a missing column, a value of the wrong kind, an unknown status, a failure without a reason,
-    a result without a score that every result has, and two rows for one (edit, seed, method, strength, blocks).
+    a result without a score that every result has, an infinite score, and two rows for one (edit, seed, method,
+    strength, blocks).
     """
     frame = frame.assign(**{name: frame[name].fillna(old) if name in frame else old for name, old in BEFORE.items()})
-    missing = [column for column in COLUMNS if column not in frame.columns]
+    scores = scores_of(frame)
+    columns = COLUMNS | dict.fromkeys((score.name for score in scores), float)
+    missing = [column for column in (*COLUMNS, *NEEDED) if column not in frame.columns]
     if missing:
         raise UserError(
             f"{where}: columns missing: {', '.join(missing)}",
             remedy="score the run again, or write it with write_scores",
         )
     typed = frame.copy()
-    for column, dtype in COLUMNS.items():
+    for column, dtype in columns.items():
         if dtype is not float and frame[column].isna().any():
             raise UserError(f"{where}: column {column!r} has empty values", remedy="fill them and write it again")
         try:
@@ -128,7 +175,7 @@ def validate_scores(frame: pd.DataFrame, where: str = "the scores") -> pd.DataFr
             raise UserError(
                 f"{where}: column {column!r} is not {dtype.__name__}: {error}", remedy="write it with write_scores"
             ) from error
-    typed = typed[[*COLUMNS, *(column for column in typed.columns if column not in COLUMNS)]]
+    typed = typed[[*columns, *(column for column in typed.columns if column not in columns)]]
 
     unknown = set(typed["status"]) - {"ok", "failed"}
     if unknown:
@@ -136,10 +183,18 @@ def validate_scores(frame: pd.DataFrame, where: str = "the scores") -> pd.DataFr
     silent = typed[(typed["status"] == "failed") & (typed["reason"] == "")]
     if len(silent):
         raise UserError(f"{where}: {_row(silent)} failed without a reason", remedy="record the reason")
-    always = [score.name for score in SCORES if score.always]
-    unscored = typed[(typed["status"] == "ok") & ~np.isfinite(typed[always]).all(axis=1)]
-    if len(unscored):
-        raise UserError(f"{where}: {_row(unscored)} is ok but lacks a score", remedy="score it again or mark it failed")
+    for score in scores:
+        values = typed[score.name]
+        lacking = typed[(typed["status"] == "ok") & values.isna()] if score.always else typed[:0]
+        if len(lacking):
+            raise UserError(
+                f"{where}: {_row(lacking)} is ok but lacks {score.name}", remedy="score it again or mark it failed"
+            )
+        infinite = typed[np.isinf(values)]
+        if len(infinite):
+            raise UserError(
+                f"{where}: {_row(infinite)} has {score.name} {values[infinite.index[0]]}", remedy="score it again"
+            )
     doubled = typed[typed.duplicated(["edit", "seed", *SETTING])]
     if len(doubled):
         raise UserError(f"{where}: two rows for {_row(doubled)}", remedy="keep one of them")
