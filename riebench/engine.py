@@ -152,7 +152,8 @@ class Engine:
                 if path == wanted.image:
                     pictures[path] = to_array(result.image)
                 keys = {"recipe": wanted.recipe, "code": wanted.code, "judges": judges, "image": path}
-                rows.append(result.row | keys)
+                shared = {side: getattr(task, side).image for side in (*SIDES, "regions")}
+                rows.append(result.row | keys | shared)
             yield Batch(rows, pictures, self.sampler.forwards - before)
             before = self.sampler.forwards
 

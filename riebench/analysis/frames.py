@@ -115,11 +115,14 @@ COLUMNS: dict[str, type] = {
     "dtype": str,
     "branch": str,
     "window": str,
+    "original": str,
+    "edited": str,
+    "regions": str,
 }
 #: The scores that every frame has: the headline of gain and of preservation.
 NEEDED = ("clip_text_edited", "lpips_original")
 #: Column -> what it was before it was recorded, for results of older versions.
-BEFORE = {"dtype": "float32", "branch": "", "window": "all"}
+BEFORE = {"dtype": "float32", "branch": "", "window": "all", "original": "", "edited": "", "regions": ""}
 
 
 def scores_of(frame: pd.DataFrame) -> tuple[Score, ...]:
