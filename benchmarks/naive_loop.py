@@ -68,7 +68,7 @@ def config_settings(config: RunConfig) -> list[Setting]:
             settings.append((method, ()))
         else:
             settings += [
-                (method, blocks) for blocks in (subsets if method.name == config.subsets_of else [BLOCK_NAMES])
+                (method, blocks) for blocks in (subsets if method.name in config.subsets_of else [BLOCK_NAMES])
             ]
     return settings
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from riebench.backbones import BACKBONES, DTYPES, Backbone, backbone_from
+from riebench.backbones import BACKBONES, BLOCK_NAMES, DTYPES, Backbone, backbone_from, check_blocks
 from riebench.edits import CATEGORY_NAMES
 from riebench.errors import UserError, did_you_mean
 from riebench.grounders import GROUNDERS, grounder_settings
@@ -73,8 +73,13 @@ class RunConfig:
     """Seeds of the noise: a case is an edit with a seed."""
     methods: tuple[MethodConfig, ...] = (MethodConfig("noop"), MethodConfig("sae"))
     """Methods, in the order of the tables. `noop` must be among them: gains are measured from it."""
-    subsets_of: str = "sae"
-    """The method that is run on every subset of the blocks, to attribute its effect to them."""
+    blocks: tuple[str, ...] = BLOCK_NAMES
+    """The blocks that methods act on."""
+    subsets_of: tuple[str, ...] | str = ("sae",)
+    """The methods that are run on every subset of the blocks, to attribute their effects to them, at the strength
+    nearest 1; the first gives the headline table. One name may be written without brackets."""
+    metrics: tuple[str, ...] = ()
+    """Metrics beside those that every run has (`riebench ls metrics`)."""
     mask_rule: str = "touched"
     """How an image mask becomes cells: touched or half (protocol section 4); reference mode has its own."""
     batch_size: int = 0
@@ -83,6 +88,8 @@ class RunConfig:
     """Bootstrap resamples behind every interval."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.subsets_of, str):
+            object.__setattr__(self, "subsets_of", (self.subsets_of,))
         for name in self.categories:
             if name not in CATEGORY_NAMES:
                 raise UserError(
@@ -90,7 +97,8 @@ class RunConfig:
                     remedy=f"use {', '.join(CATEGORY_NAMES)}",
                 )
         names = [method.label or method.name for method in self.methods]
-        for needed in ("noop", self.subsets_of):
+        check_blocks(self.blocks)
+        for needed in ("noop", *self.subsets_of):
             if needed not in names:
                 raise UserError(f"the run has no method {needed!r}", remedy=f"add {needed!r} to methods")
         if self.dtype not in DTYPES:
@@ -132,6 +140,7 @@ class RunConfig:
             dictionary=self.dictionary,
             dictionaries=self.dictionaries,
             dtype=dtype,
+            metrics=self.metrics,
         )
 
     @property
@@ -180,10 +189,12 @@ def build_config(values: Mapping[str, Any], where: str) -> RunConfig:
 def _typed(where: str, key: str, value: Any, default: Any) -> Any:
     if key in ("backbone", "grounder") and isinstance(value, Mapping):
         return dict(value)
+    if key == "subsets_of" and isinstance(value, str):
+        return (value,)
     if key == "methods":
-        return tuple(_method(where, item) for item in _list(where, key, value))
+        return tuple(method for item in _list(where, key, value) for method in _methods(where, item))
     if isinstance(default, tuple):
-        kind = type(default[0])
+        kind = type(default[0]) if default else str
         return tuple(_scalar(where, key, item, kind) for item in _list(where, key, value))
     return _scalar(where, key, value, type(default))
 
@@ -200,11 +211,14 @@ def _scalar(where: str, key: str, value: Any, kind: type) -> Any:
     return value
 
 
-def _method(where: str, item: Any) -> MethodConfig:
+def _methods(where: str, item: Any) -> list[MethodConfig]:
+    """One method, or one for each strength of a list."""
     if isinstance(item, str):
         item = {"name": item}
     if not isinstance(item, dict) or not isinstance(item.get("name"), str):
         raise UserError(f"{where}: a method is {item!r}", remedy="write `- name: sae` and its settings")
     METHODS.summary(item["name"])  # an unknown name is an error before anything is loaded
     settings = {key: value for key, value in item.items() if key not in ("name", "label")}
-    return MethodConfig(item["name"], settings, str(item.get("label", "")))
+    strengths = settings.get("strength")
+    each = [settings | {"strength": one} for one in strengths] if isinstance(strengths, list) else [settings]
+    return [MethodConfig(item["name"], one, str(item.get("label", ""))) for one in each]

@@ -111,6 +111,19 @@ class Intervention:
         values = (value[list(window_steps(self.window, len(value)))] for value in self.additions.values())
         return float(sum(value.double().square().sum() for value in values) ** 0.5)
 
+    def equalised(self) -> Intervention:
+        """The same change with one L2 norm in every block that is changed, and the `norm` of the whole as it was: a
+        block's additions are multiplied by the root mean square of the blocks' norms over their own. Raises
+        `UserError` where the norms are known only when the image is generated."""
+        if self.rewrites:
+            raise UserError(
+                "what is read from the running activation has no norm yet", remedy="use mode static with budget norm"
+            )
+        norms = {block: self.restricted((block,)).norm for block in self.blocks}
+        changed = {block: norm for block, norm in norms.items() if norm > 0}
+        scale = {block: self.norm / len(changed) ** 0.5 / norm for block, norm in changed.items()}
+        return replace(self, additions={site: scale.get(site.block, 1.0) * v for site, v in self.additions.items()})
+
     def save(self, path: Path) -> None:
         """Writes the intervention as safetensors, whole: also the dictionaries of its rewrites; what is not a tensor
         goes into the header. Raises `UserError` for a dictionary of a kind that cannot be written."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING
 
-from riebench.backbones import BLOCK_NAMES, VAES, Backbone, backbone_folder, blocks_text, weights_for
+from riebench.backbones import BLOCK_NAMES, VAES, Backbone, backbone_folder, blocks_text, check_blocks, weights_for
 from riebench.edits import Edit
 from riebench.errors import UserError
 from riebench.files import data_folder
@@ -85,12 +85,21 @@ def block_subsets(blocks: Sequence[str] = BLOCK_NAMES) -> list[tuple[str, ...]]:
     return [subset for size in range(1, len(blocks) + 1) for subset in itertools.combinations(blocks, size)]
 
 
-def plan_variants(methods: Sequence[Method], subsets_of: str) -> list[Variant]:
-    """Each method on all blocks, and one method on every subset of them."""
+def plan_variants(
+    methods: Sequence[Method], subsets_of: Collection[str], blocks: Sequence[str] = BLOCK_NAMES
+) -> list[Variant]:
+    """Each method on all of the blocks, and those named on every subset of them, at the strength nearest 1."""
+    blocks = check_blocks(tuple(blocks))
+    nearest = {
+        name: min((m.strength for m in methods if m.name == name), key=lambda strength: (abs(strength - 1), strength))
+        for name in {method.name for method in methods}.intersection(subsets_of)
+    }
     return [
         variant_of(method, subset)
         for method in methods
-        for subset in (block_subsets() if method.name == subsets_of and method.sites else [BLOCK_NAMES])
+        for subset in (
+            block_subsets(blocks) if nearest.get(method.name) == method.strength and method.sites else [blocks]
+        )
     ]
 
 

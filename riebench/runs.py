@@ -20,7 +20,7 @@ from PIL import Image
 
 from riebench import files
 from riebench.analysis import summarise, write_scores
-from riebench.backbones import BLOCK_NAMES, Backbone
+from riebench.backbones import Backbone, check_blocks
 from riebench.cluster import work_on_cluster
 from riebench.config import RunConfig
 from riebench.edits import CATEGORY_NAMES, Edit, load_edits
@@ -99,7 +99,7 @@ def run(
         shown = ", ".join(f"{name} at {strength}" for name, strength in settings)
         raise UserError(f"two methods share name and strength: {shown}", remedy="give one a label, or its own name")
     cases = [(edit, seed) for edit in chosen for seed in config.seeds]
-    tasks = plan(backbone, cases, plan_variants(all_methods, config.subsets_of), setup, known)
+    tasks = plan(backbone, cases, plan_variants(all_methods, config.subsets_of, config.blocks), setup, known)
     recipes = [wanted.recipe for task in tasks for wanted in task.wanted]
     marks = setup.mode == "reference"  # the published scores are of prompts with their [ ]
     judges = judge_version(metrics_of(backbone.judges), backbone.judges, keep_marks=marks)
@@ -155,7 +155,7 @@ def _finish(
 ) -> Run:
     """Writes the tables and the report of results that are all there. clock: when the run began."""
     scores = store.frame(recipes)
-    summary = summarise(scores, BLOCK_NAMES, method=config.subsets_of, resamples=config.resamples)
+    summary = summarise(scores, check_blocks(config.blocks), method=config.subsets_of, resamples=config.resamples)
     prompts = {edit.id: (edit.original_prompt, edit.edited_prompt) for edit in edits}
     manifest["seconds"] = round(time.monotonic() - clock, 1)
     for write in (
@@ -193,7 +193,7 @@ def _describe(config: RunConfig, edits: list[Edit], methods: list[Method], devic
         "mode": config.mode,
         "edits": {"count": len(edits), "sha256": hashlib.sha256(text.encode()).hexdigest()},
         "methods": [_settings(method) for method in methods],
-        "blocks": list(BLOCK_NAMES),
+        "blocks": list(check_blocks(config.blocks)),
         "device": device,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {name: _version(name) for name in ("riebench", "torch", "diffusers", "transformers")},

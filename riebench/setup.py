@@ -33,6 +33,8 @@ class Setup:
     """Folder of one's own dictionaries; "" takes those that are shipped or released."""
     dtype: str = "float32"
     """What the U-Net computes in: float32, float16 or bfloat16."""
+    metrics: tuple[str, ...] = ()
+    """Metrics beside those that every run has."""
 
     def __post_init__(self) -> None:
         for name, known in (("mode", MODES), ("mask_rule", MASK_RULES)):
@@ -47,6 +49,17 @@ class Setup:
                 f"mask rule {self.mask_rule!r} does not go with mode {self.mode!r}",
                 remedy="reference mode, and it alone, uses 'published'",
             )
+
+    @property
+    def keeps_marks(self) -> bool:
+        """Whether prompts are scored with their `[ ]`, as the published scores are."""
+        return self.mode == "reference"
+
+    def metric_names(self, family: str) -> tuple[str, ...]:
+        """All metrics of a run whose pictures a family of networks judges."""
+        from riebench.metrics import default_metrics
+
+        return tuple(dict.fromkeys((*default_metrics(family), *self.metrics)))
 
     def dictionary_of(self, backbone: Backbone, block: str) -> tuple[index.Entry, Path | None]:
         """(Entry of the dictionary that methods are given on a block, the folder it lies in; None for ours).

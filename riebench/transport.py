@@ -19,6 +19,7 @@ from sae_models.dictionary import Dictionary
 
 MODES = ("static", "adaptive", "replace")
 PLACEMENTS = ("edited", "original")
+BUDGETS = ("features", "norm")
 #: Name -> a region's value `[steps, 1, F]` of features `[steps, cells, F]`, per step and feature.
 STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda z_tnf: z_tnf.mean(dim=1, keepdim=True),
@@ -50,6 +51,9 @@ class Transport:
     """The steps at which anything is added: all, first, first 3, last 5, or a list as 0,2,7."""
     branch: str = "both"
     """Under guidance: cond, uncond, or both (add to cond, take away from uncond)."""
+    budget: str = "features"
+    """What blocks have equally much of: features, each its k; norm: also the L2 norm of what is added
+    (`Intervention.equalised`), so that none leads because its updates are larger."""
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -57,10 +61,13 @@ class Transport:
             ("statistic", STATISTICS),
             ("placement", PLACEMENTS),
             ("branch", BRANCHES),
+            ("budget", BUDGETS),
         ):
             value = getattr(self, name)
             if value not in known:
                 raise UserError(f"unknown {name} {value!r}{did_you_mean(value, known)}", remedy=f"use {_or(known)}")
+        if self.budget == "norm" and self.mode != "static":
+            raise UserError(f"budget norm cannot be had in mode {self.mode}", remedy="use mode static")
 
 
 def _or(known) -> str:
@@ -143,7 +150,7 @@ def transport(
             rewrites[site] = (
                 Rewrite(dictionary, off, off_cells, None, how.strength * scale, mean=not how.keep_spatial),
             )
-    return Intervention(
+    made = Intervention(
         additions,
         rewrites,
         features=count_features(selected, how.only_add),
@@ -151,6 +158,7 @@ def transport(
         branch=how.branch,
         window=how.window,
     )
+    return made.equalised() if how.budget == "norm" else made
 
 
 def _deletes_as_published(case: Case) -> bool:

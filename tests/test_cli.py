@@ -108,13 +108,18 @@ def test_the_full_preset_is_quickstart_on_every_edit_at_more_strengths():
     assert full.edits_per_category == 0 and full.seeds == quick.seeds and full.categories == quick.categories
     settings = [(method.name, method.strength) for method in (config.build() for config in full.methods)]
     assert settings.count(("dense", 0.5)) == settings.count(("dense", 1.0)) == 1
-    assert {method.build() for method in quick.methods} < {method.build() for method in full.methods}
+
+
+def test_the_leaderboards_preset_is_quickstart_on_every_edit_at_more_strengths():
+    board, quick = read_config("leaderboard"), read_config("quickstart")
+    assert board.edits_per_category == 0 and board.seeds == quick.seeds and board.categories == quick.categories
+    assert {method.build() for method in quick.methods} < {method.build() for method in board.methods}
 
 
 def test_presets_read_and_build(capsys):
     for name in preset_names():
         config = read_config(name)
-        assert all(method.build().name == method.name for method in config.methods)
+        assert all(method.build().name == (method.label or method.name) for method in config.methods)
     assert read_config("quickstart", {"seeds": [1]}).seeds == (1,)
     with pytest.raises(UserError, match="unknown key 'seed'"):
         build_config({"seed": 1}, where="here")

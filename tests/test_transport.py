@@ -355,3 +355,50 @@ def test_every_registered_method_plans_finite_restrictable_interventions(name):
         assert set(plan.blocks) == set(BLOCKS) and plan.norm > 0
         zero = METHODS.get(name)(strength=0.0, **settings).plan(make_case(sites))
         assert zero.norm == 0
+
+
+# ---- equal norms
+
+
+def block_norms(intervention) -> dict[str, float]:
+    """By hand: root of the sum of squares of all that is added in a block."""
+    totals: dict[str, float] = {}
+    for site, value in intervention.additions.items():
+        totals[site.block] = totals.get(site.block, 0.0) + float((value.double().numpy() ** 2).sum())
+    return {block: total**0.5 for block, total in totals.items()}
+
+
+@pytest.mark.parametrize("method", ["sae", "neurons", "random", "dense"])
+def test_at_equal_norm_every_block_adds_as_much_and_all_together_what_they_did(method):
+    sites = [Site("mid.0", 0), Site("mid.0", 1), Site("up.0.1", 0)] if method == "neurons" else list(map(Site, BLOCKS))
+    case, settings = make_case(sites), {"k": 3} if method != "dense" else {}
+    plain = METHODS.get(method)(**settings).plan(case)
+    equal = METHODS.get(method)(**settings, budget="norm").plan(case)
+    before, after = block_norms(plain), block_norms(equal)
+    assert before["mid.0"] != pytest.approx(before["up.0.1"], rel=0.01)
+    assert after["mid.0"] == pytest.approx(after["up.0.1"], rel=1e-5)
+    assert equal.norm == pytest.approx(plain.norm, rel=1e-5)
+    for site, value in plain.additions.items():
+        torch.testing.assert_close(
+            equal.additions[site], value * (after[site.block] / before[site.block]), rtol=1e-4, atol=1e-6
+        )
+    alone = equal.restricted(("up.0.1",))
+    assert alone.norm == pytest.approx(after["up.0.1"], rel=1e-5)  # a subset's budget is that of its blocks
+
+
+def test_a_block_that_nothing_is_added_to_stays_so_at_equal_norm():
+    case = make_case(list(map(Site, BLOCKS)))
+    still = dataclasses.replace(case, edited={**case.edited, Site("mid.0"): case.original[Site("mid.0")]})
+    still = dataclasses.replace(still, edited_cells={**case.edited_cells, "mid.0": case.original_cells["mid.0"]})
+    plain, equal = (Dense(budget=budget).plan(still) for budget in ("features", "norm"))
+    assert block_norms(equal)["mid.0"] < 1e-5 and equal.norm == pytest.approx(plain.norm, rel=1e-5)
+
+
+def test_equal_norm_wants_a_norm_that_is_known():
+    with pytest.raises(UserError, match="budget norm cannot be had in mode replace -> use mode static"):
+        SAE(mode="replace", budget="norm")
+    with pytest.raises(UserError, match="unknown budget 'nrom'.*did you mean 'norm'"):
+        SAE(budget="nrom")
+    adaptive = SAE(k=3, mode="adaptive").plan(make_case(list(map(Site, BLOCKS))))
+    with pytest.raises(UserError, match="has no norm yet"):
+        adaptive.equalised()
