@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING
 
+from riebench.analysis.coalitions import needed_subsets
 from riebench.backbones import BLOCK_NAMES, VAES, Backbone, backbone_folder, blocks_text, check_blocks, weights_for
 from riebench.edits import Edit
 from riebench.errors import UserError
@@ -80,15 +80,11 @@ class Task:
         return self.original, self.edited, self.regions
 
 
-def block_subsets(blocks: Sequence[str] = BLOCK_NAMES) -> list[tuple[str, ...]]:
-    """Every non-empty subset of the blocks, small ones first. The empty one is the original image."""
-    return [subset for size in range(1, len(blocks) + 1) for subset in itertools.combinations(blocks, size)]
-
-
 def plan_variants(
     methods: Sequence[Method], subsets_of: Collection[str], blocks: Sequence[str] = BLOCK_NAMES
 ) -> list[Variant]:
-    """Each method on all of the blocks, and those named on every subset of them, at the strength nearest 1."""
+    """Each method on all of the blocks, and those named on the subsets that their effects are told from
+    (`needed_subsets`), at the strength nearest 1."""
     blocks = check_blocks(tuple(blocks))
     nearest = {
         name: min((m.strength for m in methods if m.name == name), key=lambda strength: (abs(strength - 1), strength))
@@ -98,7 +94,7 @@ def plan_variants(
         variant_of(method, subset)
         for method in methods
         for subset in (
-            block_subsets(blocks) if nearest.get(method.name) == method.strength and method.sites else [blocks]
+            needed_subsets(blocks) if nearest.get(method.name) == method.strength and method.sites else [blocks]
         )
     ]
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-from test_analysis import fail, make_row
+from planted import fail, make_row
 
 from riebench.analysis import agreement_of_run, agreement_tables, read_scores, write_scores
 from riebench.analysis.agreement import MEASURES, RESULT_SETS, TRUTHS, measure_agreement, rank_agreement

@@ -103,7 +103,7 @@ def work(groups, *, device="cpu", address=None):
 
 def assert_equal(one, other):
     """Rows are, and pictures, but for what names a method's class and settings."""
-    named = ["recipe", "code", "image"]
+    named = ["recipe", "code", "image", "original", "edited", "regions"]
     left, right = (pd.read_parquet(run.folder / "scores.parquet") for run in (one, other))
     pd.testing.assert_frame_equal(left.drop(columns=named), right.drop(columns=named), check_exact=True)
     for a, b in zip(left.image, right.image, strict=True):

@@ -35,10 +35,11 @@ RED = "flat poster of a standing red plain heart in the sky"
 BLUE = RED.replace("red", "blue")
 SMALL = {"categories": ["change_colour"], "edits_per_category": 2, "seeds": [42], "methods": ["noop", "sae"]}
 SMALL |= {"resamples": 20, "batch_size": 16}
+PICTURES = ["image", "original", "edited", "regions"]
 
 
 def without_keys(scores: pd.DataFrame) -> pd.DataFrame:
-    return scores.drop(columns=["recipe", "code", "judges", "image", "backbone"])
+    return scores.drop(columns=["recipe", "code", "judges", "backbone", *PICTURES])
 
 
 def test_a_folder_of_ones_own_is_a_backbone_from_yaml(tmp_path):
@@ -72,7 +73,7 @@ def test_dictionaries_of_ones_own_are_used_and_known_by_their_bytes(tmp_path):
     mine = run(build_config(SMALL | words, "here"), tmp_path / "a", device="cpu")
     named = run(build_config(SMALL | {"dictionary": "topk-k4-x4"}, "here"), tmp_path / "b", device="cpu")
     usual = run(build_config(SMALL, "here"), tmp_path / "c", device="cpu")
-    pd.testing.assert_frame_equal(mine.scores.drop(columns="image"), named.scores.drop(columns="image"))
+    pd.testing.assert_frame_equal(mine.scores.drop(columns=PICTURES), named.scores.drop(columns=PICTURES))
     one, other = (done.scores[done.scores.method == "sae"] for done in (mine, usual))
     assert not set(one.recipe) & set(other.recipe) and not np.allclose(one.injected_norm, other.injected_norm)
     with pytest.raises(UserError, match="has no dictionary 'topk-k4-x5'"):

@@ -1,7 +1,45 @@
-"""From a table of scores to effects with intervals. pandas and numpy only."""
+"""From a table of scores to effects with intervals. Nothing here imports torch, and pandas only when it is used."""
 
-from riebench.analysis.agreement import agreement_of_run, agreement_tables
-from riebench.analysis.frames import read_scores, write_scores
-from riebench.analysis.summary import block_table, summarise
+from __future__ import annotations
 
-__all__ = ["agreement_of_run", "agreement_tables", "block_table", "read_scores", "summarise", "write_scores"]
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from riebench.analysis.across import dominance_over, verdict_table
+    from riebench.analysis.agreement import agreement_of_run, agreement_tables
+    from riebench.analysis.coalitions import needed_subsets
+    from riebench.analysis.frames import read_scores, write_scores
+    from riebench.analysis.summary import block_table, load_summary, summarise
+
+__all__ = [
+    "agreement_of_run",
+    "agreement_tables",
+    "block_table",
+    "dominance_over",
+    "load_summary",
+    "needed_subsets",
+    "read_scores",
+    "summarise",
+    "verdict_table",
+    "write_scores",
+]
+
+_ROOMS = {
+    "agreement_of_run": "agreement",
+    "agreement_tables": "agreement",
+    "block_table": "summary",
+    "dominance_over": "across",
+    "load_summary": "summary",
+    "needed_subsets": "coalitions",
+    "read_scores": "frames",
+    "summarise": "summary",
+    "verdict_table": "across",
+    "write_scores": "frames",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)

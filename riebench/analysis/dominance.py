@@ -1,24 +1,49 @@
-"""Which block matters: solo, leave-one-out and exact Shapley effects over all subsets of blocks, and the verdict.
+"""Which block matters: solo, leave-one-out and Shapley effects over subsets of the blocks, and the verdict.
 
-Subsets are numbered by bit mask: bit i is set where block i is intervened on. v(S) is the value of intervening on S,
-with v(empty) = 0. All three effects are linear in v, so each is a weight matrix from subsets to blocks.
+v(S) is the value of intervening on the blocks S less that of intervening on none, so v(empty) = 0.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
 
+from riebench.analysis.coalitions import Coalitions, coalitions_of, subset_mask
+from riebench.analysis.coalitions import subset_names as subset_names
 from riebench.analysis.frames import CASE, NOOP, SETTING, Setting, feature_counts, score_table
-from riebench.analysis.statistics import Interval, bootstrap_intervals, bootstrap_weights, edit_means
+from riebench.analysis.statistics import Interval, edit_means, intervals
 
 NOT_SEPARABLE = "not separable"
 
 #: With n edits, the least two-sided p of a paired sign test is 2^(1 - n): below six edits it cannot reach 5 %.
 MIN_EDITS = 6
+
+#: The scores whose gain over no intervention is shared out among the blocks, where a run has them.
+GAIN, COST = "clip_text_edited", "lpips_original"
+SCORED = (GAIN, "oracle_success", COST)
+#: The value that is no score, see `efficiency`.
+EFFICIENCY = "efficiency"
+
+
+@dataclass(frozen=True)
+class Game:
+    """A method at one strength, run on enough subsets of the blocks to tell their effects."""
+
+    method: str
+    strength: float
+    window: str
+    """Steps that were intervened on; "all" also where the rows do not agree."""
+    settings: Mapping[int, Setting]
+    """Bit mask of a non-empty subset -> the setting that it was run under."""
+    coalitions: Coalitions
+
+    @property
+    def whole(self) -> Setting:
+        """The setting on all blocks."""
+        return self.settings[self.coalitions.masks[-1]]
 
 
 @dataclass(frozen=True)
@@ -38,103 +63,114 @@ class Dominance:
     """Shapley value of the first block less that of the second; None where there is one block."""
 
 
-def subset_names(blocks: tuple[str, ...]) -> list[str]:
-    """The `blocks` cell of each subset, by bit mask; "" for the empty one."""
-    return ["+".join(block for i, block in enumerate(blocks) if mask >> i & 1) for mask in range(1 << len(blocks))]
+def games_of(frame: pd.DataFrame, blocks: Sequence[str], first: Sequence[str] = ()) -> list[Game]:
+    """Every method and strength of the frame that was run on enough subsets: the methods `first` names in that order,
+    then the others in the frame's, each from the strength nearest 1 on."""
+    subsets: dict[tuple[str, float], dict[int, Setting]] = {}
+    for setting in map(Setting._make, frame[SETTING].drop_duplicates().itertuples(index=False, name=None)):
+        mask = subset_mask(blocks, setting.blocks)
+        if mask:
+            subsets.setdefault((setting.method, setting.strength), {})[mask] = setting
+    games = []
+    for (method, strength), settings in subsets.items():
+        coalitions = coalitions_of(len(blocks), settings.keys())
+        if coalitions is not None:
+            windows = frame.loc[(frame["method"] == method) & (frame["strength"] == strength), "window"].unique()
+            window = str(windows[0]) if len(windows) == 1 and windows[0] else "all"
+            games.append(Game(method, strength, window, settings, coalitions))
+    order = [*first, *(game.method for game in games)]
+    return sorted(games, key=lambda game: (order.index(game.method), abs(game.strength - 1), game.strength))
 
 
-def solo_weights(num_blocks: int) -> np.ndarray:
-    """`[2^n, n]`: v({i}) - v(empty)."""
-    weights = np.zeros((1 << num_blocks, num_blocks))
-    for i in range(num_blocks):
-        weights[1 << i, i] += 1
-        weights[0, i] -= 1
-    return weights
+def subset_gains(scores: pd.DataFrame, game: Game) -> pd.DataFrame:
+    """v(S) of each case: rows (category, edit, seed), columns the masks of `game.coalitions`; cases without a score
+    under some subset are left out.
 
-
-def leave_one_out_weights(num_blocks: int) -> np.ndarray:
-    """`[2^n, n]`: v(all) - v(all but i)."""
-    every = (1 << num_blocks) - 1
-    weights = np.zeros((1 << num_blocks, num_blocks))
-    for i in range(num_blocks):
-        weights[every, i] += 1
-        weights[every ^ (1 << i), i] -= 1
-    return weights
-
-
-def shapley_weights(num_blocks: int) -> np.ndarray:
-    """`[2^n, n]`: sum over S without i of |S|! (n - |S| - 1)! / n! times v(S with i) - v(S).
-
-    Shapley, "A Value for n-Person Games", 1953.
+    scores: a `score_table`. v(S) is the score of the case under the game's method on S less its score under no
+    intervention. For `lpips_original`, which is 0 under no intervention, that is the preservation cost.
     """
-    weights = np.zeros((1 << num_blocks, num_blocks))
-    for i in range(num_blocks):
-        for mask in range(1 << num_blocks):
-            if mask >> i & 1:
-                continue
-            size = mask.bit_count()
-            weight = math.factorial(size) * math.factorial(num_blocks - size - 1) / math.factorial(num_blocks)
-            weights[mask | 1 << i, i] += weight
-            weights[mask, i] -= weight
-    return weights
-
-
-def subset_gains(
-    frame: pd.DataFrame, blocks: tuple[str, ...], value: str, method: str, strength: float
-) -> pd.DataFrame:
-    """v(S) of each case: rows (category, edit, seed), columns the bit masks 0 .. 2^n - 1.
-
-    v(S) is the score of the case under `method` on S less its score under no intervention; column 0 is zero. For
-    `lpips_original`, whose value under no intervention is 0, that is the preservation cost.
-    """
-    scores = score_table(frame, value)
     noop = scores.xs(NOOP, axis=1, level="method").mean(axis=1)
-    names = subset_names(blocks)
-    gains = {mask: scores[method, strength, name] - noop for mask, name in enumerate(names) if name}
-    return pd.DataFrame({0: 0.0 * noop, **gains})
+    gains = {mask: scores[setting] - noop for mask, setting in game.settings.items()}
+    return pd.DataFrame({0: 0.0 * noop, **gains})[list(game.coalitions.masks)].dropna()
 
 
-def subset_settings(blocks: tuple[str, ...], method: str, strength: float) -> list[Setting]:
-    """The settings that a dominance table needs besides no intervention."""
-    return [Setting(method, strength, name) for name in subset_names(blocks) if name]
+def efficiency(gains: np.ndarray, costs: np.ndarray) -> np.ndarray:
+    """Mean edit gain for a unit of mean preservation cost; 0 where the cost is 0, as on the empty subset.
 
-
-def dominance(
-    gains: pd.DataFrame, blocks: tuple[str, ...], *, resamples: int, generator: np.random.Generator
-) -> Dominance:
-    """The effects of each block and the verdict, from `subset_gains` of the cases that count.
-
-    Blocks are ranked by mean Shapley value. The first is the verdict where its own 95 % interval lies above zero, that
-    of its lead over the second does too, and there are at least `MIN_EDITS` edits; otherwise it is "not separable".
+    A ratio of means, not a mean of ratios: a case that hardly changes has an LPIPS near 0, and its own ratio explodes.
     """
-    num_blocks = len(blocks)
-    values_es = edit_means(gains).to_numpy()
-    weights_re = bootstrap_weights(len(values_es), resamples, generator)
-    shapley_en = values_es @ shapley_weights(num_blocks)
-    solo = bootstrap_intervals(values_es @ solo_weights(num_blocks), weights_re)
-    left_out = bootstrap_intervals(values_es @ leave_one_out_weights(num_blocks), weights_re)
-    shapley = bootstrap_intervals(shapley_en, weights_re)
+    return np.divide(gains, costs, out=np.zeros_like(gains), where=costs > 0)
+
+
+def dominance(values_wm: np.ndarray, coalitions: Coalitions, blocks: Sequence[str], num_edits: int) -> Dominance:
+    """The effects of each block and the verdict, from v of each subset under all rows of `edit_weights`,
+    `[weighings, masks]`.
+
+    Blocks are ranked by Shapley value. The first is the verdict where its own 95 % interval lies above zero, that of
+    its lead over the second does too, and there are at least `MIN_EDITS` edits; otherwise it is "not separable". Of a
+    cost the verdict thus names the block that costs most.
+    """
+    of_each = [values_wm @ weights for weights in (coalitions.solo, coalitions.leave_one_out, coalitions.shapley)]
+    found = intervals(np.hstack(of_each).T, num_edits)
+    solo, left_out, shapley = (found[start : start + len(blocks)] for start in range(0, len(found), len(blocks)))
     effects = {block: BlockEffects(*row) for block, *row in zip(blocks, solo, left_out, shapley, strict=True)}
-    if num_blocks == 1:
+    if len(blocks) == 1:
         return Dominance(effects, NOT_SEPARABLE, None)
 
-    first, second = np.argsort(-shapley_en.mean(axis=0), kind="stable")[:2]
-    (lead,) = bootstrap_intervals(shapley_en[:, [first]] - shapley_en[:, [second]], weights_re)
-    separable = len(values_es) >= MIN_EDITS and lead.low > 0 and shapley[first].low > 0
+    shapley_wb = of_each[-1]
+    first, second = np.argsort(-shapley_wb[0], kind="stable")[:2]
+    (lead,) = intervals((shapley_wb[:, first] - shapley_wb[:, second])[None], num_edits)
+    separable = num_edits >= MIN_EDITS and lead.low > 0 and shapley[first].low > 0
     return Dominance(effects, blocks[first] if separable else NOT_SEPARABLE, lead)
 
 
-def selected_share(
-    frame: pd.DataFrame, cases: pd.MultiIndex, setting: Setting, blocks: tuple[str, ...]
-) -> dict[str, float | None]:
-    """Block -> share of the selected features that lie in it, averaged over the seeds of an edit, then over edits.
-
-    This is the published count. It says where features were selected, not what they do. None where no features are
-    recorded.
+def selected_shares(frame: pd.DataFrame, setting: Setting, blocks: Sequence[str]) -> pd.DataFrame:
+    """Share of the selected features that lie in each block, the published count: rows (category, edit, seed), columns
+    blocks. It says where features were selected, not what they do. Cases without recorded features are left out.
     """
     rows = frame[(frame[SETTING] == list(setting)).all(axis=1)].set_index(CASE)
-    rows = rows[rows.index.isin(cases)]
     counts = pd.DataFrame([feature_counts(cell) for cell in rows["features"]], rows.index, list(blocks)).fillna(0)
     totals = counts.sum(axis=1)
-    shares = edit_means(counts[totals > 0].div(totals[totals > 0], axis=0)).mean()
-    return {block: None if pd.isna(shares[block]) else float(shares[block]) for block in blocks}
+    return counts[totals > 0].div(totals[totals > 0], axis=0)
+
+
+def dominance_table(
+    frame: pd.DataFrame,
+    game: Game,
+    blocks: Sequence[str],
+    groups: Mapping[str, pd.MultiIndex],
+    edit_weights: Callable[[int], np.ndarray],
+) -> dict[str, dict]:
+    """Name of each group of cases -> `edits`, `cases`, and by value `effects`, the verdict (`dominant`) and the `lead`.
+
+    edit_weights: number of edits -> `statistics.edit_weights`. The values are those of `SCORED` that the frame has, and
+    `efficiency`. A value that no case of a group has is not there.
+    """
+    scored = [name for name in SCORED if name in frame.columns and frame[name].notna().any()]
+    gains = {name: subset_gains(score_table(frame, name), game) for name in scored}
+    shares = selected_shares(frame, game.whole, blocks)
+    return {name: _effects(gains, shares, cases, game, blocks, edit_weights) for name, cases in groups.items()}
+
+
+def _effects(
+    gains: Mapping[str, pd.DataFrame],
+    shares: pd.DataFrame,
+    cases: pd.MultiIndex,
+    game: Game,
+    blocks: Sequence[str],
+    edit_weights: Callable[[int], np.ndarray],
+) -> dict:
+    means = {value: edit_means(table[table.index.isin(cases)]).to_numpy() for value, table in gains.items()}
+    values = {value: edit_weights(len(values_em)) @ values_em for value, values_em in means.items() if len(values_em)}
+    if values:
+        values[EFFICIENCY] = efficiency(values[GAIN], values[COST])
+    of_edits = edit_means(shares[shares.index.isin(cases)]).mean()
+    share = {block: None if pd.isna(of_edits[block]) else float(of_edits[block]) for block in blocks}
+    row: dict = {"edits": cases.droplevel("seed").nunique(), "cases": len(cases)}
+    row |= {"effects": {}, "dominant": {}, "lead": {}}
+    for value, values_wm in values.items():
+        result = dominance(values_wm, game.coalitions, blocks, len(means.get(value, means[GAIN])))
+        row["effects"][value] = {block: {"share": share[block], **asdict(e)} for block, e in result.effects.items()}
+        row["dominant"][value] = result.verdict
+        row["lead"][value] = result.lead and asdict(result.lead)
+    return row

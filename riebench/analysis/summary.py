@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cache
 
 import numpy as np
 import pandas as pd
 
-from riebench.analysis.dominance import (
-    dominance,
-    selected_share,
-    subset_gains,
-    subset_names,
-    subset_settings,
-)
+from riebench.analysis.dominance import COST, GAIN, dominance_table, games_of
 from riebench.analysis.frames import (
     CASE,
     NOOP,
@@ -22,40 +18,40 @@ from riebench.analysis.frames import (
     Setting,
     one_of_each,
     score_table,
+    scores_of,
     settings_of,
     validate_scores,
 )
-from riebench.analysis.statistics import (
-    ValidCases,
-    bootstrap_intervals,
-    bootstrap_weights,
-    edit_means,
-    holm,
-    sign_flip_p,
-    valid_cases,
-)
+from riebench.analysis.frontier import curves, sweeps_of
+from riebench.analysis.methods import method_rows
+from riebench.analysis.statistics import ValidCases, edit_weights, valid_cases
+from riebench.analysis.strengths import chosen_strengths
 from riebench.errors import UserError
 
-#: The values whose block effects are reported; the first is the headline.
-VALUES = ("clip_text_edited", "oracle_success", "lpips_original")
+OVERALL = "overall"
 TABLE_WIDTH = 110
 
 
 def summarise(
-    frame: pd.DataFrame, blocks: tuple[str, ...], *, method: str = "sae", resamples: int = 10_000, seed: int = 0
+    frame: pd.DataFrame,
+    blocks: Sequence[str],
+    *,
+    method: str | Sequence[str] = "sae",
+    resamples: int = 10_000,
+    seed: int = 0,
 ) -> dict:
     """Summarises the scores of one run as a JSON-able dict; a number that does not exist is None.
 
     All tables use the cases on which every setting succeeded. A setting that failed on every case is left out of that
-    intersection and listed under `left_out`. `method` is the one whose block subsets give the effects; `dominance`
-    names it and the strength (of several the one nearest 1), or is None where not every subset was run; then no
-    category has effects. Raises `UserError` where the frame is not of the schema, mixes backbones, has no no-op, or no
-    valid case.
+    intersection and listed under `left_out`. `method` names the methods whose block effects come first under
+    `dominance`, which has a table for every method and strength that was run on enough subsets of the blocks, and is
+    empty where none was; the first table's verdicts are repeated under `overall` and `categories`. Raises `UserError`
+    where the frame is not of the schema, mixes backbones, has no no-op, or no valid case.
     """
     blocks = tuple(blocks)
     frame = validate_scores(frame)
+    scores = scores_of(frame)
     backbone, steps, mode = one_of_each(frame)
-    generator = np.random.default_rng(seed)
 
     kept = settings_of(frame[frame["status"] == "ok"])
     if not any(setting.method == NOOP for setting in kept):
@@ -67,23 +63,28 @@ def summarise(
     counts &= pd.MultiIndex.from_frame(frame[SETTING]).isin(kept)
     frame_valid = frame[counts]
 
-    strength = _subset_strength(kept, method, blocks)
-    whole = None if strength is None else Setting(method, strength, subset_names(blocks)[-1])
-    values = [value for value in VALUES if frame_valid[value].notna().any()]
-    gains = {
-        value: subset_gains(frame_valid, blocks, value, method, strength).dropna()
-        for value in (values if strength is not None else ())
-    }
-    failures = valid.failures()
     planned = frame[CASE].drop_duplicates()["category"]
-    categories = {}
-    for category in planned.unique():
-        cases = valid.cases[valid.cases.get_level_values("category") == category]
-        categories[category] = {
-            "planned": int((planned == category).sum()),
-            "failed": failures.get(category, {}),
-            **_effects(frame_valid, cases, gains, blocks, whole, resamples, generator),
-        }
+    of_category = valid.cases.get_level_values("category")
+    groups = {str(category): valid.cases[of_category == category] for category in planned.unique()}
+    weights = cache(lambda num_edits: edit_weights(num_edits, resamples, seed))
+
+    dominance = []
+    for game in games_of(frame_valid, blocks, (method,) if isinstance(method, str) else tuple(method)):
+        effects = dominance_table(frame_valid, game, blocks, {OVERALL: valid.cases, **groups}, weights)
+        about = {"method": game.method, "strength": game.strength, "window": game.window}
+        about |= {"estimator": game.coalitions.estimator, "subsets": len(game.settings)}
+        dominance.append({**about, "overall": effects.pop(OVERALL), "categories": effects})
+
+    tables = {score.name: score_table(frame_valid, score.name) for score in scores}
+
+    sweeps = {name: sweeps_of(tables, cases, kept, blocks) for name, cases in {OVERALL: valid.cases, **groups}.items()}
+    traced = {name: curves(of_group, weights) for name, of_group in sweeps.items()}
+    chosen = {sweep.method: chosen_strengths(sweep, weights) for sweep in sweeps[OVERALL]}
+
+    def rows_of(cases: pd.MultiIndex) -> list[dict]:
+        return method_rows(tables, cases, kept, weights, np.random.default_rng([seed, len(cases)]))
+
+    failures = valid.failures()
     return {
         "backbone": backbone,
         "steps": steps,
@@ -91,13 +92,24 @@ def summarise(
         "blocks": list(blocks),
         "resamples": resamples,
         "seed": seed,
-        "values": values,
-        "dominance": None if strength is None else {"method": method, "strength": strength},
         "planned": len(planned),
         "failed": {str(reason): int(count) for reason, count in valid.failed["reason"].value_counts().items()},
-        "overall": _effects(frame_valid, valid.cases, gains, blocks, whole, resamples, generator),
-        "categories": categories,
-        "methods": _methods(frame_valid, kept, resamples, generator),
+        "scores": [_words(score) for score in scores],
+        "values": list(dominance[0]["overall"]["effects"]) if dominance else [],
+        "dominance": dominance,
+        "overall": _counts(valid.cases, dominance[0]["overall"] if dominance else None),
+        "categories": {
+            category: {
+                "planned": int((planned == category).sum()),
+                "failed": failures.get(category, {}),
+                **_counts(cases, dominance[0]["categories"][category] if dominance else None),
+            }
+            for category, cases in groups.items()
+        },
+        "methods": rows_of(valid.cases),
+        "methods_by_category": {category: rows_of(cases) for category, cases in groups.items()},
+        "frontier": {"gain": GAIN, "cost": COST, "overall": traced.pop(OVERALL), "categories": traced},
+        "chosen_strengths": {method: found for method, found in chosen.items() if found},
         "left_out": [
             {**Setting(*setting)._asdict(), "reason": str(rows["reason"].mode().iloc[0])}
             for setting, rows in frame.groupby(SETTING, sort=False)
@@ -106,15 +118,28 @@ def summarise(
     }
 
 
+def load_summary(summary: dict) -> dict:
+    """A summary as `summarise` makes it now, from one of any version; what an older one did not measure is empty.
+
+    Raises `UserError` where it is not a summary.
+    """
+    if "methods_by_category" in summary:
+        return summary
+    try:
+        return _lifted(summary)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"this is not a run's summary: {error!r}", remedy="take the summary.json of a run") from error
+
+
 def block_table(summary: dict) -> str:
     """Shapley value of each block for the headline value by category, as plain text of at most 110 columns.
 
     Intervals are left out where there are too many blocks for that width.
     """
-    value, blocks = summary["values"][0], summary["blocks"]
-    if summary["dominance"] is None:
+    if not summary["dominance"]:
         return "Block effects were not measured: they need every subset of the blocks."
-    rows = {**summary["categories"], "all": summary["overall"]}
+    value, blocks, headline = summary["values"][0], summary["blocks"], summary["dominance"][0]
+    rows = {**headline["categories"], "all": headline["overall"]}
 
     def lines(with_intervals: bool) -> list[str]:
         cells = [["category", *blocks, "dominant block"]]
@@ -136,69 +161,45 @@ def block_table(summary: dict) -> str:
     table = lines(with_intervals=True)
     if max(map(len, table)) > TABLE_WIDTH:
         table = lines(with_intervals=False)
-    unit = "100 x gain in CLIP cosine with the edited prompt" if value == "clip_text_edited" else f"100 x {value}"
+    unit = "100 x gain in CLIP cosine with the edited prompt" if value == GAIN else f"100 x {value}"
     return "\n".join([f"Shapley value of each block, 95 % interval over edits ({unit})", *table])
 
 
-def _effects(frame, cases, gains, blocks, whole, resamples, generator) -> dict:
-    num_edits = cases.droplevel("seed").nunique()
-    effects: dict[str, dict] = {}
-    dominant: dict[str, str] = {}
-    lead: dict[str, dict | None] = {}
-    if gains and num_edits:
-        share = selected_share(frame, cases, whole, blocks)
-        for value, table in gains.items():
-            of_cases = table[table.index.isin(cases)]
-            if of_cases.empty:
-                continue
-            result = dominance(of_cases, blocks, resamples=resamples, generator=generator)
-            effects[value] = {block: {"share": share[block], **asdict(e)} for block, e in result.effects.items()}
-            dominant[value] = result.verdict
-            lead[value] = result.lead and asdict(result.lead)
-    return {"edits": int(num_edits), "cases": len(cases), "effects": effects, "dominant": dominant, "lead": lead}
+def _words(score) -> dict:
+    words = asdict(score)
+    return {name: list(cell) if isinstance(cell, tuple) else cell for name, cell in words.items() if name != "always"}
 
 
-def _methods(frame: pd.DataFrame, settings: list[Setting], resamples: int, generator: np.random.Generator) -> list:
-    noop = next(i for i, setting in enumerate(settings) if setting.method == NOOP)
-    cases = frame[CASE].drop_duplicates()
-    rows = [
-        {
-            **setting._asdict(),
-            "edits": int(cases["edit"].nunique()),
-            "cases": len(cases),
-            "scores": {score.name: None for score in SCORES},
-            "gains": {score.name: None for score in SCORES},
-        }
-        for setting in settings
-    ]
-    cells = []
-    for score in SCORES:
-        table = score_table(frame, score.name)[settings]
-        scored = [i for i, setting in enumerate(settings) if table[setting].notna().any()]
-        by_edit = edit_means(table.iloc[:, scored].dropna())
-        if by_edit.empty:
-            continue
-        values_ek = by_edit.to_numpy()
-        weights_re = bootstrap_weights(len(values_ek), resamples, generator)
-        for i, interval in zip(scored, bootstrap_intervals(values_ek, weights_re), strict=True):
-            rows[i]["scores"][score.name] = asdict(interval)
-        if noop not in scored:
-            continue  # where nothing changes there is no direction, and no gain over it
-        changed = [i for i in scored if i != noop]
-        differences_ek = values_ek[:, [scored.index(i) for i in changed]] - values_ek[:, [scored.index(noop)]]
-        p_values = sign_flip_p(differences_ek, resamples, generator)
-        for i, interval, p in zip(changed, bootstrap_intervals(differences_ek, weights_re), p_values, strict=True):
-            cell = rows[i]["gains"][score.name] = asdict(interval)
-            cells.append((cell, p))
-    for (cell, _), adjusted in zip(cells, holm(np.array([p for _, p in cells])), strict=True):
-        cell["p_holm"] = float(adjusted)
-    return rows
+def _counts(cases: pd.MultiIndex, effects: dict | None) -> dict:
+    edits = cases.droplevel("seed").nunique()
+    return {"edits": edits, "cases": len(cases), "dominant": effects["dominant"] if effects else {}}
 
 
-def _subset_strength(settings: list[Setting], method: str, blocks: tuple[str, ...]) -> float | None:
-    strengths = {setting.strength for setting in settings if setting.method == method}
-    complete = [s for s in strengths if set(subset_settings(blocks, method, s)) <= set(settings)]
-    return min(complete, key=lambda strength: (abs(strength - 1), strength), default=None)
+def _lifted(old: dict) -> dict:
+    """From the form of version 0.1, with one table of effects inside `overall` and `categories`."""
+    effect_keys = ("edits", "cases", "effects", "dominant", "lead")
+    groups = {OVERALL: old["overall"], **old["categories"]}
+    effects = {name: {key: row[key] for key in effect_keys} for name, row in groups.items()}
+    headline = old["dominance"] and {
+        **old["dominance"],
+        "window": "all",
+        "estimator": "exact",
+        "subsets": (1 << len(old["blocks"])) - 1,
+        "overall": effects.pop(OVERALL),
+        "categories": effects,
+    }
+    without = {name: {k: v for k, v in row.items() if k not in ("effects", "lead")} for name, row in groups.items()}
+    return {
+        **old,
+        "scores": [_words(score) for score in SCORES if score.name in old["methods"][0]["scores"]],
+        "dominance": [headline] if headline else [],
+        "overall": without.pop(OVERALL),
+        "categories": without,
+        "methods": [{**row, "seed_spread": dict.fromkeys(row["scores"])} for row in old["methods"]],
+        "methods_by_category": {category: [] for category in old["categories"]},
+        "frontier": {"gain": GAIN, "cost": COST, "overall": {}, "categories": {name: {} for name in old["categories"]}},
+        "chosen_strengths": {},
+    }
 
 
 def _worst(valid: ValidCases) -> str:

@@ -1,0 +1,92 @@
+"""Block effects of several runs in one table: over backbones, steps, windows of steps and methods."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from riebench.analysis.dominance import NOT_SEPARABLE
+from riebench.analysis.summary import load_summary
+from riebench.errors import UserError
+
+EFFECTS = ("solo", "leave_one_out", "shapley")
+#: What tells one table of effects from another.
+SOURCE = ["run", "backbone", "steps", "method", "strength", "window"]
+ALL = "all"
+
+
+def dominance_over(summaries: Sequence[tuple[str, dict]]) -> pd.DataFrame:
+    """The effects of every block in every table of every run, one row for each of a category's values and blocks.
+
+    summaries: a run's name and its summary, of any version. The row of all categories together has the category "all".
+    Columns: run, backbone, steps, method, strength, window, category, value, block, share; solo, leave_one_out and
+    shapley, each with `_low` and `_high`; verdict. A category without a valid case has no rows. Raises `UserError`
+    where a summary is none, and where no run measured block effects.
+    """
+    rows = []
+    for run, summary in ((name, load_summary(summary)) for name, summary in summaries):
+        for table in summary["dominance"]:
+            source = {"run": run, "backbone": summary["backbone"], "steps": summary["steps"]}
+            source |= {key: table[key] for key in ("method", "strength", "window")}
+            groups = {**{name: table["categories"][name] for name in summary["categories"]}, ALL: table["overall"]}
+            rows += [
+                source
+                | {"category": category, "value": value, "block": block, "share": effects[block]["share"]}
+                | {name + end: effects[block][name][key] for name in EFFECTS for end, key in _ENDS.items()}
+                | {"verdict": group["dominant"][value]}
+                for category, group in groups.items()
+                for value, effects in group["effects"].items()
+                for block in summary["blocks"]
+            ]
+    if not rows:
+        raise UserError(
+            "none of the runs measured block effects",
+            remedy="run a method on the subsets of the blocks (subsets_of)",
+        )
+    return pd.DataFrame(rows).astype({"share": float})
+
+
+def verdict_table(effects: pd.DataFrame, value: str = "clip_text_edited") -> str:
+    """The verdicts on one value as plain text: a row a category, a column for each backbone, method and window.
+
+    effects: of `dominance_over`. A cell is the block that dominates with its Shapley value, or "not separable"; "-"
+    where the category has no valid case. Strength, steps and run are named where columns are not told apart without.
+    Raises `UserError` where no run has the value.
+    """
+    of_value = effects[effects["value"] == value]
+    if of_value.empty:
+        known = ", ".join(effects["value"].unique())
+        raise UserError(f"no run measured block effects on {value!r}", remedy=f"ask for one of {known}")
+    sources = of_value[SOURCE].drop_duplicates()
+    shown = ["backbone", "method"]
+    for key in ("window", "strength", "steps", "run"):
+        if sources[key].nunique() > 1 and (key == "window" or sources.duplicated(shown).any()):
+            shown.append(key)
+    heads = [" ".join(_word(key, row[key]) for key in shown) for _, row in sources.iterrows()]
+    cells = [["category", *heads]]
+    columns = [dict(tuple(part.groupby("category", sort=False))) for _, part in of_value.groupby(SOURCE, sort=False)]
+    categories = [name for name in of_value["category"].unique() if name != ALL]
+    for category in [*categories, ALL]:
+        cells.append([category, *(_cell(column.get(category)) for column in columns)])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+    return "\n".join([f"Dominant block by {value}, with its Shapley value", *lines])
+
+
+_ENDS = {"": "mean", "_low": "low", "_high": "high"}
+
+
+def _word(key: str, cell: object) -> str:
+    return {"strength": f"x{cell}", "steps": f"{cell} steps", "window": f"[{cell}]", "run": f"({cell})"}.get(
+        key, str(cell)
+    )
+
+
+def _cell(of_blocks: pd.DataFrame | None) -> str:
+    if of_blocks is None:
+        return "-"
+    verdict = of_blocks["verdict"].iloc[0]
+    if verdict == NOT_SEPARABLE:
+        return verdict
+    return f"{verdict} {of_blocks.set_index('block').loc[verdict, 'shapley']:+.3f}"
