@@ -30,14 +30,14 @@ from transformers.utils import logging as transformers_logging
 
 from riebench.backbones import BACKBONES, BLOCK_NAMES, BLOCKS, blocks_text
 from riebench.config import RunConfig, read_config
-from riebench.edits import Edit, load_edits
+from riebench.edits import CATEGORY_NAMES, Edit, load_edits
 from riebench.errors import UserError
 from riebench.files import data_folder, replacing
 from riebench.grounders import GROUNDERS
 from riebench.grounding import dilate, ground, mask_to_grid
 from riebench.lens import Site
 from riebench.methods import Case, Method
-from riebench.metrics import METRICS, ScoreBatch, score_batch
+from riebench.metrics import METRICS, ScoreBatch, default_metrics, score_batch
 from riebench.metrics.models import ScoringModels
 from sae_models import index
 
@@ -97,7 +97,7 @@ class NaiveLoop:
         self.saes = {block: index.open(index.find(trained_on, block)) for block in BLOCK_NAMES}
         self.grounder = GROUNDERS.get(self.backbone.grounder)("cpu")
         self.judges = ScoringModels(self.backbone.judges, batch_size=1)
-        self.metrics = [METRICS.get(name)(self.judges) for name in METRICS.names()]
+        self.metrics = [METRICS.get(name)(self.judges) for name in default_metrics(self.backbone.judges)]
 
     def row(self, edit: Edit, seed: int, method: Method, blocks: tuple[str, ...]) -> dict:
         """One result from nothing: both references, regions, plan, intervened image, scores."""
@@ -112,7 +112,7 @@ class NaiveLoop:
         try:
             scores, reason = self.edit_and_score(edit, seed, method, blocks), ""
         except Failed as error:
-            scores, reason = dict.fromkeys(METRICS.names(), float("nan")), str(error)
+            scores, reason = dict.fromkeys(default_metrics(self.backbone.judges), float("nan")), str(error)
         return row | {"status": "failed" if reason else "ok", "reason": reason} | scores
 
     def edit_and_score(self, edit: Edit, seed: int, method: Method, blocks: tuple[str, ...]) -> dict[str, float]:
@@ -146,7 +146,9 @@ class NaiveLoop:
         if intervened is None:
             raise Failed("the image holds NaN")
         pixels = round(OUTSIDE_PX * mask_o.shape[-2] / OUTSIDE_REFERENCE_PX)
-        return self.score(edit, intervened, original, edited, ~dilate((mask_o | mask_e)[None], pixels)[0])
+        outside = ~dilate((mask_o | mask_e)[None], pixels)
+        regions = torch.stack([mask_o, mask_e])[None]
+        return self.score(ScoreBatch(intervened[None], original[None], edited[None], [edit], outside, regions))
 
     @torch.no_grad()
     def generate(
@@ -212,10 +214,9 @@ class NaiveLoop:
             return mask_o, mask_o
         return mask_o, mask_e
 
-    def score(self, edit: Edit, image: Tensor, original: Tensor, edited: Tensor, outside: Tensor) -> dict[str, float]:
+    def score(self, batch: ScoreBatch) -> dict[str, float]:
         """All metrics of one image, from its pixels alone."""
         self.judges.forget()
-        batch = ScoreBatch(image[None], original[None], edited[None], [edit], outside[None])
         return {name: float(values[0]) for name, values in score_batch(self.metrics, batch).items()}
 
 
@@ -248,7 +249,9 @@ def main() -> None:
 def measure(config: RunConfig, edits_per_category: int, out: Path | None) -> dict[str, float]:
     """Runs the first so many edits of each category; how many images were scored, and how fast once loaded."""
     known = load_edits(config.edits)
-    by_category = [[edit for edit in known if edit.category == category] for category in config.categories]
+    by_category = [
+        [edit for edit in known if edit.category == category] for category in (config.categories or CATEGORY_NAMES)
+    ]
     edits = [edit for of_category in by_category for edit in of_category[: edits_per_category or None]]
     found = naive_rows(config, edits, config.seeds)  # loads the networks
     rows, scored, failed = [], 0, 0

@@ -51,7 +51,8 @@ def success(sampler: Sampler, modules: Sequence[nn.Module], edits: Sequence[Edit
                 hook.remove()
         images = torch.stack([sample.image for sample in samples])
         inside = torch.zeros(len(batch), *images.shape[-2:], dtype=torch.bool)
-        found += metric.score(ScoreBatch(images, images, images, batch, inside)).tolist()
+        regions = torch.zeros(len(batch), 2, *images.shape[-2:], dtype=torch.bool)
+        found += metric.score(ScoreBatch(images, images, images, batch, inside, regions)).tolist()
     return pd.Series(found).groupby([edit.category for edit in edits], sort=False).mean()
 
 

@@ -14,6 +14,7 @@ from riebench.backbones import BACKBONES, VAES, Backbone, backbone_folder, fetch
 from riebench.errors import UserError
 from riebench.grounders import GROUNDER_WEIGHTS, GROUNDERS, SHIPPED_WEIGHTS
 from riebench.hub import Weights, missing_files
+from riebench.metrics.weights import METRIC_WEIGHTS
 from sae_models.released import RELEASED_WEIGHTS
 
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "lpips")
@@ -35,7 +36,7 @@ def fetch_names() -> dict[str, tuple[Weights, ...]]:
             for dtype in ("float16", "float32"):
                 found[fetch_name(backbone, dtype)] = (weights_for(backbone, dtype),)
     found |= {name: (weights,) for name, weights in VAES.items()}
-    return found | GROUNDER_WEIGHTS | {CLIP: (CLIP_WEIGHTS,)} | RELEASED_WEIGHTS
+    return found | GROUNDER_WEIGHTS | {CLIP: (CLIP_WEIGHTS,)} | METRIC_WEIGHTS | RELEASED_WEIGHTS
 
 
 def examine() -> dict[str, Any]:
@@ -64,7 +65,9 @@ def examine() -> dict[str, Any]:
     return found | {
         "backbones": {backbone.name: _examine_backbone(backbone, dtype, free) for backbone in _backbones()},
         "grounders": {name: _examine_grounder(name) for name in GROUNDERS.names()},
-        "judges": {CLIP: _presence((CLIP_WEIGHTS,), CLIP)},
+        "judges": {
+            name: _presence(weights, name) for name, weights in {CLIP: (CLIP_WEIGHTS,), **METRIC_WEIGHTS}.items()
+        },
         "SAEs": {name: _presence(weights, name) for name, weights in RELEASED_WEIGHTS.items()},
     }
 

@@ -60,9 +60,13 @@ def rescored(
     stop: Callable[[], bool],
     *,
     keep_marks: bool = False,
+    names: Sequence[str] = (),
 ) -> Iterator[Batch]:
-    """The rows of results that are there, with new scores of the same pictures, until `stop` is true."""
-    scorer = Scorer(family, device, keep_marks=keep_marks) if items else None
+    """The rows of results that are there, with new scores of the same pictures, until `stop` is true.
+
+    names: of the metrics, as `Scorer` takes them.
+    """
+    scorer = Scorer(family, device, keep_marks=keep_marks, names=names) if items else None
     for start in range(0, len(items), RESCORED):
         if stop():
             return

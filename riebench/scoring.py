@@ -11,7 +11,7 @@ from torch import Tensor
 from riebench.batches import halving
 from riebench.edits import Edit
 from riebench.grounding import dilate
-from riebench.metrics import ScoreBatch, metrics_of, score_batch, scorers
+from riebench.metrics import ScoreBatch, default_metrics, score_batch, scorers
 
 OUTSIDE_PX, OUTSIDE_REFERENCE_PX = 12, 512  # how far the region is dilated before "outside" begins (protocol §7)
 
@@ -38,10 +38,15 @@ def eight_bits(image_chw: Tensor) -> Tensor:
 
 
 class Scorer:
-    """The metrics of a family of backbones, on a device."""
+    """Metrics of a family of backbones, on a device: those of the names given, or the family's `default_metrics`.
 
-    def __init__(self, family: str, device: torch.device | str, *, keep_marks: bool = False) -> None:
-        self.names = metrics_of(family)
+    Raises `UserError` for a name that is unknown or not for the family, and where weights are missing.
+    """
+
+    def __init__(
+        self, family: str, device: torch.device | str, *, keep_marks: bool = False, names: Sequence[str] = ()
+    ) -> None:
+        self.names = tuple(names) or default_metrics(family)
         self.device = device
         self._metrics = scorers(self.names, family, device, keep_marks=keep_marks)
 
@@ -63,6 +68,7 @@ class Scorer:
                 edited=torch.stack([picture.edited for picture in pictures]).to(self.device),
                 edits=edits,
                 outside=torch.stack([picture.outside for picture in pictures]).to(self.device),
+                regions=torch.stack([picture.regions for picture in pictures]).to(self.device),
             )
             columns = score_batch(self._metrics, batch)
             found += [{name: float(values[i]) for name, values in columns.items()} for i in range(len(edits))]

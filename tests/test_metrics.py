@@ -1,49 +1,42 @@
+"""What holds of every metric: its description, its bounds, its direction, and that company does not matter."""
+
 import hashlib
-import io
-import math
-import pickle
-import tarfile
-from pathlib import Path
+import json
+import warnings
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
-import open_clip
 import pytest
 import torch
-from PIL import Image
-from safetensors import safe_open
+from metric_batches import images, make_batch, make_edit
+from torch import nn
 from torch.nn import functional as F
+from transformers import ViTConfig, ViTModel
 
-from riebench.edits import Edit, strip_marks
+from riebench.analysis.frames import SCORE_BY_NAME, SCORES
+from riebench.edits import load_edits
 from riebench.errors import UserError
 from riebench.files import data_folder
-from riebench.metrics import METRICS, ScoreBatch, clip, convert_alexnet, oracle, remembered, score_batch, scorers
+from riebench.metrics import (
+    ANY_CLIP,
+    METRICS,
+    default_metrics,
+    describe,
+    metrics_of,
+    openclip,
+    score_batch,
+    scorers,
+    structure,
+)
 from riebench.metrics import lpips as lpips_metrics
-from riebench.metrics.models import ScoringModels
-from riebench.metrics.openclip import preprocess
-from riebench.tinyworld.captions import caption
-from riebench.tinyworld.scenes import ATTRIBUTES, Scene
+from riebench.metrics.models import FAMILIES
+from riebench.scoring import Pictures, Scorer
+from riebench.tinyworld import clip as tinyworld_clip
+from riebench.tinyworld import oracle as tinyworld_oracle
 
-TRUNK = data_folder() / "lpips" / "alex.safetensors"
-
-
-def make_edit(original="red [circle]", edited="blue [square]"):
-    return Edit("e", "change_object", original, edited, "circle", "square")
-
-
-def make_batch(intervened, original=None, edited=None, edits=None, outside=None):
-    b, _, h, w = intervened.shape
-    return ScoreBatch(
-        intervened=intervened,
-        original=intervened if original is None else original,
-        edited=intervened if edited is None else edited,
-        edits=edits or [make_edit()] * b,
-        outside=torch.ones(b, h, w, dtype=torch.bool) if outside is None else outside,
-    )
-
-
-def images(seed, b=3, size=64):
-    return torch.rand(b, 3, size, size, generator=torch.Generator().manual_seed(seed))
+OTHER_CLIP = "clip_region_edited@ViT-B-32/laion2b_s34b_b79k"
+EVERY = (*METRICS.names(), OTHER_CLIP)
 
 
 # ---------------------------------------------------------------- batches
@@ -55,6 +48,7 @@ def images(seed, b=3, size=64):
         {"original": images(0, b=2)},
         {"edited": images(0, size=32)},
         {"outside": torch.ones(3, 8, 8, dtype=torch.bool)},
+        {"regions": torch.ones(3, 64, 64, dtype=torch.bool)},
         {"edits": [make_edit()]},
     ],
 )
@@ -63,24 +57,32 @@ def test_a_batch_whose_shapes_disagree_is_refused(wrong):
         make_batch(images(0), **wrong)
 
 
+def returning(values, name="mine", bounds=(0.0, 1.0)):
+    return SimpleNamespace(name=name, bounds=bounds, score=lambda batch: values)
+
+
 def test_score_batch_names_the_metric_that_returns_something_else():
-    good = SimpleNamespace(name="good", score=lambda batch: np.zeros(3))
+    good = returning(np.zeros(3), "good")
     assert list(score_batch([good], make_batch(images(0)))) == ["good"]
     for values in (np.zeros(2), np.zeros((3, 1)), 0.0, np.zeros(3, dtype=np.float32)):
-        wrong = SimpleNamespace(name="wrong", score=lambda batch, values=values: values)
-        with pytest.raises(UserError, match="metric 'wrong' returned"):
-            score_batch([good, wrong], make_batch(images(0)))
+        with pytest.raises(UserError, match="metric 'mine' returned"):
+            score_batch([good, returning(values)], make_batch(images(0)))
 
 
-def test_the_registry_describes_what_it_builds():
-    models = SimpleNamespace(clip=None, lpips=None, attributes=None)
-    expected_lower = {"lpips_original", "lpips_edited", "lpips_outside"}
-    for name in METRICS.names():
-        metric = METRICS.get(name)(models)
-        assert metric.name == name
-        assert metric.summary == METRICS.summary(name) != ""
-        assert metric.higher_is_better == (name not in expected_lower)
-        assert metric.bounds[0] < metric.bounds[1]
+@pytest.mark.parametrize("value", [np.inf, -np.inf, 1.1, -0.1])
+def test_score_batch_names_the_metric_and_the_row_of_an_impossible_value(value):
+    edits = [make_edit(edited=colour) for colour in ("red", "blue", "green")]
+    edits[1] = type(edits[1])("the-second", *list(asdict(edits[1]).values())[1:])
+    with pytest.raises(UserError, match=r"'mine' returned .* for the-second \(row 1\).*within 0 and 1"):
+        score_batch([returning(np.array([0.5, value, np.nan]))], make_batch(images(0), edits=edits))
+
+
+def test_rounding_beyond_a_bound_and_undefined_rows_pass():
+    values = np.array([1.0 + 1e-7, np.nan, -1e-7])
+    np.testing.assert_array_equal(score_batch([returning(values)], make_batch(images(0)))["mine"], values)
+
+
+# ---------------------------------------------------------------- names
 
 
 def test_unknown_names_and_families():
@@ -90,421 +92,313 @@ def test_unknown_names_and_families():
         scorers([], "tinywolrd")
     with pytest.raises(UserError, match="oracle reads tinyworld's pictures"):
         scorers(["oracle_success"], "sdxl")
-
-
-# ---------------------------------------------------------------- CLIP
-
-
-class ColourEncoder:
-    """Embeds an image by its mean colour and a text by a table; keeps what it was asked."""
-
-    table = {"red circle": [1.0, 0.0, 0.0], "blue square": [0.0, 0.6, 0.8]}
-
-    def __init__(self):
-        self.images_seen, self.texts_seen = [], []
-
-    def encode_images(self, images_bchw):
-        self.images_seen.append(len(images_bchw))
-        return F.normalize(images_bchw.mean(dim=(2, 3)), dim=1)
-
-    def encode_texts(self, texts):
-        self.texts_seen.append(list(texts))
-        return torch.tensor([self.table[text] for text in texts])
-
-
-def plain(*colours):
-    return torch.tensor(colours)[:, :, None, None].expand(-1, -1, 8, 8).contiguous()
-
-
-def clip_metrics(encoder, **options):
-    models = SimpleNamespace(clip=clip.Embeddings(encoder, **options))
-    return [METRICS.get(f"clip_{kind}_{side}")(models) for kind in ("text", "image") for side in ("edited", "original")]
-
-
-def test_clip_cosines_by_hand():
-    batch = make_batch(
-        plain([0.0, 0.0, 0.5], [0.3, 0.4, 0.0]),
-        original=plain([0.7, 0.0, 0.0], [0.7, 0.0, 0.0]),
-        edited=plain([0.0, 0.3, 0.3], [0.0, 0.9, 0.0]),
-    )
-    scores = score_batch(clip_metrics(ColourEncoder()), batch)
-    np.testing.assert_allclose(scores["clip_text_edited"], [0.8, 0.8 * 0.6], atol=1e-6)
-    np.testing.assert_allclose(scores["clip_text_original"], [0.0, 0.6], atol=1e-6)
-    np.testing.assert_allclose(scores["clip_image_edited"], [math.sqrt(0.5), 0.8], atol=1e-6)
-    np.testing.assert_allclose(scores["clip_image_original"], [0.0, 0.6], atol=1e-6)
-
-
-def directional(batch, encoder=None):
-    models = SimpleNamespace(clip=clip.Embeddings(encoder or ColourEncoder()))
-    return score_batch([METRICS.get("clip_directional")(models)], batch)["clip_directional"]
-
-
-def test_directional_clip_by_hand():
-    # texts go from (1, 0, 0) to (0, .6, .8); images from (1, 0, 0) to the unit vectors along the colours below
-    found = directional(
-        make_batch(
-            plain([0.0, 0.3, 0.4], [0.0, 0.8, 0.0], [0.6, 0.0, 0.8], [0.4, 0.0, 0.0]),
-            original=plain([0.7, 0.0, 0.0], [0.7, 0.0, 0.0], [0.7, 0.0, 0.0], [0.0, 0.3, 0.4]),
-        )
-    )
-    third = (0.4 * 1 + 0.8 * 0.8) / math.sqrt((0.4**2 + 0.8**2) * 2)  # (-.4, 0, .8) with (-1, .6, .8)
-    np.testing.assert_allclose(found, [1.0, (1 + 0.6) / 2, third, -1.0], atol=1e-6)
-
-
-def test_directional_clip_is_of_unit_length_differences_so_a_small_change_counts_as_much():
-    rng = np.random.default_rng(0)
-    start = torch.tensor(rng.uniform(0.3, 0.7, (1, 3)))
-    step = torch.tensor(rng.uniform(-1, 1, (1, 3)))
-    near, nearer = (plain(*(start + length * step).tolist()) for length in (1e-2, 1e-3))
-    original = plain(*start.tolist())
-    assert directional(make_batch(near, original)) == pytest.approx(directional(make_batch(nearer, original)), abs=0.02)
-
-
-def test_directional_clip_of_no_change_is_undefined():
-    original = plain([0.7, 0.2, 0.1], [0.7, 0.2, 0.1], [0.7, 0.2, 0.1])
-    intervened = original.clone()
-    intervened[1] += 1e-6  # below what the encoder can tell from rounding
-    intervened[2, 0] += 0.1
-    assert np.isnan(directional(make_batch(intervened, original))).tolist() == [True, True, False]
-    encoder = ColourEncoder()
-    encoder.table = {"red circle": [1.0, 0.0, 0.0], "red disc": [1.0, 1e-6, 0.0]}
-    same, near = make_edit("red [circle]", "[red] circle"), make_edit("red [circle]", "red [disc]")
-    edits = [make_edit("red [disc]", "red [disc]"), near, same]
-    assert np.isnan(directional(make_batch(intervened[[2, 2, 2]], original, edits=edits), encoder)).all()
-
-
-def test_every_image_and_prompt_is_embedded_once():
-    encoder = ColourEncoder()
-    metrics = clip_metrics(encoder, batch_size=1)
-    original, edited = images(1), images(2)
-    score_batch(metrics, make_batch(images(3), original, edited))
-    score_batch(metrics, make_batch(images(4), original.clone(), edited.clone()))
-    assert sum(encoder.images_seen) == 3 * 3 + 3
-    assert encoder.texts_seen == [["blue square"], ["red circle"]]
-
-
-def test_the_images_used_longest_ago_are_forgotten(monkeypatch):
-    monkeypatch.setattr(remembered, "REMEMBERED_IMAGES", 3)
-    encoder = ColourEncoder()
-    embeddings = clip.Embeddings(encoder, batch_size=1)
-    a, b, c, d = images(1, b=4).split(1)
-    for image in (a, b, c, a, d):  # room for three: b is the one that was not used since
-        embeddings.images(image)
-    assert len(encoder.images_seen) == 4
-    for image in (c, a, d):
-        embeddings.images(image.clone())
-    assert len(encoder.images_seen) == 4
-    embeddings.images(b)
-    assert len(encoder.images_seen) == 5
-
-
-def test_batches_are_filled_up_so_that_company_does_not_matter():
-    encoder = ColourEncoder()
-    embeddings = clip.Embeddings(encoder, batch_size=4)
-    embeddings.images(images(1, b=5))
-    embeddings.texts(["red circle"])
-    assert encoder.images_seen == [4, 4] and encoder.texts_seen == [["red circle"] * 4]
-
-
-def test_an_image_that_was_written_to_is_another_image():
-    encoder = ColourEncoder()
-    embeddings = clip.Embeddings(encoder, batch_size=1)
-    image = torch.zeros(1, 3, 4, 4)
-    embeddings.images(image)
-    image[0, 0] = 1.0
-    np.testing.assert_allclose(embeddings.images(image), [[1.0, 0.0, 0.0]])
-
-
-def test_images_of_equal_bytes_and_other_shape_are_not_confused():
-    encoder = ColourEncoder()
-    embeddings = clip.Embeddings(encoder, batch_size=1)
-    embeddings.images(torch.zeros(1, 3, 4, 8))
-    embeddings.images(torch.zeros(1, 3, 8, 4))
-    assert encoder.images_seen == [1, 1]
+    with pytest.raises(UserError, match="named twice"):
+        scorers(["psnr", "psnr"])
 
 
 @pytest.mark.parametrize(
-    ("prompt", "bare"),
+    ("name", "words"),
     [
-        ("a [red] circle", "a red circle"),
-        ("[a circle] in the sky", "a circle in the sky"),
-        ("a circle [ ] in the sky", "a circle in the sky"),
-        ("a circle", "a circle"),
+        ("clip_text_edited@ViT-B-32/laion2b_s34b_b78k", "did you mean 'ViT-B-32/laion2b_s34b_b79k'"),
+        ("clip_text_edited@", "no model ''"),
+        ("clip_text_edited@ViT-L-14/openai", "use ViT-L-14-quickgelu/openai"),
+        ("psnr@ViT-B-32/laion2b_s34b_b79k", "'psnr' takes no other CLIP"),
+        ("clip_txt_edited@ViT-B-32/laion2b_s34b_b79k", "did you mean 'clip_text_edited'"),
     ],
 )
-def test_marks_are_stripped(prompt, bare):
-    assert strip_marks(prompt) == bare
+def test_a_wrong_name_of_another_clip_is_told_before_anything_is_loaded(name, words, monkeypatch):
+    monkeypatch.setattr(openclip, "OpenClip", None)
+    for ask in (scorers, describe):
+        with pytest.raises(UserError, match=words):
+            ask([name], "sdxl")
 
 
-def test_reference_mode_keeps_the_marks():
-    encoder = ColourEncoder()
-    encoder.table = {"red [circle]": [1.0, 0.0, 0.0], "blue [square]": [0.0, 1.0, 0.0]}
-    score_batch(clip_metrics(encoder, keep_marks=True, batch_size=1), make_batch(images(0)))
-    assert encoder.texts_seen == [["blue [square]"], ["red [circle]"]]
+def test_a_run_is_scored_by_what_was_published_and_what_strict_mode_adds():
+    published = {"clip_image_original", "clip_image_edited", "clip_text_original", "clip_text_edited"}
+    for family in FAMILIES:
+        names = default_metrics(family)
+        assert published | {"lpips_original", "lpips_edited", "edit_efficiency"} <= set(names) <= set(METRICS.names())
+        assert set(names) <= set(metrics_of(family)) and len(set(names)) == len(names)
+        assert ("oracle_success" in names) == ("oracle_success" in metrics_of(family)) == (family == "tinyworld")
+    assert {score.name for score in SCORES} <= set(default_metrics("tinyworld"))
 
 
-def test_openclip_preprocessing_is_open_clips_own():
-    pixels = np.random.default_rng(0).integers(64, 192, (48, 80, 3), dtype=np.uint8)
-    expected = open_clip.image_transform(32, is_train=False)(Image.fromarray(pixels))
-    found = preprocess(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255, 32)[0]
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() < 0.02  # PIL rounds to whole levels: 1/255 of a spread of about 0.27
+def test_a_scorer_takes_the_default_metrics_or_those_that_are_named():
+    assert Scorer("tinyworld", "cpu").names == default_metrics("tinyworld")
+    image = images(0, b=1)[0]
+    regions = torch.zeros(2, 64, 64, dtype=torch.bool)
+    regions[1, 10:20, 30:50] = True
+    (row,) = Scorer("tinyworld", "cpu", names=["mse", "mse_outside"]).score(
+        [(make_edit(), Pictures(image, image, regions), 0 * image)]
+    )
+    squares = image.double().square().mean(dim=0)
+    assert row["mse"] == pytest.approx(squares.mean().item(), rel=1e-6)
+    far = squares.clone()
+    far[9:21, 29:51] = 0  # 12 px at 512 px are 1.5 at 64, which Python rounds to 2
+    far[8:22, 28:52] = 0
+    assert row["mse_outside"] == pytest.approx(far.sum().item() / (64 * 64 - 14 * 24), rel=1e-6)
 
 
-# ---------------------------------------------------------------- LPIPS
+@pytest.fixture
+def registry(monkeypatch):
+    """The registry, put back afterwards."""
+    monkeypatch.setattr(METRICS, "_entries", dict(METRICS._all()))
+    return METRICS
+
+
+def test_a_metric_of_ones_own_is_a_class_with_five_names(registry):
+    @registry.register("brightness", "mean of the image")
+    class Brightness:
+        name, higher_is_better, bounds, summary = "brightness", None, (0.0, np.inf), "mean of the image"
+
+        def __init__(self, models):
+            pass
+
+        def score(self, batch):
+            return batch.intervened.double().mean(dim=(1, 2, 3)).numpy()
+
+    (score,) = describe(["brightness"], "sdxl")
+    words = (score.name, score.label, score.better, score.meaning, score.always, score.bounds)
+    assert words == ("brightness", "brightness", "neither", "mean of the image", False, (0.0, None))
+    grey = torch.full((2, 3, 8, 8), 0.25)
+    assert score_batch(scorers(["brightness"]), make_batch(grey))["brightness"].tolist() == [0.25, 0.25]
+    assert "brightness" not in default_metrics("sdxl") and "brightness" in metrics_of("sdxl")
+
+
+# ---------------------------------------------------------------- descriptions
+
+
+def test_metrics_are_described_without_a_network(monkeypatch):
+    for place, name in (
+        (tinyworld_clip, "load_clip"),
+        (tinyworld_oracle, "load_oracle"),
+        (openclip, "OpenClip"),
+        (lpips_metrics, "Lpips"),
+        (structure, "load_dino"),
+    ):
+        monkeypatch.setattr(place, name, None)
+    for family in FAMILIES:
+        names = (*metrics_of(family), OTHER_CLIP)
+        described = describe(names, family)
+        assert tuple(score.name for score in described) == names
+        for score in described:
+            assert score.label and score.meaning and score.bounds != (None, None) or score.name == "edit_efficiency"
+            assert score.source or "mse" in score.name
+            assert score.preprocessing
+            json.dumps(asdict(score), allow_nan=False)
+        assert len({score.label for score in described}) == len(names)
+
+
+def test_the_words_of_the_tables_are_kept():
+    for score in describe([score.name for score in SCORES], "tinyworld"):
+        known = SCORE_BY_NAME[score.name]
+        words = ("label", "better", "meaning", "always")
+        assert [getattr(score, word) for word in words] == [getattr(known, word) for word in words]
+
+
+def test_the_metrics_say_the_same_direction_as_the_tables():
+    for metric in scorers(default_metrics("tinyworld")):
+        better = {True: "higher", False: "lower", None: "neither"}[metric.higher_is_better]
+        assert better == (SCORE_BY_NAME[metric.name].better if metric.name in SCORE_BY_NAME else better)
+        assert metric.summary == METRICS.summary(metric.name) != ""
+        assert metric.bounds[0] < metric.bounds[1]
+
+
+def test_the_hash_is_of_the_bytes_of_the_weights():
+    files = data_folder() / "tinyworld" / "clip" / "open_clip_model.safetensors", lpips_metrics.head_path()
+    clip_text, lpips = describe(["clip_text_edited", "lpips_original"], "tinyworld")
+    assert clip_text.weights_sha256 == hashlib.sha256(files[0].read_bytes()).hexdigest()
+    trunk = (data_folder() / "lpips" / "alex.safetensors").read_bytes()
+    assert lpips.weights_sha256 == hashlib.sha256(trunk + files[1].read_bytes()).hexdigest()
+
+
+def test_what_is_not_on_this_machine_has_no_hash_and_says_what_it_needs(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(openclip, "try_to_load_from_cache", lambda *_: None)
+    text, vgg, siglip = describe(["clip_text_edited", "lpips_vgg_edited", "siglip2_text_edited"], "sdxl")
+    assert {score.weights_sha256 for score in (text, vgg, siglip)} == {""}
+    assert text.needs == ("prompts", "clip-vit-l-14") and siglip.needs == ("prompts", "siglip2-vit-b-16")
+    assert vgg.needs == ("edited image", "torchvision's VGG16_Weights.IMAGENET1K_V1")
+
+
+def test_a_changed_file_has_another_hash(monkeypatch, tmp_path):
+    file = tmp_path / "checkpoints" / "vgg16-397923af.pth"
+    file.parent.mkdir()
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    found = set()
+    for text in (b"one", b"other"):
+        file.write_bytes(text)
+        (score,) = describe(["lpips_vgg_original"], "sdxl")
+        assert score.weights_sha256 == hashlib.sha256(text + lpips_metrics.head_path("vgg").read_bytes()).hexdigest()
+        found.add(score.weights_sha256)
+    assert len(found) == 2
+
+
+def test_the_description_says_where_prompts_keep_their_marks():
+    plain, marked = (describe(["clip_text_edited", "lpips_original"], "tinyworld", keep_marks=m) for m in (False, True))
+    assert "[ ]" in marked[0].preprocessing and "[ ]" not in plain[0].preprocessing
+    assert plain[1] == marked[1]
+
+
+# ---------------------------------------------------------------- every metric
+
+
+class RandomClip:
+    """A CLIP of random weights in open_clip's place."""
+
+    def __init__(self, name, device):
+        generator = torch.Generator().manual_seed(len(name))
+        self.weight = torch.randn(16, 3 * 8 * 8, generator=generator)
+        self.words = torch.randn(128, 16, generator=generator)
+        self.preprocessing = openclip.Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3, "bicubic", "squash", 0)
+
+    def encode_images(self, images_bchw):
+        cells = F.adaptive_avg_pool2d(self.preprocessing(images_bchw), 8).flatten(1)
+        return F.normalize(cells @ self.weight.T, dim=1)
+
+    def encode_texts(self, texts):
+        return F.normalize(torch.stack([self.words[[ord(c) for c in text]].sum(dim=0) for text in texts]), dim=1)
+
+
+def random_trunk(net):
+    """torchvision's weights of a net, drawn at random."""
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = lpips_metrics.lpips.LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False).net
+    generator = torch.Generator().manual_seed(1)
+    state = {}
+    for name, tensor in found.state_dict().items():
+        drawn = torch.randn(tensor.shape, generator=generator)
+        state[f"features.{name.partition('.')[2]}"] = drawn / max(tensor[0].numel(), 1) ** 0.5
+    return state
 
 
 @pytest.fixture(scope="module")
-def alex():
-    return lpips_metrics.LpipsAlex()
-
-
-def layer_distances(a, b):
-    """LPIPS's five maps written out from the paper: unit features, squared difference, weighted by the head."""
-    with safe_open(TRUNK, "pt") as file:
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    heads = lpips_metrics.head_state()
-    shift = torch.tensor([-0.030, -0.088, -0.188])[:, None, None]
-    scale = torch.tensor([0.458, 0.448, 0.450])[:, None, None]
-    a, b = ((2 * images_bchw - 1 - shift) / scale for images_bchw in (a, b))
-    convolution = {0: {"stride": 4, "padding": 2}, 3: {"padding": 2}}
-    maps = []
-    for index, layer in enumerate((0, 3, 6, 8, 10)):
-        if layer in (3, 6):
-            a, b = F.max_pool2d(a, 3, 2), F.max_pool2d(b, 3, 2)
-        kernel, bias = weights[f"features.{layer}.weight"], weights[f"features.{layer}.bias"]
-        a, b = (F.relu(F.conv2d(x, kernel, bias, **convolution.get(layer, {"padding": 1}))) for x in (a, b))
-        unit_a, unit_b = (x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10) for x in (a, b))
-        maps.append(((unit_a - unit_b).square() * heads[f"lin{index}.model.1.weight"]).sum(1))
-    return maps
-
-
-@pytest.mark.parametrize("size", [64, 96])
-def test_lpips_is_the_papers_formula(alex, size):
-    a, b = images(1, size=size), images(2, size=size)
-    maps = layer_distances(a, b)
-    torch.testing.assert_close(alex.distance(a, b), sum(m.mean(dim=(1, 2)) for m in maps), rtol=1e-4, atol=1e-6)
-    raised = [F.interpolate(m[:, None], size=(size, size), mode="bilinear")[:, 0] for m in maps]
-    torch.testing.assert_close(alex.distance_map(a, b), sum(raised), rtol=1e-4, atol=1e-6)
-
-
-def test_lpips_properties(alex):
-    a, noise = images(1), images(2) - 0.5
-    assert alex.distance(a, a).tolist() == [0.0, 0.0, 0.0]
-    near, far = ((a + strength * noise).clamp(0, 1) for strength in (0.1, 0.5))
-    assert (alex.distance(a, near) < alex.distance(a, far)).all()
-    torch.testing.assert_close(alex.distance(a, far), alex.distance(far, a))
-    alone = torch.cat([alex.distance(a[i : i + 1], far[i : i + 1]) for i in range(3)])
-    torch.testing.assert_close(alex.distance(a, far), alone, rtol=1e-5, atol=1e-7)
-
-
-def test_building_lpips_leaves_the_random_state_alone():
-    torch.manual_seed(3)
-    before = torch.get_rng_state()
-    lpips_metrics.LpipsAlex()
-    assert torch.equal(before, torch.get_rng_state())
-
-
-def test_lpips_scores_name_their_reference(alex):
-    a, b = images(1), images(2)
-    models = SimpleNamespace(lpips=alex)
-    batch = make_batch(a, original=a, edited=b)
-    metrics = [METRICS.get(name)(models) for name in ("lpips_original", "lpips_edited", "lpips_outside")]
-    scores = score_batch(metrics, batch)
-    np.testing.assert_array_equal(scores["lpips_original"], np.zeros(3))
-    np.testing.assert_allclose(scores["lpips_edited"], alex.distance(a, b).numpy(), rtol=1e-6)
-    np.testing.assert_array_equal(scores["lpips_outside"], np.zeros(3))
-
-
-def test_lpips_outside_by_hand():
-    distance_map = torch.arange(3 * 4 * 4, dtype=torch.float32).reshape(3, 4, 4)
-    models = SimpleNamespace(lpips=SimpleNamespace(distance_map=lambda a, b: distance_map))
-    outside = torch.zeros(3, 4, 4, dtype=torch.bool)
-    outside[0, 1, 1:3] = True  # cells 5 and 6
-    outside[1] = True  # cells 16..31; nothing is outside in the third
-    scores = lpips_metrics.LpipsOutside(models).score(make_batch(images(0, size=4), outside=outside))
-    np.testing.assert_array_equal(scores, [5.5, 23.5, np.nan])
-
-
-def test_lpips_outside_compares_with_the_original(alex):
-    a, b = images(1), images(2)
-    metric = lpips_metrics.LpipsOutside(SimpleNamespace(lpips=alex))
-    outside = torch.zeros(3, 64, 64, dtype=torch.bool)
-    outside[:, :, :32] = True
-    found = metric.score(make_batch(a, original=b, edited=a, outside=outside))
-    np.testing.assert_allclose(found, alex.distance_map(a, b)[:, :, :32].mean(dim=(1, 2)).numpy(), rtol=1e-5)
-
-
-def test_a_missing_or_broken_trunk_is_an_error_to_mend(tmp_path, monkeypatch):
-    monkeypatch.setattr(lpips_metrics, "data_folder", lambda: tmp_path)
-    with pytest.raises(UserError, match="install riebench again"):
-        lpips_metrics.trunk_state()
-    (tmp_path / "lpips").mkdir()
-    (tmp_path / "lpips" / "alex.safetensors").write_bytes(TRUNK.read_bytes()[:1000])
-    with pytest.raises(UserError, match="install riebench again"):
-        lpips_metrics.trunk_state()
-
-
-# ---------------------------------------------------------------- the conversion of AlexNet
-
-
-def test_the_trunks_archive_holds_lpips_own_heads():
-    with safe_open(TRUNK, "np") as file:
-        recorded = file.metadata()
-    heads = lpips_metrics.head_state()
-    for index in range(5):
-        found = hashlib.sha256(heads[f"lin{index}.model.1.weight"].numpy().astype("<f4").tobytes()).hexdigest()
-        assert found == recorded[f"sha256_lin{index}"]
-    assert recorded["source_sha256"] in (TRUNK.parent / "NOTICE.md").read_text()
-
-
-def foreign_parameters():
-    rng = np.random.default_rng(0)
-    widths = (3, *convert_alexnet.CHANNELS)
-    convolutions = {
-        f"Conv_{i}": {
-            "kernel": rng.normal(size=(2, 5, widths[i], widths[i + 1])).astype(np.float32),
-            "bias": rng.normal(size=widths[i + 1]).astype(np.float32),
-        }
-        for i in range(5)
-    }
-    heads = {
-        f"NetLinLayer_{i}": {"Conv_0": {"kernel": rng.normal(size=(1, 1, width, 1)).astype(np.float32)}}
-        for i, width in enumerate(convert_alexnet.CHANNELS)
-    }
-    return {"AlexNet_0": convolutions, **heads}
-
-
-def old_numpy_pickle(value):
-    """A pickle as NumPy 1 wrote it, when its core module had no underscore."""
-    return pickle.dumps(value, protocol=3).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
-
-
-def test_a_pickle_of_arrays_is_converted_to_torchvisions_layout(tmp_path):
-    parameters = foreign_parameters()
-    data = old_numpy_pickle(parameters)
-    archive = tmp_path / "archive.tar.gz"
-    with tarfile.open(archive, "w:gz") as files:
-        member = tarfile.TarInfo(convert_alexnet.MEMBER)
-        member.size = len(data)
-        files.addfile(member, io.BytesIO(data))
-    convert_alexnet.main(archive, tmp_path / "out.safetensors")
-    with safe_open(tmp_path / "out.safetensors", "np") as file:
-        for i, layer in enumerate((0, 3, 6, 8, 10)):
-            weight = file.get_tensor(f"features.{layer}.weight")
-            kernel = parameters["AlexNet_0"][f"Conv_{i}"]["kernel"]
-            for h, w in np.ndindex(2, 5):
-                np.testing.assert_array_equal(weight[:, :, h, w], kernel[h, w].T)
-            np.testing.assert_array_equal(
-                file.get_tensor(f"features.{layer}.bias"), parameters["AlexNet_0"][f"Conv_{i}"]["bias"]
-            )
-            head = parameters[f"NetLinLayer_{i}"]["Conv_0"]["kernel"]
-            assert file.metadata()[f"sha256_lin{i}"] == hashlib.sha256(head.tobytes()).hexdigest()
-        assert file.metadata()["source_sha256"] == hashlib.sha256(data).hexdigest()
-
-
-class Bomb:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-@pytest.mark.parametrize("wrap", [lambda bomb: bomb, lambda bomb: {"AlexNet_0": [np.zeros(2, np.float32), bomb]}])
-def test_a_pickle_with_code_is_refused_and_nothing_of_it_runs(tmp_path, wrap):
-    touched = tmp_path / "touched"
-    data = old_numpy_pickle(wrap(Bomb(touched)))
-    with pytest.raises(UserError, match="the pickle asks for .*: it holds more than arrays"):
-        convert_alexnet.read_arrays(data)
-    assert not touched.exists()
-    pickle.loads(data)
-    assert touched.exists()  # the bomb was live
-
-
-def test_a_pickle_cut_short_is_an_error_to_mend():
-    with pytest.raises(UserError, match="cannot be read"):
-        convert_alexnet.read_arrays(old_numpy_pickle(foreign_parameters())[:500])
-
-
-# ---------------------------------------------------------------- the oracle
-
-
-class Reader:
-    """An oracle that reads an image's attributes from its first eight pixels."""
-
-    def attributes(self, images_bchw):
-        return (images_bchw[:, 0, 0, :8] * 100).round().long()
-
-
-def picture(scene):
-    image = torch.zeros(3, 8, 8)
-    image[0, 0] = torch.tensor(scene.indices()) / 100
-    return image
-
-
-def oracle_scores(cases):
-    """Rows of (original scene, edited scene, what the intervened image shows)."""
-    edits = [make_edit(f"[{caption(original)}]", caption(edited)) for original, edited, _ in cases]
-    batch = make_batch(
-        torch.stack([picture(shown) for *_, shown in cases]),
-        original=torch.stack([picture(original) for original, *_ in cases]),
-        edits=edits,
+def networks():
+    """Every metric on tinyworld, with random networks in the place of those that are not shipped."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(openclip, "OpenClip", RandomClip)
+    shipped = lpips_metrics.trunk_state
+    patch.setattr(lpips_metrics, "trunk_state", lambda net: shipped() if net == "alex" else random_trunk(net))
+    torch.manual_seed(0)
+    small = ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, patch_size=32)
+    model = ViTModel(small, add_pooling_layer=False).eval()
+    patch.setattr(
+        structure, "load_dino", lambda _: lambda x: (structure.self_similarity(model, structure.preprocess(x)),)
     )
-    models = SimpleNamespace(attributes=remembered.Remembered(lambda images: (Reader().attributes(images),)))
-    return score_batch([oracle.OracleSuccess(models), oracle.OraclePreservation(models)], batch)
+    yield
+    patch.undo()
 
 
-def test_oracle_scores_by_hand():
-    start = Scene()
-    blue, blue_star = start.with_(colour="blue"), start.with_(colour="blue", shape="star")
-    scores = oracle_scores(
-        [
-            (start, blue, blue),
-            (start, blue, start),
-            (start, blue, blue.with_(background="sea", style="sketch")),
-            (start, blue_star, blue),  # one of the two changes is missing
-            (start, blue_star, blue_star.with_(pose="leaning")),
-            (start, start, start),  # nothing to change
-        ]
-    )
-    np.testing.assert_array_equal(scores["oracle_success"], [1, 0, 1, 0, 1, np.nan])
-    np.testing.assert_allclose(scores["oracle_preservation"], [1, 1, 5 / 7, 1, 5 / 6, 1])
+@pytest.fixture(scope="module")
+def metrics(networks):
+    return scorers(EVERY)
 
 
-def test_oracle_preservation_of_an_edit_that_changes_all():
-    everything = Scene("star", "blue", "dotted", "leaning", "sad", "hat", "sea", "sketch")
-    assert all(getattr(Scene(), name) != getattr(everything, name) for name in ATTRIBUTES)
-    scores = oracle_scores([(Scene(), everything, everything)])
-    assert scores["oracle_success"].tolist() == [1.0]
-    assert np.isnan(scores["oracle_preservation"]).all()
+@pytest.fixture(scope="module")
+def varied():
+    """Seven rows of different edits: a smooth picture with an object in it, edited and intervened; one region is the
+    whole image, one is empty, and one row's image is the original."""
+    edits = [edit for edit in load_edits() if edit.id.endswith("-03")][:7]
+    coarse = images(5, b=21, size=8)
+    pictures = (F.interpolate(coarse, size=64, mode="bicubic").clamp(0, 1) * 255).round() / 255
+    original, edited, intervened = pictures.split(7)
+    intervened = (0.7 * original + 0.3 * intervened).mul(255).round() / 255
+    intervened[2] = original[2]
+    regions = torch.zeros(7, 2, 64, 64, dtype=torch.bool)
+    for i in range(7):
+        regions[i, :, 5 * i : 5 * i + 20, 20 : 24 + 5 * i] = True
+    regions[3], regions[4] = True, False
+    outside = torch.stack([Pictures(*pair).outside for pair in zip(original, edited, regions, strict=True)])
+    return {
+        "intervened": intervened,
+        "original": original,
+        "edited": edited,
+        "edits": edits,
+        "outside": outside,
+        "regions": regions,
+    }
 
 
-def test_oracle_refuses_prompts_of_another_world():
-    models = SimpleNamespace(attributes=remembered.Remembered(lambda images: (Reader().attributes(images),)))
-    with pytest.raises(UserError, match="not in tinyworld's vocabulary"):
-        oracle.OracleSuccess(models).score(make_batch(images(0), edits=[make_edit(original="a photo of a dog")] * 3))
+def rows_of(fields, rows):
+    return {name: [value[i] for i in rows] if name == "edits" else value[rows] for name, value in fields.items()}
 
 
-def test_models_are_built_once_and_on_demand(monkeypatch):
+def forget(metrics):
+    for metric in metrics:
+        metric.models.forget()
+
+
+@pytest.fixture(scope="module")
+def together(metrics, varied):
+    return score_batch(metrics, make_batch(**varied))
+
+
+def test_a_row_has_the_same_scores_in_any_company(metrics, varied, together):
+    assert set(together) == set(EVERY)
+    shuffled = [5, 0, 3, 6, 2, 4, 1]
+    forget(metrics)
+    again = score_batch(metrics, make_batch(**rows_of(varied, shuffled)))
+    for name, values in together.items():
+        assert np.isfinite(values).sum() >= 4, name
+        np.testing.assert_allclose(again[name], values[shuffled], rtol=0, atol=1e-6, err_msg=name)
+    for row in (0, 2, 6):
+        forget(metrics)
+        alone = score_batch(metrics, make_batch(**rows_of(varied, [row])))
+        for name, values in alone.items():
+            np.testing.assert_allclose(values, together[name][[row]], rtol=0, atol=1e-6, err_msg=name)
+
+
+def test_scores_that_every_result_has_are_defined_everywhere_and_the_others_say_so(together):
+    for score in describe(EVERY, "tinyworld"):
+        assert not (score.always and np.isnan(together[score.name]).any()), score.name
+    for name in EVERY:
+        if name.endswith("_outside"):
+            assert np.flatnonzero(np.isnan(together[name])).tolist() == [3], name
+
+
+def test_no_change_is_the_best_preservation_and_more_change_is_worse(metrics, varied, together):
+    same = score_batch(metrics, make_batch(**varied | {"intervened": varied["original"]}))
+    of_preservation = [
+        metric
+        for metric in metrics
+        if metric.name.endswith(("_outside", "image_original", "_preservation", "structure_distance"))
+        or metric.name.startswith(("psnr", "ssim", "mse"))
+        or (metric.name.startswith("lpips") and metric.name.endswith("_original"))
+    ]
+    assert len(of_preservation) == 16
+    for metric in of_preservation:
+        sign = 1 if metric.higher_is_better else -1
+        best = sign * same[metric.name] - sign * together[metric.name]
+        best = best[np.isfinite(best)]
+        assert (best >= -1e-6).all() and (best > 1e-6).any(), metric.name
+    assert np.isnan(same["edit_efficiency"]).all() and np.isnan(same["clip_directional"]).all()
+
+
+def test_the_edited_image_itself_is_the_best_edit_on_every_score_against_it(metrics, varied, together):
+    edited = score_batch(metrics, make_batch(**varied | {"intervened": varied["edited"]}))
+    against = [
+        m for m in metrics if m.name.endswith("_edited") and m.name.startswith(("lpips", "clip_im", "siglip2_im"))
+    ]
+    assert len(against) == 5
+    for metric in against:
+        sign = 1 if metric.higher_is_better else -1
+        assert (sign * edited[metric.name] > sign * together[metric.name]).all(), metric.name
+
+
+def test_metrics_of_one_other_clip_share_it_and_bear_its_name(networks, monkeypatch):
     built = []
-    monkeypatch.setattr(lpips_metrics, "LpipsAlex", lambda device, _size: built.append(device) or object())
-    models = ScoringModels("sdxl", "cpu")
+    monkeypatch.setattr(openclip, "OpenClip", lambda name, device: built.append(name) or RandomClip(name, device))
+    names = [f"{name}@ViT-B-32/laion2b_s34b_b79k" for name in ANY_CLIP]
+    found = scorers([*names, "siglip2_text_edited", "siglip2_image_original"], "sdxl")
+    assert [metric.name for metric in found][: len(names)] == names
+    assert built == ["ViT-B-32/laion2b_s34b_b79k", "ViT-B-16-SigLIP2/webli"]
+
+
+def test_networks_are_loaded_once_on_demand_and_for_all_metrics(monkeypatch):
+    built = []
+    monkeypatch.setattr(lpips_metrics, "Lpips", lambda net, device, _size: built.append(net) or nn.Identity())
+    describe(["lpips_original", "lpips_vgg_original"], "sdxl")
     assert built == []
-    assert models.lpips is models.lpips
-    assert built == ["cpu"]
-
-
-def test_lpips_computes_each_distinct_image_once_and_in_any_company_the_same():
-    alex = lpips_metrics.LpipsAlex(batch_size=4)
-    function, seen = alex._features._function, []
-    alex._features._function = lambda images: seen.append(len(images)) or function(images)
-    generator = torch.Generator().manual_seed(0)
-    a, b = (torch.rand(3, 3, 64, 64, generator=generator) for _ in "ab")
-    first = alex.distance(a, b[[0, 0, 0]])
-    assert seen == [4, 4]  # three images and one, filled up
-    again = torch.cat([alex.distance(a[i : i + 1].clone(), b[:1]) for i in range(3)])
-    alex.distance_map(a, b[[0, 0, 1]])
-    assert seen == [4, 4, 4] and torch.equal(first, again)
-    alex.forget()
-    assert torch.equal(torch.cat([alex.distance(a[i : i + 1], b[:1]) for i in (2, 1, 0)]), first.flip(0))
+    scorers(["lpips_original", "lpips_outside", "lpips_vgg_original", "lpips_edited", "mse"], "sdxl")
+    assert built == ["alex", "vgg"]

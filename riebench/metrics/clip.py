@@ -1,28 +1,22 @@
-"""CLIP cosines of the intervened image with prompts and reference images, and of its change with the prompt's
-(protocol §7)."""
+"""Embeddings of images and prompts, each computed once, and what the metrics of a CLIP have in common."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
 
 from riebench.batches import fixed_batches
 from riebench.edits import strip_marks
-from riebench.metrics import METRICS, ScoreBatch
+from riebench.metrics import ScoreBatch
 from riebench.metrics.remembered import BATCH_SIZE, Remembered
+from riebench.metrics.shared import SharedMetric
 
-if TYPE_CHECKING:
-    from riebench.metrics.models import ScoringModels
-
-REMEMBERED_TEXTS = 4096
-
-#: L2 norm up to which the difference of two unit embeddings is rounding and has no direction. tinyworld's CLIP, in
-#: float32, moves one picture by at most 3e-7 when other pictures share its batch, and by 8e-6 or more when a single
-#: pixel changes by one of 255 levels; the weakest interventions of a run move it by 4e-3.
-LEAST_CHANGE = 1e-5
+REMEMBERED = 4096  # prompts and images: an embedding is small
+SIDES = ("original", "edited")
+Side = Literal["original", "edited"]
 
 
 class ClipEncoder(Protocol):
@@ -38,7 +32,10 @@ class ClipEncoder(Protocol):
 
 
 class Embeddings:
-    """One encoder's embeddings, each computed once: of images by content, of prompts for the last 4096."""
+    """One encoder's embeddings, each computed once, of the last 4096 prompts and images; images by their content.
+
+    resize: images `[b, 3, h, w]` to the size that the encoder reads, for crops.
+    """
 
     def __init__(
         self,
@@ -46,10 +43,15 @@ class Embeddings:
         device: torch.device | str = "cpu",
         keep_marks: bool = False,
         batch_size: int = BATCH_SIZE,
+        resize: Callable[[torch.Tensor], torch.Tensor] = lambda images_bchw: images_bchw,
     ) -> None:
-        self._encoder, self._keep_marks, self._batch_size = encoder, keep_marks, batch_size
+        self._encoder, self._keep_marks, self._batch_size, self._resize = encoder, keep_marks, batch_size, resize
         self._texts: dict[str, np.ndarray] = {}
-        self._images = Remembered(lambda images: (encoder.encode_images(images),), device, batch_size)
+        # crops apart, so that they do not push out the images that other metrics ask for next
+        self._images, self._crops = (
+            Remembered(lambda images: (encoder.encode_images(images),), device, batch_size, keep=REMEMBERED)
+            for _ in range(2)
+        )
 
     def texts(self, prompts: list[str]) -> np.ndarray:
         """Float64 `[b, e]` of prompts, by default without their marks."""
@@ -58,7 +60,7 @@ class Embeddings:
         for batch, count in fixed_batches(new, self._batch_size):
             self._texts.update(zip(batch[:count], _numpy(self._encoder.encode_texts(batch)[:count]), strict=True))
         found = np.stack([self._texts[text] for text in texts])
-        for text in list(self._texts)[:-REMEMBERED_TEXTS]:
+        for text in list(self._texts)[:-REMEMBERED]:
             del self._texts[text]
         return found
 
@@ -66,81 +68,38 @@ class Embeddings:
         """Float64 `[b, e]` of images in [0, 1]."""
         return _numpy(self._images(images_bchw)[0])
 
+    def crops(self, crops: Sequence[torch.Tensor]) -> np.ndarray:
+        """Float64 `[b, e]` of pieces of images, `[3, *, *]` of any sizes, each resized by itself."""
+        return _numpy(self._crops(torch.cat([self._resize(crop[None]) for crop in crops]))[0])
+
     def forget(self) -> None:
         """Forgets all images and prompts."""
         self._texts.clear()
         self._images.forget()
+        self._crops.forget()
 
 
-def _numpy(embeddings_be: torch.Tensor) -> np.ndarray:
-    return embeddings_be.detach().double().cpu().numpy()
+class ClipMetric(SharedMetric):
+    """A metric of one network of images and texts, which bears the network's name where it is not its own."""
 
-
-@dataclass(frozen=True)
-class ClipScore:
-    """Cosine of the intervened image's embedding with that of one side's prompt or image."""
-
-    embeddings: Embeddings
-    kind: Literal["text", "image"]
-    side: Literal["original", "edited"]
-    higher_is_better: ClassVar[bool] = True
+    uses: ClassVar[tuple[str, ...]] = ("clip",)
+    base: str
+    """Its name in the registry."""
     bounds: ClassVar[tuple[float, float]] = (-1.0, 1.0)
 
     @property
     def name(self) -> str:
-        return f"clip_{self.kind}_{self.side}"
+        other = self.models.clip_name if self.uses == ("clip",) else ""
+        return f"{self.base}@{other}" if other else self.base
 
     @property
-    def summary(self) -> str:
-        return METRICS.summary(self.name)
-
-    def score(self, batch: ScoreBatch) -> np.ndarray:
-        if self.kind == "text":
-            reference = self.embeddings.texts([getattr(edit, f"{self.side}_prompt") for edit in batch.edits])
-        else:
-            reference = self.embeddings.images(getattr(batch, self.side))
-        return (self.embeddings.images(batch.intervened) * reference).sum(axis=1)
+    def embeddings(self) -> Embeddings:
+        return getattr(self.models, self.uses[0])
 
 
-class ClipDirectional:
-    """Cosine of E(intervened) - E(original) with T(edited) - T(original), E and T the unit embeddings of images and
-    prompts; NaN where either change is no longer than `LEAST_CHANGE`, as it is for the original image itself.
-
-    Gal et al., "StyleGAN-NADA: CLIP-Guided Domain Adaptation of Image Generators", 2021 (arXiv 2108.00946); as a
-    score of edits Brooks et al., "InstructPix2Pix", 2022 (arXiv 2211.09800).
-    """
-
-    name = "clip_directional"
-    summary = METRICS.summary(name)
-    higher_is_better = True
-    bounds = (-1.0, 1.0)
-
-    def __init__(self, models: ScoringModels) -> None:
-        self._embeddings = models.clip
-
-    def score(self, batch: ScoreBatch) -> np.ndarray:
-        embed_images, embed_texts = self._embeddings.images, self._embeddings.texts
-        image_be = embed_images(batch.intervened) - embed_images(batch.original)
-        text_be = embed_texts([e.edited_prompt for e in batch.edits]) - embed_texts(
-            [e.original_prompt for e in batch.edits]
-        )
-        image_b, text_b = (np.linalg.norm(change_be, axis=1) for change_be in (image_be, text_be))
-        defined = (image_b > LEAST_CHANGE) & (text_b > LEAST_CHANGE)
-        cosine = (image_be * text_be).sum(axis=1)
-        return np.divide(cosine, image_b * text_b, out=np.full(len(cosine), np.nan), where=defined)
+def prompts(batch: ScoreBatch, side: Side) -> list[str]:
+    return [getattr(edit, f"{side}_prompt") for edit in batch.edits]
 
 
-def text_edited(models: ScoringModels) -> ClipScore:
-    return ClipScore(models.clip, "text", "edited")
-
-
-def text_original(models: ScoringModels) -> ClipScore:
-    return ClipScore(models.clip, "text", "original")
-
-
-def image_edited(models: ScoringModels) -> ClipScore:
-    return ClipScore(models.clip, "image", "edited")
-
-
-def image_original(models: ScoringModels) -> ClipScore:
-    return ClipScore(models.clip, "image", "original")
+def _numpy(embeddings_be: torch.Tensor) -> np.ndarray:
+    return embeddings_be.detach().double().cpu().numpy()

@@ -1,21 +1,88 @@
-"""A CLIP of open_clip as an encoder of images and texts."""
+"""A CLIP of open_clip as an encoder of images and texts, and what is known of one by its name alone."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
 import open_clip
 import torch
+from huggingface_hub import try_to_load_from_cache
+from open_clip.transform import PreprocessCfg
+from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
-from riebench.errors import UserError
+from riebench.errors import UserError, did_you_mean
+from riebench.metrics.weights import FETCH_NAMES, Network
+
+HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # in the order in which open_clip looks
 
 
-def preprocess(images_bchw: torch.Tensor, size: int) -> torch.Tensor:
-    """OpenAI's preparation of images in [0, 1]: shorter side to `size` (bicubic), centre crop, normalisation."""
-    resized = TF.resize(images_bchw, [size], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
-    return TF.normalize(
-        TF.center_crop(resized, [size, size]), list(open_clip.OPENAI_DATASET_MEAN), list(open_clip.OPENAI_DATASET_STD)
-    )
+@dataclass(frozen=True)
+class Preprocessing:
+    """A model's own preparation of images, as open_clip does it, on tensors."""
+
+    size: tuple[int, int]
+    """Height and width that the model reads."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: Literal["bicubic", "bilinear"]
+    resize_mode: Literal["shortest", "longest", "squash"]
+    """shortest: the shorter side is fitted and the middle cut out; longest: the longer one, and the rest filled up;
+    squash: both, whatever the image's shape."""
+    fill_color: int
+    """Of 255, of what is filled up."""
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Preprocessing:
+        """From open_clip's `preprocess_cfg`; what it leaves out is open_clip's default."""
+        words = asdict(PreprocessCfg()) | {key: value for key, value in config.items() if value is not None}
+        size = words["size"]
+        mean, std = ((words[key],) * 3 if isinstance(words[key], float) else words[key] for key in ("mean", "std"))
+        return cls(
+            (size, size) if isinstance(size, int) else tuple(size),
+            tuple(mean),
+            tuple(std),
+            words["interpolation"],
+            words["resize_mode"],
+            words["fill_color"],
+        )
+
+    def resize(self, images_bchw: torch.Tensor) -> torch.Tensor:
+        """Images in [0, 1], of the size that the model reads; those that have it are returned as they are."""
+        if tuple(images_bchw.shape[-2:]) == self.size:
+            return images_bchw
+        mode = InterpolationMode(self.interpolation)
+        resized = TF.resize(images_bchw, self._fitted(*images_bchw.shape[-2:]), mode, antialias=True).clamp(0, 1)
+        missing = [max(whole - there, 0) for whole, there in zip(self.size, resized.shape[-2:], strict=True)]
+        (top, bottom), (left, right) = ((gap // 2, gap - gap // 2) for gap in missing)
+        return TF.center_crop(F.pad(resized, (left, right, top, bottom), value=self.fill_color / 255), list(self.size))
+
+    def __call__(self, images_bchw: torch.Tensor) -> torch.Tensor:
+        """What the model reads, of images in [0, 1]."""
+        return TF.normalize(self.resize(images_bchw), list(self.mean), list(self.std))
+
+    def __str__(self) -> str:
+        whole = {"shortest": "shorter side, centre crop", "longest": "longer side, filled up", "squash": "both sides"}
+        mean, std = (" ".join(f"{value:.8g}" for value in values) for values in (self.mean, self.std))
+        return (
+            f"{self.interpolation}, antialiased, to {self.size[0]} x {self.size[1]} ({whole[self.resize_mode]}), "
+            f"mean {mean}, std {std}"
+        )
+
+    def _fitted(self, height: int, width: int) -> list[int]:
+        """Height and width of an image after resizing, before it is cut or filled up."""
+        if self.resize_mode == "squash":
+            return list(self.size)
+        if self.resize_mode == "shortest" and self.size[0] == self.size[1]:
+            shorter, longer = self.size[0], int(self.size[0] * max(height, width) / min(height, width))
+            return [shorter, longer] if height <= width else [longer, shorter]
+        ratios = height / self.size[0], width / self.size[1]
+        ratio = max(ratios) if self.resize_mode == "longest" else min(ratios)
+        return [round(height / ratio), round(width / ratio)]
 
 
 class OpenClip:
@@ -28,23 +95,63 @@ class OpenClip:
         architecture, _, weights = name.partition("/")
         try:
             model = open_clip.create_model(architecture, pretrained=weights, device=device)
+            self._tokenizer = open_clip.get_tokenizer(architecture)
         except (OSError, RuntimeError, ValueError) as error:
+            remedy = f"run `riebench fetch {FETCH_NAMES[name]}`" if name in FETCH_NAMES else "try again"
             raise UserError(
                 f"CLIP {name} cannot be loaded: {str(error).splitlines()[0]}",
-                remedy="for SDXL's judge run `riebench fetch clip-vit-l-14`, where there is a network",
+                remedy=f"{remedy}, where there is a network",
             ) from error
-        self._model = model.eval().requires_grad_(False)
-        self._tokenizer, self._device = open_clip.get_tokenizer(architecture), device
-        self._size = (
-            model.visual.image_size[0] if isinstance(model.visual.image_size, tuple) else model.visual.image_size
-        )
+        self._model, self._device = model.eval().requires_grad_(False), device
+        self.preprocessing = Preprocessing.from_config(open_clip.get_model_preprocess_cfg(model))
 
     @torch.no_grad()
     def encode_images(self, images_bchw: torch.Tensor) -> torch.Tensor:
         """Unit embeddings `[b, e]` of images `[b, 3, h, w]` in [0, 1]."""
-        return self._model.encode_image(preprocess(images_bchw.to(self._device), self._size), normalize=True)
+        return self._model.encode_image(self.preprocessing(images_bchw.to(self._device)), normalize=True)
 
     @torch.no_grad()
     def encode_texts(self, texts: list[str]) -> torch.Tensor:
         """Unit embeddings `[b, e]` of texts, cut off at the model's context."""
         return self._model.encode_text(self._tokenizer(texts).to(self._device), normalize=True)
+
+
+def check_model(name: str) -> None:
+    """Raises `UserError` for a name that is not "architecture/weights" out of open_clip's list of pretrained models,
+    and for an architecture with another activation than its weights were trained with. Loads nothing."""
+    architecture, _, weights = name.partition("/")
+    config = open_clip.get_pretrained_cfg(architecture, weights)
+    if not config:
+        known = ["/".join(pair) for pair in open_clip.list_pretrained()]
+        raise UserError(
+            f"open_clip has no model {name!r}{did_you_mean(name, known)}",
+            remedy="write architecture/weights, out of `open_clip.list_pretrained()`",
+        )
+    if config.get("quick_gelu", False) and not open_clip.get_model_config(architecture).get("quick_gelu", False):
+        raise UserError(
+            f"{name} runs another activation than its weights were trained with",
+            remedy=f"use {architecture}-quickgelu/{weights}",
+        )
+
+
+def network(name: str) -> Network:
+    """What is known of a model without loading it. Raises `UserError` as `check_model` does."""
+    check_model(name)
+    architecture, _, weights = name.partition("/")
+    config = open_clip.get_pretrained_cfg(architecture, weights)
+    size = open_clip.get_model_config(architecture)["vision_cfg"].get("image_size", PreprocessCfg.size)
+    file = _hub_file(config.get("hf_hub", ""))
+    return Network(
+        name,
+        files=[file] if file else [],
+        preprocessing=str(Preprocessing.from_config({**config, "size": size})),
+        fetch=FETCH_NAMES.get(name, name),
+    )
+
+
+def _hub_file(place: str) -> Path | None:
+    """The weights in the Hub's cache on this machine. place: "owner/name/file", or "owner/name/" for open_clip's own
+    file names."""
+    repo, _, file = place.rpartition("/")
+    found = (try_to_load_from_cache(repo, name) for name in ([file] if file else HUB_FILES) if repo)
+    return next((Path(path) for path in found if isinstance(path, str)), None)

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from riebench.edits import strip_marks
-from riebench.metrics import METRICS, ScoreBatch
+from riebench.metrics import ScoreBatch
+from riebench.metrics.shared import SharedMetric
 from riebench.tinyworld.captions import parse
 
 if TYPE_CHECKING:
     from riebench.edits import Edit
-    from riebench.metrics.models import ScoringModels
 
 
 def _wanted(edits: Sequence[Edit]) -> tuple[np.ndarray, np.ndarray]:
@@ -26,18 +26,18 @@ def _wanted(edits: Sequence[Edit]) -> tuple[np.ndarray, np.ndarray]:
     return edited, original != edited
 
 
-class _OracleMetric:
+class _OracleMetric(SharedMetric):
     """A share, read by the oracle."""
 
+    uses = ("attributes",)
+    inputs = ("prompts", "oracle")
+    source = "docs/tinyworld.md"
     higher_is_better = True
     bounds = (0.0, 1.0)
 
-    def __init__(self, models: ScoringModels) -> None:
-        self._attributes = models.attributes
-
     def _read(self, images_bchw: torch.Tensor) -> np.ndarray:
         """Attribute indices, int64 `[b, 8]`."""
-        return self._attributes(images_bchw)[0].cpu().numpy()
+        return self.models.attributes(images_bchw)[0].cpu().numpy()
 
 
 class OracleSuccess(_OracleMetric):
@@ -45,7 +45,6 @@ class OracleSuccess(_OracleMetric):
     differs. Raises `UserError` for a prompt outside tinyworld's grammar."""
 
     name = "oracle_success"
-    summary = METRICS.summary(name)
 
     def score(self, batch: ScoreBatch) -> np.ndarray:
         wanted, changed = _wanted(batch.edits)
@@ -58,7 +57,6 @@ class OraclePreservation(_OracleMetric):
     NaN where the edit changes all. Raises `UserError` for a prompt outside tinyworld's grammar."""
 
     name = "oracle_preservation"
-    summary = METRICS.summary(name)
 
     def score(self, batch: ScoreBatch) -> np.ndarray:
         _, changed = _wanted(batch.edits)

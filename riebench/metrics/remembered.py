@@ -39,8 +39,10 @@ class Remembered:
         function: Callable[[torch.Tensor], tuple[torch.Tensor, ...]],
         device: torch.device | str = "cpu",
         batch_size: int = BATCH_SIZE,
+        keep: int | None = None,
     ) -> None:
-        self._function, self._device, self._batch_size = function, device, batch_size
+        """keep: how many images are known at least as long as no other is asked for; `REMEMBERED_IMAGES` for None."""
+        self._function, self._device, self._batch_size, self._keep = function, device, batch_size, keep
         self._known: dict[bytes, tuple[torch.Tensor, ...]] = {}
 
     @torch.no_grad()
@@ -53,7 +55,8 @@ class Remembered:
             self._known |= {key: tuple(v[i].clone() for v in values) for i, (key, _) in enumerate(batch[:count])}
         found = [self._known[key] for key in keys]
         self._known |= {key: self._known.pop(key) for key in dict.fromkeys(keys)}  # to the end: used just now
-        for key in list(self._known)[: -max(len(keys), REMEMBERED_IMAGES)]:
+        keep = REMEMBERED_IMAGES if self._keep is None else self._keep
+        for key in list(self._known)[: -max(len(set(keys)), keep)]:
             del self._known[key]
         return tuple(torch.stack(parts) for parts in zip(*found, strict=True))
 
