@@ -28,7 +28,9 @@ def every_subset(blocks):
 def test_a_list_of_strengths_is_a_method_at_each_and_subsets_are_of_the_one_nearest_1():
     methods = ["noop", {"name": "sae", "strength": [0.5, 2, 1.25]}, {"name": "dense", "strength": [1]}]
     found = variants(methods=methods, subsets_of="sae")
-    assert {blocks for name, strength, blocks in found if (name, strength) == ("sae", 1.25)} == every_subset(BLOCK_NAMES)
+    assert {blocks for name, strength, blocks in found if (name, strength) == ("sae", 1.25)} == every_subset(
+        BLOCK_NAMES
+    )
     others = [(name, strength, blocks) for name, strength, blocks in found if strength != 1.25]
     assert others == [
         ("noop", 0.0, ()),

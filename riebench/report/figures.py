@@ -12,6 +12,8 @@ from riebench.axes import ticks
 from riebench.report.markup import interval, number
 
 CHARACTER_WIDTH = 6.6  # of the 12 px labels, for placing them
+REACHES = (9, 20, 34, 52, 76)  # how far a label may stand from its point, px
+FAR = 18  # px from which on a line leads from a point to its label
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,14 @@ class Point:
     small: bool = False
     """Small points are drawn faintly and without interval bars."""
     labelled: bool = True
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line through points (x, y)."""
+
+    colour: int
+    points: tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
@@ -99,13 +109,15 @@ def heat_picture(title: str, columns: Sequence[str], rows: Sequence[HeatRow], re
     return _svg(title, width, height, parts)
 
 
-def trade_off(title: str, x_label: str, y_label: str, points: Sequence[Point]) -> str:
-    """Points with 95 % interval bars in both directions, and labels placed where they hide the least."""
-    width, height = 760, 460
+def trade_off(title: str, x_label: str, y_label: str, points: Sequence[Point], curves: Sequence[Curve] = ()) -> str:
+    """Points with 95 % interval bars in both directions, labels placed where they hide the least, and curves."""
+    width, height = 1000, 540
     plot = Box(64, 16, width - 20, height - 52)
     reaching = [p for p in points if not p.small]
     xs = [v for p in points for v in ((p.x.mean,) if p.small else (p.x.low, p.x.high))] + [0.0]
     ys = [v for p in points for v in ((p.y.mean,) if p.small else (p.y.low, p.y.high))] + [0.0]
+    xs += [x for curve in curves for x, _ in curve.points]
+    ys += [y for curve in curves for _, y in curve.points]
     x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
 
     def at(x: float, y: float) -> tuple[float, float]:
@@ -127,12 +139,11 @@ def trade_off(title: str, x_label: str, y_label: str, points: Sequence[Point]) -
     middle = (plot.top + plot.bottom) / 2
     parts.append(f'<g transform="rotate(-90 14 {middle})">{_text(14, middle + 4, y_label, "middle")}</g>')
 
+    for curve in curves:
+        along = " ".join(f"{px:.1f},{py:.1f}" for px, py in (at(x, y) for x, y in curve.points))
+        parts.append(f'<polyline class="curve c{curve.colour}" points="{along}"/>')
     for point in reaching:
-        (x, y), (x1, y1), (x2, y2) = (
-            at(point.x.mean, point.y.mean),
-            at(point.x.low, point.y.low),
-            at(point.x.high, point.y.high),
-        )
+        (x, y), (x1, y1), (x2, y2) = (at(*ends) for ends in _ends(point))
         parts.append(
             f'<g class="bars c{point.colour}"><line x1="{x1:.1f}" x2="{x2:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
             f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/></g>'
@@ -147,8 +158,15 @@ def trade_off(title: str, x_label: str, y_label: str, points: Sequence[Point]) -
         )
     labelled = sorted((p for p in points if p.labelled), key=lambda p: p.small)
     anchors = [at(p.x.mean, p.y.mean) for p in labelled]
-    markers = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in (at(p.x.mean, p.y.mean) for p in points)]
-    for point, box in zip(labelled, place_labels([p.label for p in labelled], anchors, markers, plot), strict=True):
+    taken = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in (at(p.x.mean, p.y.mean) for p in points)]
+    for point in reaching:
+        (x, y), (x1, y1), (x2, y2) = (at(*ends) for ends in _ends(point))
+        taken += [Box(x1, y - 2, x2, y + 2), Box(x - 2, y2, x + 2, y1)]
+    boxes = place_labels([p.label for p in labelled], anchors, taken, plot)
+    for point, (x, y), box in zip(labelled, anchors, boxes, strict=True):
+        near_x, near_y = min(max(x, box.left), box.right), min(max(y, box.top), box.bottom)
+        if math.hypot(near_x - x, near_y - y) > FAR:
+            parts.append(f'<line class="leader" x1="{x:.1f}" y1="{y:.1f}" x2="{near_x:.1f}" y2="{near_y:.1f}"/>')
         parts.append(_text(box.left, box.bottom - 3, point.label, "start", "label faint" if point.small else "label"))
     return _svg(title, width, height, parts)
 
@@ -162,7 +180,7 @@ def place_labels(
         width, height = CHARACTER_WIDTH * len(label), 15.0
         choices = [
             Box(left, top, left + width, top + height)
-            for reach in (9, 20, 34)
+            for reach in REACHES
             for left, top in (
                 (x + reach, y - height / 2),
                 (x - reach - width, y - height / 2),
@@ -179,6 +197,11 @@ def place_labels(
     return placed
 
 
+def _ends(point: Point) -> tuple[tuple[float, float], ...]:
+    """(x, y) of the point's mean and of the lower and upper ends of its intervals."""
+    return (point.x.mean, point.y.mean), (point.x.low, point.y.low), (point.x.high, point.y.high)
+
+
 def _tick(value: float, marks: Sequence[float]) -> str:
     decimals = max(0, -math.floor(math.log10(marks[1] - marks[0]) + 1e-9))
     return f"{value:.{decimals}f}".replace("-", "−")
@@ -190,7 +213,8 @@ def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> str:
 
 def _svg(title: str, width: float, height: float, parts: Sequence[str]) -> str:
     inside = "\n".join(parts)
+    kind = ' class="wide"' if width > 620 else ""
     return (
-        f'<svg viewBox="0 0 {width} {height}" style="min-width:{min(width, 620)}px;max-width:{width}px" role="img" '
+        f'<svg{kind} viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
         f'aria-label="{escape(title)}"><title>{escape(title)}</title>\n{inside}</svg>'
     )
