@@ -51,6 +51,7 @@ def summarise(
     blocks = tuple(blocks)
     frame = validate_scores(frame)
     scores = scores_of(frame)
+    frame.attrs = {}  # pandas would copy what they say of the scores at every step
     backbone, steps, mode = one_of_each(frame)
 
     kept = settings_of(frame[frame["status"] == "ok"])

@@ -1,0 +1,169 @@
+"""An entry of the leaderboard: a folder that says what one method does on one backbone. Keys: docs/leaderboard.md."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
+from importlib import resources
+from pathlib import Path
+from typing import NoReturn
+
+import jsonschema
+import pandas as pd
+
+from riebench.analysis.frames import CASE, NOOP, SETTING, Score, Setting, read_scores
+from riebench.errors import UserError
+
+SCHEMA = 1
+ENTRY_FILE, SCORES_FILE, IMAGES_FOLDER = "entry.json", "scores.parquet", "images"
+#: What the scores of every entry hold beside its own method: no change, the ceiling, and features chosen by lot.
+CONTROLS = (NOOP, "oracle-prompt", "random")
+LONGEST = 160  # characters of a message about the schema
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry whose `entry.json` is of the schema. Whether it is true is for `riebench.leaderboard.validate`."""
+
+    folder: Path
+    content: dict
+    """All of `entry.json`."""
+
+    @property
+    def name(self) -> str:
+        return self.content["name"]
+
+    @property
+    def backbone(self) -> str:
+        return self.content["backbone"]
+
+    @property
+    def mode(self) -> str:
+        return self.content["mode"]
+
+    @property
+    def setting(self) -> Setting:
+        """The method on all blocks: what the entry is ranked by."""
+        row = self.content["aggregates"]["overall"]
+        return Setting(row["method"], float(row["strength"]), row["blocks"])
+
+    @property
+    def is_control(self) -> bool:
+        return self.content["method"]["name"] in CONTROLS
+
+    @cached_property
+    def metrics(self) -> dict[str, Score]:
+        """Metric -> what is said of it."""
+        return {words["name"]: score_from_words(words) for words in self.content["metrics"]}
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """All rows of `scores.parquet`. Raises `UserError` where it cannot be read."""
+        return read_scores(self.folder / SCORES_FILE)
+
+    @cached_property
+    def values(self) -> pd.DataFrame:
+        """The method's own scores on its valid cases: rows (category, edit, seed), a column for each metric."""
+        rows = self.scores[(self.scores[SETTING] == list(self.setting)).all(axis=1) & (self.scores["status"] == "ok")]
+        return rows.set_index(CASE)[[name for name in self.metrics if name in rows]]
+
+
+def read_entry(path: Path) -> Entry:
+    """The entry in a folder, or of its `entry.json`.
+
+    Raises `UserError` where it cannot be read, is of another version of the schema, or breaks the schema; then with
+    all that is wrong.
+    """
+    folder = entry_folder(path)
+    content = read_content(folder)
+    problems = schema_problems(content)
+    if problems:
+        raise UserError(f"entry {folder}: {'; '.join(problems)}", remedy="mend it, or submit the run again")
+    return Entry(folder, content)
+
+
+def read_entries(root: Path) -> list[Entry]:
+    """The entries below a folder, by backbone and name. Raises `UserError` where there is none, or one is broken."""
+    return [read_entry(folder) for folder in entry_folders(root)]
+
+
+def entry_folders(root: Path) -> list[Path]:
+    """The folders of the entries below a folder, by backbone and name, or that folder where it is one itself.
+
+    Raises `UserError` where there is none.
+    """
+    root = entry_folder(root)
+    files = [root / ENTRY_FILE] if (root / ENTRY_FILE).is_file() else sorted(root.rglob(ENTRY_FILE))
+    found = [file.parent for file in files if not file.parent.name.startswith(".")]  # hidden: one that is being written
+    if not found:
+        raise UserError(f"there is no entry in {root}", remedy="write one with `riebench submit RUN`")
+    return found
+
+
+def entry_folder(path: Path) -> Path:
+    """The folder of an entry that is given as its folder or as its `entry.json`."""
+    path = Path(path)
+    return path.parent if path.name == ENTRY_FILE else path
+
+
+def read_content(folder: Path) -> dict:
+    """The JSON object of an entry. Raises `UserError` where it cannot be read, holds a number that is not finite, or is
+    of another version of the schema."""
+    path = entry_folder(folder) / ENTRY_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except FileNotFoundError as error:
+        raise UserError(f"there is no entry {path}", remedy="write one with `riebench submit RUN`") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"entry {path} cannot be read: {error}", remedy="submit the run again") from error
+    version = content.get("schema") if isinstance(content, dict) else None
+    if version != SCHEMA:
+        raise UserError(
+            f"entry {path} is of schema {version!r}, this version of riebench reads {SCHEMA}",
+            remedy="submit the run again with this version",
+        )
+    return content
+
+
+def schema_problems(content: dict) -> list[str]:
+    """Where the content of an `entry.json` breaks the schema, a line each."""
+    found = sorted(_validator().iter_errors(content), key=lambda error: [str(part) for part in error.absolute_path])
+    return [f"{dotted(error.absolute_path) or 'the entry'}: {_shortened(error.message)}" for error in found]
+
+
+def score_words(score: Score) -> dict:
+    """What an entry says of a metric: the fields of `Score` that tell what it measures."""
+    words = json.loads(json.dumps(asdict(score)))
+    del words["always"]
+    return words
+
+
+def score_from_words(words: dict) -> Score:
+    return Score(**{**words, "bounds": tuple(words["bounds"]), "needs": tuple(words["needs"])})
+
+
+def ids_digest(ids: Iterable[str]) -> str:
+    """sha256 of the ids of edits, sorted, one a line."""
+    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    """Where in an entry something stands, as in `images.3.scores`."""
+    return ".".join(map(str, path))
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no finite number")
+
+
+def _shortened(message: str) -> str:
+    return message if len(message) <= LONGEST else f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
+
+
+@cache
+def _validator() -> jsonschema.Draft202012Validator:
+    text = resources.files(__package__).joinpath("entry.schema.json").read_text(encoding="utf-8")
+    return jsonschema.Draft202012Validator(json.loads(text))

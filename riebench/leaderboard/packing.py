@@ -1,0 +1,106 @@
+"""What an entry carries of its run: the rows of the scores that count, small, and a few pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from PIL import Image
+
+from riebench.analysis.frames import (
+    CASE,
+    COLUMNS,
+    NOOP,
+    SETTING,
+    Setting,
+    describe_scores,
+    scores_of,
+    validate_scores,
+)
+from riebench.errors import UserError
+from riebench.files import replacing, write_bytes
+from riebench.leaderboard.entries import CONTROLS
+
+LARGEST_SIDE = 256  # pixels; larger pictures are made smaller, so that entries can be kept beside the code
+PATHS = ("image", "original", "edited", "regions")  # columns that name pictures of the run's folder
+#: Kind of picture -> the method whose own picture it is, for runs whose rows do not name the pictures of their case.
+SHOWN_BY = {"original": NOOP, "edited": "oracle-prompt"}
+
+
+def entry_rows(frame: pd.DataFrame, setting: Setting) -> pd.DataFrame:
+    """The rows that an entry keeps: of the method at its strength on whatever blocks, of no intervention, and of each
+    control at the strength nearest to the method's. Sorted, without paths and keys, scores in float32."""
+    kept = (frame["method"] == setting.method) & (frame["strength"] == setting.strength)
+    for control in CONTROLS:
+        of_control = frame["method"] == control
+        strengths = frame.loc[of_control, "strength"].unique()
+        nearest = min(strengths, key=lambda strength: (abs(strength - setting.strength), strength), default=None)
+        kept |= of_control & (frame["strength"] == nearest)
+    scores = scores_of(frame)
+    names = [score.name for score in scores]
+    rows = frame.loc[kept, [*COLUMNS, *names]].sort_values([*CASE, *SETTING], ignore_index=True)
+    rows = rows.assign(**dict.fromkeys(PATHS, "")).astype(dict.fromkeys((*names, "injected_norm"), "float32"))
+    return describe_scores(rows, scores)
+
+
+def write_rows(rows: pd.DataFrame, path: Path) -> None:
+    """Writes `entry_rows` as parquet. The bytes of floats are split by their place, which zstd makes a third smaller.
+
+    Raises `UserError` as `validate_scores` does, and where the file cannot be written.
+    """
+    validate_scores(rows)
+    floats = [column for column in rows if rows[column].dtype == "float32"]
+    with replacing(path) as temporary:
+        rows.to_parquet(
+            temporary,
+            index=False,
+            compression="zstd",
+            use_dictionary=[column for column in rows if column not in floats],
+            use_byte_stream_split=floats,
+        )
+
+
+def copy_pictures(
+    run: Path, frame: pd.DataFrame, setting: Setting, case: tuple[str, str, int], folder: Path
+) -> dict[str, str]:
+    """Copies the four pictures of a case into a folder: kind ("original", "edited", "regions", "intervened") -> name.
+
+    Small ones are copied as they are, larger ones as JPEG of at most `LARGEST_SIDE` pixels. Raises `UserError` where
+    one is missing or cannot be read.
+    """
+    rows = frame[(frame[CASE] == list(case)).all(axis=1)]
+    own = rows[(rows[SETTING] == list(setting)).all(axis=1)].iloc[0]
+    sources = {"intervened": own["image"], **{kind: own[kind] for kind in ("original", "edited", "regions")}}
+    for kind, method in SHOWN_BY.items():
+        sources[kind] = sources[kind] or next(iter(rows.loc[rows["method"] == method, "image"]), "")
+    if not sources["regions"] and sources["original"]:
+        found = list((run / sources["original"]).parent.glob("regions-*.png"))
+        sources["regions"] = found[0].relative_to(run).as_posix() if len(found) == 1 else ""
+    names = {}
+    for kind, source in sources.items():
+        if not source:
+            raise UserError(
+                f"the run in {run} does not name the {kind} picture of {case[1]} with seed {case[2]}",
+                remedy="run it again",
+            )
+        names[kind] = _copy(run / source, folder, f"{case[0]}-{kind}")
+    return names
+
+
+def _copy(source: Path, folder: Path, stem: str) -> str:
+    try:
+        with Image.open(source) as image:
+            image.load()
+            if max(image.size) <= LARGEST_SIDE:
+                name = f"{stem}.png"
+                write_bytes(folder / name, source.read_bytes())
+                return name
+            image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+            name = f"{stem}.jpg"
+            with replacing(folder / name) as temporary:
+                image.convert("RGB").save(temporary, quality=85, optimize=True)
+            return name
+    except OSError as error:
+        raise UserError(
+            f"picture {source} cannot be read: {error}", remedy="do the run again into its folder"
+        ) from error

@@ -1,0 +1,230 @@
+"""The page of an entry: its scores by category, block chart, images, cost, failures, and what exactly was run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from riebench.leaderboard.entries import Entry
+from riebench.leaderboard.site_words import ALL, category_words, rows_by_category, web_address
+from riebench.report.figures import HeatRow, heat_picture
+from riebench.report.markup import details, figure, number, p_value, paragraph, table
+from riebench.report.words import COST, GAIN, VALUES, count_cell, interval_cell, interval_of
+
+#: The scores of the first table, where the entry has them; all of them are in the second.
+HEADLINE_SCORES = (COST, "lpips_outside", "edit_efficiency", "oracle_success")
+STRIP_SCORES = (GAIN, COST, "oracle_success")
+#: Kind of picture in a strip -> its caption.
+PICTURES = {"original": "original", "edited": "edited (the target)", "regions": "mask", "intervened": "this entry"}
+ARROWS = {"higher": " ↑", "lower": " ↓", "neither": ""}
+#: Keys of an entry that have a section of their own; the others are listed as they are.
+TOLD = {
+    *("name", "title", "description", "authors", "code", "submitted", "sees_edited_image", "chosen"),
+    *("metrics", "aggregates", "dominance", "images", "cost", "failures"),
+}
+
+
+def marks(entry: Entry) -> str:
+    """What a reader must know of an entry before comparing it, as markup."""
+    control = '<span class="mark">control</span>' if entry.is_control else ""
+    oracle = '<span class="mark oracle">oracle: sees the edited image</span>'
+    return control + (oracle if entry.content["sees_edited_image"] else "")
+
+
+def entry_sections(entry: Entry, standing: str, picture_addresses: Mapping[str, str]) -> dict[str, str]:
+    """Title -> markup of each section of the page.
+
+    standing: where it ranks, as a sentence. picture_addresses: file name in the entry's `images/` -> address on the
+    site; a picture that is not among them is shown as missing.
+    """
+    content = entry.content
+    return {
+        "About": _about(content, standing),
+        "Scores": _scores(content),
+        "Blocks": _blocks(content),
+        "Images": _images(content, picture_addresses),
+        "Cost": _cost(content["cost"]),
+        "Failures": _failures(content["failures"]),
+        "What was run": _what_was_run(content),
+    }
+
+
+def _about(content: dict, standing: str) -> str:
+    link = web_address(content["code"])
+    code = f'<a href="{escape(link)}" rel="noopener noreferrer">{escape(link)}</a>' if link else "–"
+    sees = "yes: its features are chosen by looking at the answer" if content["sees_edited_image"] else "no"
+    return (
+        f'<div class="answer">{paragraph(standing)}</div>'
+        + (paragraph(content["description"]) if content["description"] else "")
+        + _facts(
+            {
+                "Authors": escape(content["authors"]) or "–",
+                "Code": code,
+                "Submitted": escape(content["submitted"]),
+                "Sees the edited image": sees,
+            }
+        )
+    )
+
+
+def _scores(content: dict) -> str:
+    rows, metrics = rows_by_category(content), {metric["name"]: metric for metric in content["metrics"]}
+    first = [name for name in HEADLINE_SCORES if name in metrics]
+    headline = table(
+        "Means over edits with 95 % intervals, on the entry’s own valid cases",
+        ("category", "edits", "edit gain", "p (Holm)", *(metrics[name]["label"] for name in first)),
+        [
+            (
+                category_words(category),
+                count_cell(row["edits"]),
+                interval_cell(gain := row["gains"].get(GAIN), signed=True),
+                "–" if gain is None or gain.get("p_holm") is None else p_value(gain["p_holm"]),
+                *(interval_cell(row["scores"].get(name)) for name in first),
+            )
+            for category, row in rows.items()
+        ],
+        sortable=True,
+    )
+    every = table(
+        "All scores by category: means with 95 % intervals",
+        ("score", *map(category_words, rows)),
+        [
+            (_with_arrow(metric), *(interval_cell(row["scores"].get(name)) for row in rows.values()))
+            for name, metric in metrics.items()
+        ],
+    )
+    meanings = table(
+        "What each score is",
+        ("score", "column", "meaning", "network", "source"),
+        [(m["label"], m["name"], m["meaning"], m["network"] or "–", m["source"] or "–") for m in metrics.values()],
+    )
+    return (
+        headline
+        + paragraph("Edit gain: CLIP cosine with the edited prompt, less that of the original image.")
+        + details("All scores", every)
+        + details("What the scores are", f'<div class="wrap">{meanings}</div>')
+    )
+
+
+def _blocks(content: dict) -> str:
+    effects = content["dominance"]
+    if effects is None:
+        return paragraph("Not measured: block effects need the method run on enough subsets of the blocks.")
+    how = (
+        f"{effects['method']} at strength {effects['strength']:g}, {effects['estimator']}, {effects['subsets']} subsets"
+    )
+    parts = []
+    for value in effects["overall"]["effects"]:
+        name = VALUES.get(value, value)
+        picture = figure(
+            _block_chart(effects, value, content["blocks"]),
+            f"Shapley value of each block for {name}; {how}; with 95 % intervals over edits. Blue is a positive value, "
+            "orange a negative one; an outline marks a block that dominates.",
+        )
+        parts.append(details(f"The same for {name}", picture) if parts else picture)
+    return "".join(parts)
+
+
+def _block_chart(effects: dict, value: str, blocks: Sequence[str]) -> str:
+    rows = []
+    for category, row in {**effects["categories"], ALL: effects["overall"]}.items():
+        of_blocks = row["effects"].get(value, dict.fromkeys(blocks))
+        verdict = row["dominant"].get(value, "no valid case")
+        rows.append(
+            HeatRow(
+                label=category_words(category),
+                cells=tuple(of_blocks[block] and interval_of(of_blocks[block]["shapley"]) for block in blocks),
+                marked=blocks.index(verdict) if verdict in blocks else None,
+                remark=verdict,
+            )
+        )
+    title = f"Shapley value of each block by category: {VALUES.get(value, value)}"
+    return heat_picture(title, blocks, rows, "dominant block")
+
+
+def _images(content: dict, addresses: Mapping[str, str]) -> str:
+    labels = {metric["name"]: metric["label"] for metric in content["metrics"] if metric["name"] in STRIP_SCORES}
+    strips = "".join(_strip(case, labels, addresses) for case in content["images"])
+    if not strips:
+        return paragraph("The entry has no images.")
+    return (
+        paragraph(
+            f"One case a category; chosen: {content['chosen']}. In the masks dark grey is the original image’s region, "
+            "light grey the edited one’s, white both."
+        )
+        + f'<div class="cases">{strips}</div>'
+    )
+
+
+def _strip(case: dict, labels: Mapping[str, str], addresses: Mapping[str, str]) -> str:
+    prompts = f"“{case['prompt_original']}” → “{case['prompt_edited']}”"
+    where = f"{case['edit']}, seed {case['seed']}"
+    scores = " · ".join(f"{label} {number(case['scores'].get(name))}" for name, label in labels.items())
+    tiles = []
+    for kind, caption in PICTURES.items():
+        source, alt = addresses.get(case[kind]), f"{category_words(case['category'])}, {where}: {caption}"
+        picture = (
+            f'<img loading="lazy" decoding="async" src="{escape(source)}" alt="{escape(alt)}">'
+            if source
+            else '<div class="none">no image</div>'
+        )
+        tiles.append(f"<li>{picture}<b>{caption}</b></li>")
+    return (
+        f"<article><h3>{escape(category_words(case['category']))}</h3>"
+        f'<p>{escape(prompts)} <span class="subtitle">({escape(where)})</span></p>'
+        f'<ul class="strip">{"".join(tiles)}</ul><p class="subtitle">{escape(scores)}</p></article>'
+    )
+
+
+def _cost(cost: dict) -> str:
+    return _facts(
+        {
+            "Features": _figure(cost["num_features"]),
+            "Injected norm": _figure(cost["injected_norm"]),
+            "U-Net forwards an image": _figure(cost["unet_forwards_per_image"]),
+            "Seconds an image": _figure(cost["seconds_per_image"]),
+            "Device": escape(cost["device"]) or "–",
+            "Machine": escape(cost["machine"]) or "–",
+        }
+    )
+
+
+def _failures(failures: dict) -> str:
+    rows = [
+        (category_words(category), reason, count_cell(count))
+        for category, reasons in failures.items()
+        for reason, count in reasons.items()
+    ]
+    if not rows:
+        return paragraph("No case failed.")
+    return table("Cases left out, by category and reason", ("category", "reason", "cases"), rows)
+
+
+def _what_was_run(content: dict) -> str:
+    rest = {key: value for key, value in content.items() if key not in TOLD}
+    rest["hashes"] = {key: value for key, value in content["hashes"].items() if key != "images"}
+    rows = table("Settings, versions and hashes of the entry", ("what", "value"), _leaves(rest))
+    return f'<div class="wrap">{rows}</div>'
+
+
+def _leaves(value: object, name: str = "") -> list[tuple[str, str]]:
+    """(Dotted name, text) of each leaf of nested dicts; a list is one leaf."""
+    if isinstance(value, dict):
+        return [row for key, inner in value.items() for row in _leaves(inner, f"{name}.{key}" if name else str(key))]
+    if isinstance(value, list) and not any(isinstance(item, (dict, list)) for item in value):
+        return [(name, ", ".join(map(str, value)))]
+    return [(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]
+
+
+def _with_arrow(metric: dict) -> str:
+    return metric["label"] + ARROWS[metric["better"]]
+
+
+def _facts(facts_markup: Mapping[str, str]) -> str:
+    inside = "".join(f"<dt>{escape(name)}</dt><dd>{markup}</dd>" for name, markup in facts_markup.items())
+    return f'<dl class="facts">{inside}</dl>'
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.4g}"

@@ -1,0 +1,40 @@
+"""Words and addresses of the site's pages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from urllib.parse import quote, urlsplit
+
+from riebench.report.words import OVERALL, words
+
+ALL = "all"  # the name of all categories together
+
+
+def category_words(category: str) -> str:
+    return OVERALL if category == ALL else words(category)
+
+
+def rows_by_category(content: Mapping) -> dict[str, dict]:
+    """Category -> row of an entry's aggregates, all together first."""
+    return {ALL: content["aggregates"]["overall"], **content["aggregates"]["categories"]}
+
+
+def address(*parts: str) -> str:
+    """A relative address out of the names of folders and of a file."""
+    return "/".join(quote(part, safe="@+") for part in parts)
+
+
+def web_address(text: str) -> str | None:
+    """The text where it is an http or https address that may be linked, else None."""
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return None
+    return text if parts.scheme in ("http", "https") and parts.hostname else None
+
+
+def embedded_json(value: object) -> str:
+    """JSON for a script element: no markup can end or open anything there. Raises `ValueError` for NaN."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
