@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from riebench.engine import open_engine
     from riebench.interventions import Intervention
     from riebench.methods import METHODS, Case
+    from riebench.metrics import METRICS
 
 __all__ = [
     "METHODS",
+    "METRICS",
     "Case",
     "Edit",
     "Intervention",
@@ -44,6 +46,7 @@ __all__ = [
 
 _ROOMS = {
     "METHODS": "methods",
+    "METRICS": "metrics",
     "Case": "methods",
     "Edit": "edits",
     "Intervention": "interventions",

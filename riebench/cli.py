@@ -37,6 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, help="folder for the results (default: runs/<name>)")
     run.add_argument("--device", default="auto", help="auto, cpu or cuda")
     run.add_argument("--backbone", help="another backbone than the file's (riebench ls backbones)")
+    run.add_argument("--edits", help="another edit set: its name (riebench ls edits), a file or a folder")
+    run.add_argument("--split", help="dev, test or all of the edits (default: test where there is one, else all)")
     run.add_argument("--mode", help="strict (default), or reference: as the published code does")
     run.add_argument("--dtype", help="what the U-Net computes in: auto (default), float32, float16 or bfloat16")
     run.add_argument("--dictionaries", help="folder of your own dictionaries (default: the shipped and released ones)")
@@ -95,6 +97,58 @@ def _parser() -> argparse.ArgumentParser:
     agreement.add_argument("--json", action="store_true", help="print JSON")
     agreement.add_argument("--out", type=Path, help="also write the tables to this file, as markdown")
     agreement.set_defaults(verb=_agreement)
+
+    score = verbs.add_parser("score", help="score a finished run by further metrics; nothing is generated")
+    score.add_argument("run", type=Path, help="folder of a finished run")
+    score.add_argument("--metrics", required=True, help="comma-separated (riebench ls metrics)")
+    score.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    score.set_defaults(verb=_score)
+
+    compare = verbs.add_parser("compare", help="methods of one or more runs beside each other, pair by pair")
+    compare.add_argument("runs", type=Path, nargs="+", help="folders of finished runs on the same edits and seeds")
+    compare.add_argument(
+        "--against", default="", help="the method that all others are compared with, as sae or dense@2"
+    )
+    compare.add_argument("--metrics", default="", help="comma-separated (default: gain, preservation and the oracle)")
+    compare.add_argument("--json", action="store_true", help="print JSON")
+    compare.add_argument("--out", type=Path, help="folder to write compare.md, compare.csv and compare.json to")
+    compare.set_defaults(verb=_compare)
+
+    dominance = verbs.add_parser(
+        "dominance", help="which block dominates which category, over methods, steps and models"
+    )
+    dominance.add_argument("runs", type=Path, nargs="+", help="folders of finished runs")
+    dominance.add_argument("--value", default="clip_text_edited", help="of what (default: the gain in CLIP)")
+    dominance.add_argument("--out", type=Path, help="also write all effects to this file, as CSV")
+    dominance.set_defaults(verb=_dominance)
+
+    example = verbs.add_parser("new-edits", help="write an example of edits of your own, with comments")
+    example.add_argument("file", type=Path, help="to write: .yaml or .csv")
+    example.set_defaults(verb=_new_edits)
+
+    foreign = verbs.add_parser("import", help="make edits of a published list")
+    foreign.add_argument("kind", help="riebench or pie-bench")
+    foreign.add_argument("file", type=Path, help="the list")
+    foreign.add_argument("--out", type=Path, required=True, help="a new folder for the edits, and their masks")
+    foreign.set_defaults(verb=_import)
+
+    submit = verbs.add_parser("submit", help="write the leaderboard's entries of a run's methods")
+    submit.add_argument("run", type=Path, help="folder of a finished run, as of riebench run leaderboard")
+    submit.add_argument("--methods", default="", help="comma-separated, as sae or dense@2 (default: all)")
+    submit.add_argument("--out", type=Path, default=Path("data/leaderboard"), help="default: data/leaderboard")
+    submit.add_argument("--authors", default="", help="who made the method")
+    submit.add_argument("--code", default="", help="address of its source")
+    submit.add_argument("--description", default="", help="one sentence about it")
+    submit.set_defaults(verb=_submit)
+
+    validate = verbs.add_parser("validate", help="check edits, or entries of the leaderboard against their own scores")
+    validate.add_argument("paths", type=Path, nargs="+", help="edit sets, or folders with one entry or many")
+    validate.set_defaults(verb=_validate)
+
+    leaderboard = verbs.add_parser("leaderboard", help="render the leaderboard as a static site")
+    leaderboard.add_argument("--entries", type=Path, help="folder of entries (default: the shipped ones)")
+    leaderboard.add_argument("--out", type=Path, default=Path("site"), help="folder of the site (default: site)")
+    leaderboard.set_defaults(verb=_leaderboard)
 
     ls = verbs.add_parser("ls", help="list what there is")
     ls.add_argument("kind", help=", ".join(KINDS))
@@ -230,7 +284,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(arguments) -> None:
     from riebench.config import REFERENCE_SEED, read_config
 
-    names = ("backbone", "mode", "dtype", "dictionaries", "edits_per_category", "batch_size")
+    names = ("backbone", "edits", "split", "mode", "dtype", "dictionaries", "edits_per_category", "batch_size")
     overrides = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if arguments.mode == "reference":
         overrides["seeds"] = [REFERENCE_SEED]
@@ -259,9 +313,9 @@ def _run(arguments) -> None:
 def _edit(arguments) -> None:
     import yaml
 
-    from riebench.analysis.frames import SCORE_BY_NAME
     from riebench.api import edit
-    from riebench.backbones import BLOCK_NAMES
+    from riebench.backbones import BACKBONES, BLOCK_NAMES
+    from riebench.metrics import default_metrics, describe
 
     settings = {}
     for word in arguments.settings:
@@ -287,9 +341,9 @@ def _edit(arguments) -> None:
     for block, sides in done.features.items():
         for side, numbers in sides.items():
             print(f"{block} {side}: {', '.join(map(str, numbers)) or 'none'}")
-    for name, score in SCORE_BY_NAME.items():
-        if name in done.scores:
-            print(f"{score.label:<22} {done.scores[name]:.3f}")
+    judges = BACKBONES.get(arguments.backbone).judges
+    for score in describe(default_metrics(judges), judges):
+        print(f"{score.label:<30} {done.scores[score.name]:.3f}")
     print(f"strip: {arguments.out.resolve()}")
 
 
@@ -333,6 +387,85 @@ def _agreement(arguments) -> None:
     if arguments.out:
         write_text(arguments.out, f"{tables}\n")
     print(json.dumps(found, indent=2, allow_nan=False) if arguments.json else tables)
+
+
+def _score(arguments) -> None:
+    from riebench.runs import report_again
+    from riebench.score import score_run
+
+    score_run(arguments.run, _words(arguments.metrics), arguments.device)
+    print(f"report: {report_again(arguments.run).report.resolve()}")
+
+
+def _compare(arguments) -> None:
+    import json
+
+    from riebench.analysis.compare import compare_runs, compare_table, write_compare
+
+    found = compare_runs(arguments.runs, against=arguments.against, metrics=_words(arguments.metrics))
+    if arguments.out:
+        write_compare(found, arguments.out)
+    print(json.dumps(found, indent=2, allow_nan=False) if arguments.json else compare_table(found))
+
+
+def _dominance(arguments) -> None:
+    from riebench.analysis import dominance_over, load_summary, verdict_table
+    from riebench.files import read_json, write_text
+
+    summaries = [(run.resolve().name, load_summary(read_json(run / "summary.json", "a run"))) for run in arguments.runs]
+    effects = dominance_over(summaries)
+    if arguments.out:
+        write_text(arguments.out, effects.to_csv(index=False))
+    print(verdict_table(effects, arguments.value))
+
+
+def _new_edits(arguments) -> None:
+    from riebench.edit_template import write_template
+
+    print(write_template(arguments.file))
+
+
+def _import(arguments) -> None:
+    from riebench.importers import format_imported, import_edits
+
+    print(format_imported(import_edits(arguments.kind, arguments.file, arguments.out)))
+
+
+def _submit(arguments) -> None:
+    from riebench.leaderboard import submit
+
+    about = {name: getattr(arguments, name) for name in ("authors", "code", "description")}
+    for entry in submit(arguments.run, arguments.out, methods=_words(arguments.methods), **about):
+        print(entry)
+
+
+def _validate(arguments) -> None:
+    from riebench.edit_checks import validate_edits
+    from riebench.leaderboard import entry_folders, validate
+
+    wrong = total = 0
+    for path in arguments.paths:
+        is_entry = any(path.rglob("entry.json"))
+        for one in entry_folders(path) if is_entry else [path]:
+            problems = [f"{one}: {problem}" for problem in validate(one)] if is_entry else validate_edits(one)
+            for problem in problems:
+                print(problem, file=sys.stderr)
+            wrong, total = wrong + bool(problems), total + 1
+    if wrong:
+        raise UserError(f"{wrong} of {total} are not in order", remedy="mend what is named above")
+    print(f"{total} in order")
+
+
+def _leaderboard(arguments) -> None:
+    from riebench.files import data_folder
+    from riebench.leaderboard import render_site
+
+    print(render_site(arguments.entries or data_folder() / "leaderboard", arguments.out).resolve())
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """Of a comma-separated list, each once."""
+    return tuple(dict.fromkeys(word for word in text.split(",") if word))
 
 
 def _ls(arguments) -> None:

@@ -16,7 +16,6 @@ import torch
 from riebench.backbones import Backbone
 from riebench.engine import Engine, open_engine
 from riebench.errors import UserError
-from riebench.metrics import metrics_of
 from riebench.plan import Task
 from riebench.ray_cluster import ray_cluster
 from riebench.store import Batch
@@ -56,8 +55,9 @@ class Worker:
         Raises `UserError` where the versions here are others, and where something is missing.
         """
         sys.path += [path for path in paths if path not in sys.path]
-        family, marks = backbone.judges, options["setup"].mode == "reference"
-        if versions != (code_version(), judge_version(metrics_of(family), family, keep_marks=marks)):
+        family, setup = backbone.judges, options["setup"]
+        judges = judge_version(setup.metric_names(family), family, keep_marks=setup.keeps_marks)
+        if versions != (code_version(), judges):
             raise UserError(
                 f"the code in {Path(__file__).parent} on {platform.node()}, or its metrics, are not those that the run "
                 "was planned with",

@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 
 from riebench.backbones import BACKBONES, BLOCK_NAMES, DTYPES, Backbone, backbone_from, check_blocks
-from riebench.edits import CATEGORY_NAMES
 from riebench.errors import UserError, did_you_mean
 from riebench.grounders import GROUNDERS, grounder_settings
 from riebench.methods import METHODS
@@ -65,8 +64,10 @@ class RunConfig:
     """Folder of one's own dictionaries, as `riebench train` writes it."""
     edits: str = "tinyworld"
     """Name of a shipped edit set, or a path."""
-    categories: tuple[str, ...] = CATEGORY_NAMES
-    """Which categories of it."""
+    categories: tuple[str, ...] = ()
+    """Which categories of it; empty for all."""
+    split: str = ""
+    """Which split of it: dev (to choose strengths on), test, or all; empty is test where there is one, and else all."""
     edits_per_category: int = 0
     """The first so many edits of each category; 0 takes all."""
     seeds: tuple[int, ...] = (42, 43, 44)
@@ -90,12 +91,6 @@ class RunConfig:
     def __post_init__(self) -> None:
         if isinstance(self.subsets_of, str):
             object.__setattr__(self, "subsets_of", (self.subsets_of,))
-        for name in self.categories:
-            if name not in CATEGORY_NAMES:
-                raise UserError(
-                    f"unknown category {name!r}{did_you_mean(name, CATEGORY_NAMES)}",
-                    remedy=f"use {', '.join(CATEGORY_NAMES)}",
-                )
         names = [method.label or method.name for method in self.methods]
         check_blocks(self.blocks)
         for needed in ("noop", *self.subsets_of):

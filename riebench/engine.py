@@ -94,7 +94,8 @@ class Engine:
     def __init__(self, sampler: Sampler, setup: Setup) -> None:
         self.sampler, self.backbone, self.setup = sampler, sampler.backbone, setup
         self.grounder = GROUNDERS.get(self.backbone.grounder)(sampler.device, **setup.grounder)
-        self.scorer = Scorer(self.backbone.judges, sampler.device, keep_marks=setup.mode == "reference")
+        judges, names = self.backbone.judges, setup.metric_names(self.backbone.judges)
+        self.scorer = Scorer(judges, sampler.device, keep_marks=setup.keeps_marks, names=names)
         self.sae, self.text_index = cache(self._open_sae), cache(self._open_text_index)
 
     def twin(self) -> Engine:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import platform
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -19,11 +18,15 @@ import torch
 from PIL import Image
 
 from riebench import files
-from riebench.analysis import summarise, write_scores
+from riebench.analysis import read_scores, summarise, write_scores
+from riebench.analysis.frames import describe_scores
 from riebench.backbones import Backbone, check_blocks
 from riebench.cluster import work_on_cluster
 from riebench.config import RunConfig
-from riebench.edits import CATEGORY_NAMES, Edit, load_edits
+from riebench.edit_checks import check_edits
+from riebench.edit_files import error_of
+from riebench.edit_sets import describe_set
+from riebench.edits import Edit, categories_of, load_edits, set_sha256, split_of
 from riebench.engine import GROUP, to_array
 from riebench.errors import UserError, did_you_mean
 from riebench.grounders import grounder_settings
@@ -31,7 +34,7 @@ from riebench.interrupts import Interrupted, stopping
 from riebench.keys import describe
 from riebench.loading import choose_device, choose_dtype
 from riebench.methods import Method
-from riebench.metrics import metrics_of
+from riebench.metrics import describe as describe_metrics
 from riebench.plan import plan, plan_variants
 from riebench.progress import Progress
 from riebench.report import write_report
@@ -92,6 +95,9 @@ def run(
     dtype = dtype_name(choose_dtype(backbone, where, config.dtype))
     setup = config.setup(dtype)
     known = load_edits(config.edits) if edits is None else list(edits)
+    if edits is not None and (problems := check_edits(known)):
+        raise error_of(Path("the edits given"), problems)
+    about = describe_set(config.edits) if edits is None else {"name": "given in Python", "sha256": set_sha256(known)}
     chosen = choose_edits(known, config)
     all_methods = [*(method.build() for method in config.methods), *methods]
     settings = [(method.name, method.strength) for method in all_methods]
@@ -101,11 +107,15 @@ def run(
     cases = [(edit, seed) for edit in chosen for seed in config.seeds]
     tasks = plan(backbone, cases, plan_variants(all_methods, config.subsets_of, config.blocks), setup, known)
     recipes = [wanted.recipe for task in tasks for wanted in task.wanted]
-    marks = setup.mode == "reference"  # the published scores are of prompts with their [ ]
-    judges = judge_version(metrics_of(backbone.judges), backbone.judges, keep_marks=marks)
+    names = setup.metric_names(backbone.judges)
+    described = describe_metrics(names, backbone.judges, keep_marks=setup.keeps_marks)
+    judges = judge_version(names, backbone.judges, keep_marks=setup.keeps_marks)
 
     clock = time.monotonic()
-    manifest = _describe(config, chosen, all_methods, where.type) | {"judges": judges, "setup": _words(setup, backbone)}
+    manifest = _describe(config, about, chosen, all_methods, where.type) | {
+        "judges": judges,
+        "setup": _words(setup, backbone),
+    }
     with Store(out) as store, stopping() as wish:
         for folder in reuse:
             store.adopt(Path(folder), {item.recipe: item.code for t in tasks for item in (*t.shared, *t.wanted)})
@@ -130,7 +140,9 @@ def run(
             return work_here(groups, judges, backbone, where.type, options, stop)
 
         stop = lambda: wish.stop  # noqa: E731
-        batches = [rescored(unscored, backbone.judges, where, store, judges, stop, keep_marks=marks)]
+        batches = [
+            rescored(unscored, backbone.judges, where, store, judges, stop, keep_marks=setup.keeps_marks, names=names)
+        ]
         if missing and cache != "only-cache":
             batches.append(generated())
         forwards = 0.0
@@ -147,38 +159,64 @@ def run(
                 f"{' without --cache never' if cache == 'never' else ''} goes on from there"
             )
         manifest |= {"status": "finished", "results": len(recipes), "made": made, "unet_forwards": round(forwards, 1)}
-        return _finish(store, recipes, config, chosen, manifest, clock)
+        scores = describe_scores(store.frame(recipes), described)
+        manifest["seconds"] = round(time.monotonic() - clock, 1)
+        store.check_there()
+        write_scores(scores, store.folder / "scores.parquet")
+        return _finish(store.folder, scores, manifest, chosen, store.check_there)
+
+
+def report_again(folder: Path) -> Run:
+    """Makes summary and report of a finished run anew, from its `scores.parquet`.
+
+    Raises `UserError` for a folder without a finished run.
+    """
+    folder = Path(folder)
+    manifest = files.read_json(folder / "manifest.json", "the run's manifest")
+    if manifest.get("status") != "finished":
+        raise UserError(f"the run in {folder} is not finished", remedy="run it to its end")
+    return _finish(folder, read_scores(folder / "scores.parquet"), manifest, load_edits(manifest["config"]["edits"]))
 
 
 def _finish(
-    store: Store, recipes: Sequence[str], config: RunConfig, edits: Sequence[Edit], manifest: dict, clock: float
+    folder: Path,
+    scores: pd.DataFrame,
+    manifest: dict,
+    edits: Sequence[Edit],
+    check_there: Callable[[], None] = lambda: None,
 ) -> Run:
-    """Writes the tables and the report of results that are all there. clock: when the run began."""
-    scores = store.frame(recipes)
-    summary = summarise(scores, check_blocks(config.blocks), method=config.subsets_of, resamples=config.resamples)
+    """Writes summary, report and manifest. check_there: raises where the run directory has vanished."""
+    config = manifest["config"]
+    summary = summarise(scores, tuple(manifest["blocks"]), method=config["subsets_of"], resamples=config["resamples"])
     prompts = {edit.id: (edit.original_prompt, edit.edited_prompt) for edit in edits}
-    manifest["seconds"] = round(time.monotonic() - clock, 1)
     for write in (
-        lambda: write_scores(scores, store.folder / "scores.parquet"),
-        lambda: files.write_json(store.folder / "summary.json", summary),
-        lambda: write_report(store.folder, summary, scores, manifest, prompts=prompts),
-        lambda: files.write_json(store.folder / "manifest.json", manifest),
+        lambda: files.write_json(folder / "summary.json", summary),
+        lambda: write_report(folder, summary, scores, manifest, prompts=prompts),
+        lambda: files.write_json(folder / "manifest.json", manifest),
     ):
-        store.check_there()
+        check_there()
         write()
-    return Run(store.folder, manifest, scores, summary)
+    return Run(folder, manifest, scores, summary)
 
 
 def choose_edits(edits: list[Edit], config: RunConfig) -> list[Edit]:
-    """The first `edits_per_category` edits of each asked category. Raises `UserError` where none is left."""
-    chosen = []
-    for category in CATEGORY_NAMES:
-        if category in config.categories:
-            of_category = [edit for edit in edits if edit.category == category]
-            chosen += of_category[: config.edits_per_category or None]
-    if not chosen:
-        raise UserError("no edit of the asked categories is in the edit set", remedy="ask for other categories")
-    return chosen
+    """The first `edits_per_category` edits of each asked category in the asked split.
+
+    Raises `UserError` where there is no such category or split.
+    """
+    known = categories_of(edits)
+    for name in config.categories:
+        if name not in known:
+            raise UserError(
+                f"the edit set has no category {name!r}{did_you_mean(name, known)}", remedy=f"use {', '.join(known)}"
+            )
+    of_split = split_of(edits, config.split)
+    return [
+        edit
+        for category in categories_of(of_split)
+        if category in (config.categories or known)
+        for edit in [edit for edit in of_split if edit.category == category][: config.edits_per_category or None]
+    ]
 
 
 def to_picture(image_chw: torch.Tensor) -> Image.Image:
@@ -186,12 +224,12 @@ def to_picture(image_chw: torch.Tensor) -> Image.Image:
     return Image.fromarray(to_array(eight_bits(image_chw)))
 
 
-def _describe(config: RunConfig, edits: list[Edit], methods: list[Method], device: str) -> dict:
-    text = "\n".join(repr(edit) for edit in edits)
+def _describe(config: RunConfig, about: dict, edits: list[Edit], methods: list[Method], device: str) -> dict:
+    """about: what is said of the set that the edits are out of."""
     return {
         "config": dataclasses.asdict(config),
         "mode": config.mode,
-        "edits": {"count": len(edits), "sha256": hashlib.sha256(text.encode()).hexdigest()},
+        "edits": {"count": len(edits), "sha256": set_sha256(edits), "set": about},
         "methods": [_settings(method) for method in methods],
         "blocks": list(check_blocks(config.blocks)),
         "device": device,

@@ -16,23 +16,24 @@ from types import CellType, CodeType, FunctionType
 from riebench.errors import UserError
 from riebench.files import data_folder
 from riebench.keys import describe, digest, is_builtin, name_of
-from riebench.metrics import METRICS
+from riebench.metrics import METRICS, split_name
 
 PACKAGES = ("riebench", "sae_models", "baselines")
 #: What reads results, scores them, hands work out or talks to people: a change there changes no image.
 NOT_GENERATING = tuple(
     f"riebench/{name}"
     for name in (
-        *("analysis", "report", "metrics"),
-        *("cli.py", "api.py", "progress.py", "interrupts.py", "runs.py", "resume.py"),
+        *("analysis", "report", "metrics", "leaderboard"),
+        *("cli.py", "api.py", "progress.py", "interrupts.py", "runs.py", "resume.py", "score.py"),
         *("indexing.py", "generalisation.py", "reconstruction.py", "replacement.py", "stability.py"),
-        *("evaluation.py", "evaluation_tables.py"),
+        *("evaluation.py", "evaluation_tables.py", "edit_files.py", "edit_sets.py", "edit_checks.py", "edit_rules.py"),
+        *("edit_similarity.py", "edit_datasheet.py", "edit_template.py", "importers"),
         *("workers.py", "cluster.py", "ray_cluster.py", "threads.py", "harvest.py", "prompts.py"),
         *("streaming.py", "training.py", "training_data.py", "training_settings.py", "training_cluster.py"),
     )
 )
 GENERATORS = ("torch", "diffusers", "transformers")
-JUDGES = ("torch", "open_clip_torch", "lpips")
+JUDGES = ("torch", "torchvision", "transformers", "open_clip_torch", "lpips")
 BLOCK_BYTES = 2**20
 
 
@@ -68,17 +69,19 @@ def code_version() -> str:
 
 
 def judge_version(names: Sequence[str], family: str, *, keep_marks: bool = False) -> str:
-    """Version of what scores: the metrics of those names and their code, and the networks that judge a family.
+    """Version of what scores: the metrics of those names and their code, and the shipped networks that judge a family;
+    others count by their names, which are in our code or, behind the @, in the metric's.
 
-    keep_marks: whether prompts keep their `[ ]`. Raises `UserError` for an unknown metric, and where weights are
-    missing.
+    keep_marks: whether prompts keep their `[ ]`. Raises `UserError` for an unknown metric, and where shipped weights
+    are missing.
     """
     here, data = Path(__file__).parent, data_folder()
     rooms, weights = [here / "metrics"], [data / "lpips"]
     if family == "tinyworld":
         rooms.append(here / "tinyworld")
         weights += [data / "tinyworld" / "clip", data / "tinyworld" / "oracle.safetensors"]
-    metrics = {name: _foreign_code(METRICS.get(name)) for name in names}
+    factories = {name: METRICS.get(split_name(name)[0]) for name in names}
+    metrics = {name: _foreign_code(getattr(factory, "func", factory)) for name, factory in factories.items()}  # partial
     found = [folder_digest(path) for path in weights]
     return digest([family, keep_marks, metrics, sources_digest(rooms), found, _versions(JUDGES)])
 

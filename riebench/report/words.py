@@ -1,0 +1,62 @@
+"""How the sections of a report speak of settings, categories, scores and counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from riebench.analysis.frames import NOOP
+from riebench.analysis.statistics import Interval
+from riebench.report.markup import Cell, interval, number
+
+GAIN, COST = "clip_text_edited", "lpips_original"
+"""The scores whose gain over the original image, and whose value, are the two axes of the trade-off."""
+
+OVERALL = "all categories"
+DIRECTIONS = {"higher": "higher is better", "lower": "lower is better", "neither": "no direction"}
+VALUES = {
+    "clip_text_edited": "edit gain (CLIP cosine with the edited prompt)",
+    "oracle_success": "oracle success",
+    "lpips_original": "preservation cost (LPIPS to the original)",
+    "efficiency": "edit efficiency (edit gain per preservation cost)",
+}
+
+
+def words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def count_of(count: int, one: str, many: str = "") -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def label_of(setting: Mapping, summary: dict) -> str:
+    """A setting in tables: the strength is named where the method has several or one that is not 1, the blocks where
+    they are not all."""
+    strengths = {other["strength"] for other in summary["methods"] if other["method"] == setting["method"]}
+    named = len(strengths) > 1 or (setting["strength"] != 1 and setting["method"] != NOOP)
+    strength = f" ×{setting['strength']:g}" if named else ""
+    subset = f" on {setting['blocks']}" if setting["blocks"] not in ("", "+".join(summary["blocks"])) else ""
+    return f"{setting['method']}{strength}{subset}"
+
+
+def interval_of(cell: Mapping | None) -> Interval | None:
+    return None if cell is None else Interval(cell["mean"], cell["low"], cell["high"])
+
+
+def interval_cell(cell: Mapping | None, signed: bool = False) -> Cell:
+    """Mean and interval, which sorts by the mean."""
+    if cell is None:
+        return Cell("–", None)
+    return Cell(interval(interval_of(cell), signed), cell["mean"], cell["low"], cell["high"])
+
+
+def number_cell(value: float | None) -> Cell:
+    return Cell(number(value), value)
+
+
+def count_cell(count: int) -> Cell:
+    return Cell(f"{count:,}", count)
+
+
+def share_cell(share: float | None) -> Cell:
+    return Cell("–" if share is None else f"{share:.0%}", share)
