@@ -64,8 +64,9 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_json(path: Path, value: object) -> None:
-    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+def write_json(path: Path, value: object, *, sort_keys: bool = True) -> None:
+    """sort_keys: where the order of keys says nothing."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=sort_keys) + "\n")
 
 
 def read_lines(path: Path) -> Iterator[str]:

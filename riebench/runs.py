@@ -190,7 +190,7 @@ def _finish(
     summary = summarise(scores, tuple(manifest["blocks"]), method=config["subsets_of"], resamples=config["resamples"])
     prompts = {edit.id: (edit.original_prompt, edit.edited_prompt) for edit in edits}
     for write in (
-        lambda: files.write_json(folder / "summary.json", summary),
+        lambda: files.write_json(folder / "summary.json", summary, sort_keys=False),
         lambda: write_report(folder, summary, scores, manifest, prompts=prompts),
         lambda: files.write_json(folder / "manifest.json", manifest),
     ):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -14,7 +13,7 @@ import torch
 from riebench import files
 from riebench.analysis.frames import describe_scores, read_scores, scores_of, write_scores
 from riebench.backbones import BACKBONES, Backbone, backbone_from
-from riebench.edits import Edit, load_edits
+from riebench.edits import Edit, load_edits, recorded_hashes
 from riebench.engine import from_array, regions_from_array
 from riebench.errors import UserError
 from riebench.keys import digest
@@ -130,8 +129,7 @@ def _edits(frame: pd.DataFrame, manifest: Mapping) -> dict[str, Edit]:
             f"the run has edits of its own: {missing[0]!r} is not in the edit set {name!r}",
             remedy="score it where it is made: give `metrics` to the run",
         )
-    text = "\n".join(repr(edit) for edit in known)  # as the run described them
-    if hashlib.sha256(text.encode()).hexdigest() != manifest["edits"]["sha256"]:
+    if manifest["edits"]["sha256"] not in recorded_hashes(known):
         raise UserError(
             f"the run was made of other edits than those of the same ids in the edit set {name!r}",
             remedy="run it again, or restore the edit set",

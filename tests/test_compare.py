@@ -259,6 +259,15 @@ def test_strengths_are_told_apart(tmp_path, gains):
     assert compare_runs([folder], resamples=200, against="gentle@1")["against"] == "gentle"
 
 
+def test_a_name_alone_is_the_method_at_the_strength_nearest_1(tmp_path, gains):
+    frame = make_frame(gains)
+    others = [frame[frame.method == "sae"].assign(strength=strength) for strength in (0.25, 3.0)]
+    folder = write_run(tmp_path / "run", pd.concat([others[0], frame, others[1]]))  # 0.25 stands first
+    assert compare_runs([folder], resamples=200)["against"] == "sae@1"
+    assert compare_runs([folder], resamples=200, against="sae")["against"] == "sae@1"
+    assert compare_runs([folder], resamples=200, against="sae@3")["against"] == "sae@3"
+
+
 def test_a_run_on_fewer_blocks_is_told_apart(tmp_path, gains):
     whole = write_run(tmp_path / "whole", make_frame(gains))
     fewer = make_frame(gains).assign(blocks=lambda frame: frame.blocks.where(frame.blocks == "", BLOCKS[0]))

@@ -85,8 +85,9 @@ def compare_runs(
 ) -> dict:
     """Compares every method on all blocks with one of them, per category and over all, as a JSON-able dict.
 
-    against: the label of a method in the table, or as `sae@2`; by default the first of the first run that is no
-    control. metrics: by default `HEADLINES`. A method that two runs have with other results is labelled with its run.
+    against: the label of a method in the table, or as `sae@2`; a name alone is that method at the strength nearest 1;
+    by default the first method of the first run that is no control. metrics: by default `HEADLINES`. A method that two
+    runs have with other results is labelled with its run.
     All is measured on the cases on which every method succeeded; a case on which a metric is undefined for one of a
     pair is dropped from that pair (`dropped`). `cells` has the mean difference over edits, with the seeds of an edit
     averaged, its 95 % interval, and the sign-flip p after Holm over all cells; a verdict other than "not separable" has
@@ -307,13 +308,17 @@ def _choose_metrics(run: _Run, metrics: Sequence[str]) -> list[Score]:
 def _find(contenders: Sequence[_Contender], against: str) -> _Contender:
     if len(contenders) < 2:
         raise UserError("there is only one method to compare", remedy="give a run with several, or several runs")
-    if not against:
-        return next((c for c in contenders if c.setting.method not in CONTROLS), contenders[0])
+    first = next((c for c in contenders if c.setting.method not in CONTROLS), contenders[0])
     found = [c for c in contenders if against in (c.label, f"{c.setting.method}@{c.setting.strength:g}")]
+    of_method = [c for c in contenders if c.setting.method == (against or first.setting.method)]
+    if not found and (not against or len({c.run for c in of_method}) == 1):
+        of_run = [c for c in of_method if c.run == of_method[0].run]
+        return min(of_run, key=lambda c: (abs(c.setting.strength - 1), c.setting.strength))
     if len(found) != 1:
         labels = [c.label for c in contenders]
+        count = "are several methods" if found or of_method else "is no method"
         raise UserError(
-            f"there {'are several methods' if found else 'is no method'} {against!r}{did_you_mean(against, labels)}",
+            f"there {count} {against!r}{did_you_mean(against, labels)}",
             remedy=f"use one of {', '.join(labels)}",
         )
     return found[0]

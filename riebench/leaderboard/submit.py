@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -16,7 +15,7 @@ import pandas as pd
 
 from riebench import files
 from riebench.analysis.frames import CASE, SETTING, Setting, one_of_each, read_scores, scores_of, settings_of
-from riebench.edits import Edit, load_edits, set_sha256, split_of, strip_marks
+from riebench.edits import Edit, load_edits, recorded_hashes, set_sha256, split_of, strip_marks
 from riebench.errors import UserError, did_you_mean
 from riebench.leaderboard.entries import (
     CONTROLS,
@@ -151,7 +150,7 @@ def _fill(folder: Path, source: _Source, setting: Setting) -> dict:
     rows, manifest, edits = read_scores(folder / SCORES_FILE), source.manifest, source.edits
     backbone, steps, mode = one_of_each(rows)
     problems = rows_problems(rows, setting, edits, mode)
-    if manifest["edits"]["sha256"] not in _set_digests(edits):
+    if manifest["edits"]["sha256"] not in recorded_hashes(edits):
         problems.append(f"the edit set {manifest['config']['edits']!r} has changed since, or was not run whole")
     if problems:
         raise UserError(
@@ -217,11 +216,6 @@ def _settings(manifest: Mapping, setting: Setting) -> dict:
     raise UserError(
         f"the manifest has no method {setting.method!r} at strength {setting.strength:g}", remedy="do the run again"
     )
-
-
-def _set_digests(edits: Sequence[Edit]) -> tuple[str, str]:
-    """What a manifest may say of a run of all these edits: the hash of the set, or as of old, of their text."""
-    return set_sha256(edits), hashlib.sha256("\n".join(map(repr, edits)).encode()).hexdigest()
 
 
 def _summary(method: str) -> str:
