@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from pathlib import Path
@@ -20,6 +21,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"riebench: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # as by `| head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt as stopped:
         print(f"riebench: {str(stopped) or 'stopped'}", file=sys.stderr)
         return 130

@@ -19,14 +19,14 @@ from PIL import Image
 
 from riebench import files
 from riebench.analysis import read_scores, summarise, write_scores
-from riebench.analysis.frames import describe_scores
+from riebench.analysis.frames import EDITS_KEY, describe_scores
 from riebench.backbones import Backbone, check_blocks
 from riebench.cluster import work_on_cluster
 from riebench.config import RunConfig
 from riebench.edit_checks import check_edits
 from riebench.edit_files import error_of
 from riebench.edit_sets import describe_set
-from riebench.edits import Edit, categories_of, load_edits, set_sha256, split_of
+from riebench.edits import Edit, categories_of, edit_sha256, load_edits, set_sha256, split_of
 from riebench.engine import GROUP, to_array
 from riebench.errors import UserError, did_you_mean
 from riebench.grounders import grounder_settings
@@ -159,7 +159,10 @@ def run(
                 f"{' without --cache never' if cache == 'never' else ''} goes on from there"
             )
         manifest |= {"status": "finished", "results": len(recipes), "made": made, "unet_forwards": round(forwards, 1)}
-        scores = describe_scores(store.frame(recipes), described)
+        hashes = {edit.id: edit_sha256(edit) for edit in chosen}
+        scores = store.frame(recipes)
+        scores = describe_scores(scores.assign(edit_sha256=scores["edit"].map(hashes)), described)
+        scores.attrs[EDITS_KEY] = about
         manifest["seconds"] = round(time.monotonic() - clock, 1)
         store.check_there()
         write_scores(scores, store.folder / "scores.parquet")
@@ -202,7 +205,7 @@ def _finish(
 def choose_edits(edits: list[Edit], config: RunConfig) -> list[Edit]:
     """The first `edits_per_category` edits of each asked category in the asked split.
 
-    Raises `UserError` where there is no such category or split.
+    Raises `UserError` where there is no such category or split, and where no edit is left.
     """
     known = categories_of(edits)
     for name in config.categories:
@@ -211,12 +214,15 @@ def choose_edits(edits: list[Edit], config: RunConfig) -> list[Edit]:
                 f"the edit set has no category {name!r}{did_you_mean(name, known)}", remedy=f"use {', '.join(known)}"
             )
     of_split = split_of(edits, config.split)
-    return [
+    chosen = [
         edit
         for category in categories_of(of_split)
         if category in (config.categories or known)
         for edit in [edit for edit in of_split if edit.category == category][: config.edits_per_category or None]
     ]
+    if not chosen:
+        raise UserError("there is no edit to run", remedy="ask for another split or other categories")
+    return chosen
 
 
 def to_picture(image_chw: torch.Tensor) -> Image.Image:

@@ -53,6 +53,18 @@ def test_every_case_has_every_setting(small_run):
     assert set(small_run.scores.method) == {"noop", "oracle-prompt", "sae", "dense", "neurons", "random"}
 
 
+def test_results_name_their_edits_by_content_and_their_set_by_version(small_run):
+    known = {edit.id: edit for edit in load_edits("tinyworld")}
+    for row in small_run.scores.drop_duplicates("edit").itertuples():
+        edit = known[row.edit]
+        assert row.edit_sha256 == edit_files.edit_sha256(edit)
+        other = Edit(edit.id, edit.category, edit.original_prompt + " too", *list(vars(edit).values())[3:6])
+        assert row.edit_sha256 != edit_files.edit_sha256(other)
+    said = read_scores(small_run.folder / "scores.parquet").attrs["edits"]
+    assert (said["name"], said["version"]) == ("tinyworld", "1")
+    assert said["sha256"] == edit_files.set_sha256(list(known.values())) == small_run.manifest["edits"]["set"]["sha256"]
+
+
 def test_noop_is_the_original_image_exactly_and_scores_so(small_run):
     noop = rows_of(small_run, "noop")
     ok = noop[noop.status == "ok"]

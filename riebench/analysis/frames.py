@@ -92,6 +92,8 @@ SCORE_BY_NAME = {score.name: score for score in SCORES}
 
 #: Where a frame keeps the `Score` of each of its score columns, as dicts; parquet files keep it with the table.
 METRICS_KEY = "metrics"
+#: And what it says of the set that its edits are out of: name, version, sha256.
+EDITS_KEY = "edits"
 
 #: Column -> dtype, in the order of the file. The scores come behind them.
 COLUMNS: dict[str, type] = {
@@ -118,11 +120,20 @@ COLUMNS: dict[str, type] = {
     "original": str,
     "edited": str,
     "regions": str,
+    "edit_sha256": str,
 }
 #: The scores that every frame has: the headline of gain and of preservation.
 NEEDED = ("clip_text_edited", "lpips_original")
 #: Column -> what it was before it was recorded, for results of older versions.
-BEFORE = {"dtype": "float32", "branch": "", "window": "all", "original": "", "edited": "", "regions": ""}
+BEFORE = {
+    "dtype": "float32",
+    "branch": "",
+    "window": "all",
+    "original": "",
+    "edited": "",
+    "regions": "",
+    "edit_sha256": "",
+}
 
 
 def scores_of(frame: pd.DataFrame) -> tuple[Score, ...]:
