@@ -40,15 +40,15 @@ def main() -> None:
             "#trade-off",
         )
         if arguments.run is not None:
-            take(browser, arguments.run.resolve() / "report.html", arguments.out / "report.png")
+            take(browser, arguments.run.resolve() / "report.html", arguments.out / "report.png", "#blocks figure")
         browser.close()
 
 
-def take(browser: Browser, page: Path, picture: Path, last: str = "") -> None:
-    """The top of a page in light colours: one screen of it, or as far as the element `last` reaches."""
+def take(browser: Browser, page: Path, picture: Path, last: str) -> None:
+    """A page in light colours from its top as far as the first element `last` reaches."""
     tab = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light")
     tab.goto(page.as_uri(), wait_until="load")
-    box = tab.locator(last).bounding_box() if last else {"y": 0, "height": HEIGHT}
+    box = tab.locator(last).first.bounding_box()
     clip = {"x": 0, "y": 0, "width": WIDTH, "height": box["y"] + box["height"]}
     with replacing(picture) as temporary:
         tab.screenshot(path=temporary, full_page=True, clip=clip)
