@@ -206,6 +206,8 @@ def test_an_entry_shows_its_figures_and_pictures(entries, site):
     chart = next(e for e in page.all("svg") if "Shapley" in e["aria-label"])
     for block in (*BLOCKS, "not separable"):
         assert block in chart["text"]
+    places = [chart["text"].index(name.replace("_", " ")) for name in CATEGORY_NAMES]
+    assert places == sorted(places)  # the protocol's order, whatever that of the file
 
 
 def test_what_an_entry_lacks_is_said(site):

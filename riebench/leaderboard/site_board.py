@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from riebench.analysis.frames import NOOP
 from riebench.analysis.ranks import rank_entries
 from riebench.analysis.statistics import Interval
-from riebench.edits import CATEGORY_NAMES
 from riebench.leaderboard.entries import Entry
 from riebench.leaderboard.site_plot import LinkedPoint, linked_trade_off
-from riebench.leaderboard.site_words import ALL, category_words, rows_by_category
+from riebench.leaderboard.site_words import ALL, category_words, in_order, rows_by_category
 from riebench.report.figures import Point
 from riebench.report.words import COST, GAIN, count_of, interval_of
 
@@ -135,7 +134,7 @@ def _listed(entry: Entry, page: str) -> dict:
 
 def _categories(entries: Sequence[Entry]) -> list[str]:
     found = {category for entry in entries for category in entry.content["aggregates"]["categories"]}
-    return [ALL, *(name for name in CATEGORY_NAMES if name in found), *sorted(found - set(CATEGORY_NAMES))]
+    return [ALL, *in_order(found)]
 
 
 def _rows(entries: Sequence[Entry], category: str) -> list[dict | None]:

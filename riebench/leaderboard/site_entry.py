@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from riebench.leaderboard.entries import Entry
-from riebench.leaderboard.site_words import ALL, category_words, rows_by_category, web_address
+from riebench.leaderboard.site_words import ALL, category_words, in_order, rows_by_category, web_address
 from riebench.report.figures import HeatRow, heat_picture
 from riebench.report.markup import details, figure, number, p_value, paragraph, table
 from riebench.report.words import COST, GAIN, VALUES, count_cell, interval_cell, interval_of
@@ -128,7 +128,9 @@ def _blocks(content: dict) -> str:
 
 def _block_chart(effects: dict, value: str, blocks: Sequence[str]) -> str:
     rows = []
-    for category, row in {**effects["categories"], ALL: effects["overall"]}.items():
+    of_categories = effects["categories"]
+    groups = {**{name: of_categories[name] for name in in_order(of_categories)}, ALL: effects["overall"]}
+    for category, row in groups.items():
         of_blocks = row["effects"].get(value, dict.fromkeys(blocks))
         verdict = row["dominant"].get(value, "no valid case")
         rows.append(

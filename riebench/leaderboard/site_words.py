@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from urllib.parse import quote, urlsplit
 
+from riebench.edits import CATEGORY_NAMES
 from riebench.report.words import OVERALL, words
 
 ALL = "all"  # the name of all categories together
@@ -17,7 +18,16 @@ def category_words(category: str) -> str:
 
 def rows_by_category(content: Mapping) -> dict[str, dict]:
     """Category -> row of an entry's aggregates, all together first."""
-    return {ALL: content["aggregates"]["overall"], **content["aggregates"]["categories"]}
+    of_categories = content["aggregates"]["categories"]
+    return {ALL: content["aggregates"]["overall"], **{name: of_categories[name] for name in in_order(of_categories)}}
+
+
+def in_order(categories: Collection[str]) -> list[str]:
+    """The protocol's nine in its order, then one's own."""
+    return [
+        *(name for name in CATEGORY_NAMES if name in categories),
+        *sorted(name for name in categories if name not in CATEGORY_NAMES),
+    ]
 
 
 def address(*parts: str) -> str:
