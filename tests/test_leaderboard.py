@@ -8,6 +8,7 @@ import json
 import math
 import pickle
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ from riebench import files
 from riebench.analysis.frames import COLUMNS, Score, describe_scores, scores_of, write_scores
 from riebench.analysis.ranks import rank_entries, rank_intervals, ranks_of
 from riebench.analysis.statistics import bootstrap_weights
-from riebench.edits import CATEGORY_NAMES, Edit, write_edits
+from riebench.edits import CATEGORY_NAMES, Edit, set_sha256, write_edits
 from riebench.errors import UserError
 from riebench.leaderboard import entry_folders, read_entries, read_entry, submit, validate
 
@@ -524,3 +525,23 @@ def test_unlike_entries_are_not_ranked_together(entry, tmp_path):
     other_seeds = read_entry(copy(entry, tmp_path / "c", rows=lambda frame: frame.assign(seed=frame.seed + 10)))
     with pytest.raises(UserError, match="no case of 'all' has lpips_original under all of"):
         rank_entries([entries[0], other_seeds], "lpips_original")
+
+
+# ---- splits
+
+
+def test_of_a_set_with_splits_the_test_split_is_what_counts(tmp_path):
+    tagged = [replace(edit, tags={"split": "dev" if edit.id.endswith("0") else "test"}) for edit in EDITS]
+    write_edits(tagged, files.data_folder() / "edits" / "parted" / "all.jsonl")
+    held_out = [edit for edit in tagged if edit.tags["split"] == "test"]
+    config = {"edits": "parted"}
+    good = write_run(tmp_path / "good", make_frame(held_out), config=config, edits={"sha256": set_sha256(held_out)})
+    (made,) = submit(good, tmp_path / "board", methods=["text-selected"])
+    assert validate(made) == [] and json.loads((made / "entry.json").read_text())["edits"]["count"] == len(held_out)
+    for name, edits, words in (
+        ("all", tagged, "has 27 beside the 27 cases"),
+        ("dev", tagged[::2], "lacks 27 of the 27"),
+    ):
+        run = write_run(tmp_path / name, make_frame(edits), config=config, edits={"sha256": set_sha256(edits)})
+        with pytest.raises(UserError, match=words):
+            submit(run, tmp_path / "refused", methods=["text-selected"])
