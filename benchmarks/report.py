@@ -24,7 +24,7 @@ from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
 from riebench.analysis import summarise
-from riebench.analysis.dominance import subset_names
+from riebench.analysis.coalitions import subset_names
 from riebench.analysis.frames import COLUMNS, SCORES
 from riebench.backbones import BLOCK_NAMES
 from riebench.edits import CATEGORY_NAMES

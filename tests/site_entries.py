@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from riebench.analysis.frames import SCORE_BY_NAME, Score, describe_scores, write_scores
+from riebench.analysis.frames import SCORE_BY_NAME, Score, describe_scores, score_words, write_scores
 from riebench.edits import CATEGORY_NAMES
-from riebench.leaderboard.entries import score_words
 
 BLOCKS = ("down.2.1", "mid.0", "up.0.0", "up.0.1")
 EVERY = "+".join(BLOCKS)

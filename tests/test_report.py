@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from riebench.analysis import summarise, write_scores
-from riebench.analysis.dominance import subset_names
+from riebench.analysis.coalitions import subset_names
 from riebench.analysis.frames import COLUMNS, NOOP, SCORES
 from riebench.analysis.statistics import Interval
 from riebench.axes import ticks

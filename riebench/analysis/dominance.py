@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 
 from riebench.analysis.coalitions import Coalitions, coalitions_of, subset_mask
-from riebench.analysis.coalitions import subset_names as subset_names
-from riebench.analysis.frames import CASE, NOOP, SETTING, Setting, feature_counts, score_table
+from riebench.analysis.frames import CASE, NOOP, SETTING, Setting, feature_counts
 from riebench.analysis.statistics import Interval, edit_means, intervals
 
 NOT_SEPARABLE = "not separable"
@@ -136,6 +135,7 @@ def selected_shares(frame: pd.DataFrame, setting: Setting, blocks: Sequence[str]
 
 def dominance_table(
     frame: pd.DataFrame,
+    tables: Mapping[str, pd.DataFrame],
     game: Game,
     blocks: Sequence[str],
     groups: Mapping[str, pd.MultiIndex],
@@ -143,11 +143,11 @@ def dominance_table(
 ) -> dict[str, dict]:
     """Name of each group of cases -> `edits`, `cases`, and by value `effects`, the verdict (`dominant`) and the `lead`.
 
-    edit_weights: number of edits -> `statistics.edit_weights`. The values are those of `SCORED` that the frame has, and
-    `efficiency`. A value that no case of a group has is not there.
+    tables: score of the frame -> its `score_table`. edit_weights: number of edits -> `statistics.edit_weights`. The
+    values are those of `SCORED` that there are, and `efficiency`. A value that no case of a group has is not there.
     """
-    scored = [name for name in SCORED if name in frame.columns and frame[name].notna().any()]
-    gains = {name: subset_gains(score_table(frame, name), game) for name in scored}
+    scored = [name for name in SCORED if name in tables and frame[name].notna().any()]
+    gains = {name: subset_gains(tables[name], game) for name in scored}
     shares = selected_shares(frame, game.whole, blocks)
     return {name: _effects(gains, shares, cases, game, blocks, edit_weights) for name, cases in groups.items()}
 

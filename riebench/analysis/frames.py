@@ -145,10 +145,7 @@ def scores_of(frame: pd.DataFrame) -> tuple[Score, ...]:
     if described is None:
         return tuple(score for score in SCORES if score.name in frame.columns)
     try:
-        scores = (
-            Score(**{**words, "bounds": tuple(words["bounds"]), "needs": tuple(words["needs"])}) for words in described
-        )
-        return tuple(score for score in scores if score.name in frame.columns)
+        return tuple(score for score in map(score_from_words, described) if score.name in frame.columns)
     except (TypeError, KeyError) as error:
         raise UserError(
             f"what the scores say of their metrics cannot be read: {error}", remedy="score the run again"
@@ -158,8 +155,20 @@ def scores_of(frame: pd.DataFrame) -> tuple[Score, ...]:
 def describe_scores(frame: pd.DataFrame, scores: Sequence[Score]) -> pd.DataFrame:
     """The frame with what `scores_of` is to say of it."""
     described = frame.copy(deep=False)
-    described.attrs = {**frame.attrs, METRICS_KEY: [json.loads(json.dumps(asdict(score))) for score in scores]}
+    described.attrs = {**frame.attrs, METRICS_KEY: [score_words(score) | {"always": score.always} for score in scores]}
     return described
+
+
+def score_words(score: Score) -> dict:
+    """The fields of a score that tell what it measures, as JSON has them: all but `always`, which is of the table."""
+    words = json.loads(json.dumps(asdict(score)))
+    del words["always"]
+    return words
+
+
+def score_from_words(words: dict) -> Score:
+    """Raises `TypeError` or `KeyError` for what are not the words of a score."""
+    return Score(**{**words, "bounds": tuple(words["bounds"]), "needs": tuple(words["needs"])})
 
 
 def validate_scores(frame: pd.DataFrame, where: str = "the scores") -> pd.DataFrame:

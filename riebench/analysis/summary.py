@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import cache
 
 import numpy as np
@@ -18,6 +17,7 @@ from riebench.analysis.frames import (
     Setting,
     one_of_each,
     score_table,
+    score_words,
     scores_of,
     settings_of,
     validate_scores,
@@ -69,14 +69,13 @@ def summarise(
     groups = {str(category): valid.cases[of_category == category] for category in planned.unique()}
     weights = cache(lambda num_edits: edit_weights(num_edits, resamples, seed))
 
+    tables = {score.name: score_table(frame_valid, score.name) for score in scores}
     dominance = []
     for game in games_of(frame_valid, blocks, (method,) if isinstance(method, str) else tuple(method)):
-        effects = dominance_table(frame_valid, game, blocks, {OVERALL: valid.cases, **groups}, weights)
+        effects = dominance_table(frame_valid, tables, game, blocks, {OVERALL: valid.cases, **groups}, weights)
         about = {"method": game.method, "strength": game.strength, "window": game.window}
         about |= {"estimator": game.coalitions.estimator, "subsets": len(game.settings)}
         dominance.append({**about, "overall": effects.pop(OVERALL), "categories": effects})
-
-    tables = {score.name: score_table(frame_valid, score.name) for score in scores}
 
     sweeps = {name: sweeps_of(tables, cases, kept, blocks) for name, cases in {OVERALL: valid.cases, **groups}.items()}
     traced = {name: curves(of_group, weights) for name, of_group in sweeps.items()}
@@ -95,7 +94,7 @@ def summarise(
         "seed": seed,
         "planned": len(planned),
         "failed": {str(reason): int(count) for reason, count in valid.failed["reason"].value_counts().items()},
-        "scores": [_words(score) for score in scores],
+        "scores": [score_words(score) for score in scores],
         "values": list(dominance[0]["overall"]["effects"]) if dominance else [],
         "dominance": dominance,
         "overall": _counts(valid.cases, dominance[0]["overall"] if dominance else None),
@@ -166,11 +165,6 @@ def block_table(summary: dict) -> str:
     return "\n".join([f"Shapley value of each block, 95 % interval over edits ({unit})", *table])
 
 
-def _words(score) -> dict:
-    words = asdict(score)
-    return {name: list(cell) if isinstance(cell, tuple) else cell for name, cell in words.items() if name != "always"}
-
-
 def _counts(cases: pd.MultiIndex, effects: dict | None) -> dict:
     edits = cases.droplevel("seed").nunique()
     return {"edits": edits, "cases": len(cases), "dominant": effects["dominant"] if effects else {}}
@@ -192,7 +186,7 @@ def _lifted(old: dict) -> dict:
     without = {name: {k: v for k, v in row.items() if k not in ("effects", "lead")} for name, row in groups.items()}
     return {
         **old,
-        "scores": [_words(score) for score in SCORES if score.name in old["methods"][0]["scores"]],
+        "scores": [score_words(score) for score in SCORES if score.name in old["methods"][0]["scores"]],
         "dominance": [headline] if headline else [],
         "overall": without.pop(OVERALL),
         "categories": without,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import NoReturn
 import jsonschema
 import pandas as pd
 
-from riebench.analysis.frames import CASE, NOOP, SETTING, Score, Setting, read_scores
+from riebench.analysis.frames import CASE, NOOP, SETTING, Score, Setting, read_scores, score_from_words
 from riebench.errors import UserError
 
 SCHEMA = 1
@@ -132,17 +132,6 @@ def schema_problems(content: dict) -> list[str]:
     """Where the content of an `entry.json` breaks the schema, a line each."""
     found = sorted(_validator().iter_errors(content), key=lambda error: [str(part) for part in error.absolute_path])
     return [f"{dotted(error.absolute_path) or 'the entry'}: {_shortened(error.message)}" for error in found]
-
-
-def score_words(score: Score) -> dict:
-    """What an entry says of a metric: the fields of `Score` that tell what it measures."""
-    words = json.loads(json.dumps(asdict(score)))
-    del words["always"]
-    return words
-
-
-def score_from_words(words: dict) -> Score:
-    return Score(**{**words, "bounds": tuple(words["bounds"]), "needs": tuple(words["needs"])})
 
 
 def ids_digest(ids: Iterable[str]) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
 import shutil
 import tempfile
@@ -21,6 +19,7 @@ from riebench.leaderboard.entries import IMAGES_FOLDER, Entry, read_entries
 from riebench.leaderboard.site_board import COLUMNS, board_of, name_of_board, plots_of, standing
 from riebench.leaderboard.site_entry import PICTURES, entry_sections, marks
 from riebench.leaderboard.site_words import address, embedded_json
+from riebench.report.markup import links_to, policy_digest, titled
 from riebench.report.words import count_of
 
 INDEX, PAGES, IMAGES = "index.html", "entries", "images"
@@ -116,11 +115,8 @@ def _write_entry(entry: Entry, board: Mapping, folder: Path) -> None:
         subtitle=escape(f"{content['method']['name']} on {entry.backbone}, {entry.mode} mode"),
         marks=marks(entry),
         back=f"../../{INDEX}#{escape(urlencode({'backbone': board['name']}))}",
-        navigation="\n".join(f'<a href="#{_anchor(name)}">{escape(name)}</a>' for name in sections),
-        sections="\n".join(
-            f'<section id="{_anchor(name)}"><h2>{escape(name)}</h2>\n{inside}</section>'
-            for name, inside in sections.items()
-        ),
+        navigation=links_to(sections),
+        sections=titled(sections),
     )
     path = folder / PAGES / entry.backbone / f"{entry.name}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +133,7 @@ def _page(template: str, scripts: Sequence[str], **markup: str) -> str:
     style = f"{_asset('style.css')}\n{_asset('site.css')}"
     script = "\n".join(map(_asset, scripts))
     policy = (
-        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        f"default-src 'none'; style-src {policy_digest(style)}; script-src {policy_digest(script)}; "
         "img-src 'self' file: data:; base-uri 'none'; form-action 'none'"
     )
     return Template(_asset(template)).substitute(policy=policy, style=style, script=script, **markup)
@@ -149,14 +145,6 @@ def _asset(name: str) -> str:
     own = resources.files(__package__).joinpath("site", name)
     file = own if own.is_file() else resources.files("riebench.report").joinpath(name)
     return file.read_text(encoding="utf-8")
-
-
-def _digest(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-
-
-def _anchor(title: str) -> str:
-    return title.lower().replace(" ", "-")
 
 
 def _move_files(made: Path, out: Path) -> None:

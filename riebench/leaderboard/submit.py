@@ -14,7 +14,16 @@ from pathlib import Path
 import pandas as pd
 
 from riebench import files
-from riebench.analysis.frames import CASE, SETTING, Setting, one_of_each, read_scores, scores_of, settings_of
+from riebench.analysis.frames import (
+    CASE,
+    SETTING,
+    Setting,
+    one_of_each,
+    read_scores,
+    score_words,
+    scores_of,
+    settings_of,
+)
 from riebench.edits import Edit, load_edits, recorded_hashes, set_sha256, split_of, strip_marks
 from riebench.errors import UserError, did_you_mean
 from riebench.leaderboard.entries import (
@@ -25,7 +34,6 @@ from riebench.leaderboard.entries import (
     SCORES_FILE,
     ids_digest,
     schema_problems,
-    score_words,
 )
 from riebench.leaderboard.figures import (
     CHOSEN,

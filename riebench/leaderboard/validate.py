@@ -15,6 +15,7 @@ from riebench.analysis.frames import (
     Setting,
     one_of_each,
     read_scores,
+    score_words,
     scores_of,
     settings_of,
 )
@@ -32,7 +33,6 @@ from riebench.leaderboard.entries import (
     ids_digest,
     read_content,
     schema_problems,
-    score_words,
 )
 from riebench.leaderboard.figures import (
     CHOSEN,

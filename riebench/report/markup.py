@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -105,3 +107,25 @@ def interval(value: Interval | None, signed: bool = False) -> str:
 
 def p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def titled(sections_markup: Mapping[str, str]) -> str:
+    """Sections under their titles: title -> markup inside."""
+    return "\n".join(
+        f'<section id="{_anchor(title)}"><h2>{escape(title)}</h2>\n{inside}</section>'
+        for title, inside in sections_markup.items()
+    )
+
+
+def links_to(titles: Iterable[str]) -> str:
+    """Links to the sections of those titles on the same page."""
+    return "\n".join(f'<a href="#{_anchor(title)}">{escape(title)}</a>' for title in titles)
+
+
+def policy_digest(text: str) -> str:
+    """How a Content-Security-Policy names an inline style or script."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _anchor(title: str) -> str:
+    return title.lower().replace(" ", "-")

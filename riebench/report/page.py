@@ -3,8 +3,6 @@ it; everything else stands in the page."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Iterable, Mapping
 from html import escape
 from importlib import resources
@@ -18,7 +16,7 @@ from riebench.analysis.dominance import MIN_EDITS
 from riebench.analysis.summary import load_summary
 from riebench.files import write_text
 from riebench.report.blocks import answer, blocks_section
-from riebench.report.markup import paragraph
+from riebench.report.markup import links_to, paragraph, policy_digest, titled
 from riebench.report.methods import methods_section
 from riebench.report.request import asked_section, failures_section, run_section
 from riebench.report.strips import strips_section
@@ -67,22 +65,15 @@ def write_report(
         policy=content_policy(style, scripts),
         style=style,
         scripts="\n".join(f"<script>{script}</script>" for script in scripts),
-        navigation="\n".join(f'<a href="#{_anchor(name)}">{escape(name)}</a>' for name in [*request, *results]),
+        navigation=links_to([*request, *results]),
         answer=_answer(summary),
         min_edits=str(MIN_EDITS),
-        request=_sections(request),
-        results=_sections(results),
+        request=titled(request),
+        results=titled(results),
     )
     path = run_folder / "report.html"
     write_text(path, page)
     return path
-
-
-def _sections(sections: Mapping[str, str]) -> str:
-    return "\n".join(
-        f'<section id="{_anchor(name)}"><h2>{escape(name)}</h2>\n{inside}</section>'
-        for name, inside in sections.items()
-    )
 
 
 def asset(name: str) -> str:
@@ -94,16 +85,8 @@ def content_policy(style: str, scripts: Iterable[str]) -> str:
     """The Content-Security-Policy of a page with these inline texts: they run and nothing else does, and nothing is
     loaded but pictures from the page's own place.
     """
-    digests = " ".join(map(_digest, scripts))
-    return f"default-src 'none'; img-src 'self' file:; style-src {_digest(style)}; script-src {digests}"
-
-
-def _digest(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _anchor(name: str) -> str:
-    return name.lower().replace(" ", "-")
+    digests = " ".join(map(policy_digest, scripts))
+    return f"default-src 'none'; img-src 'self' file:; style-src {policy_digest(style)}; script-src {digests}"
 
 
 def _answer(summary: dict) -> str:
