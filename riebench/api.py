@@ -72,7 +72,7 @@ def run(
         config, name = dataclasses.replace(config, **overrides), "custom"
     else:
         config, name = read_config(config, overrides), Path(config).stem
-    return runs.run(config, Path(out or Path("runs") / name), device=device, methods=methods, edits=edits)
+    return runs.run(config, Path("runs") / name if out is None else out, device=device, methods=methods, edits=edits)
 
 
 def edit(

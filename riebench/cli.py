@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from riebench.errors import UserError, did_you_mean
+from riebench.files import named_path
 
 KINDS = ("backbones", "blocks", "categories", "dictionaries", "edits", "grounders", "methods", "metrics", "runs")
 
@@ -30,6 +31,13 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _path(text: str) -> Path:
+    try:
+        return named_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="riebench", description="Benchmark of representation-based image editing in diffusion models."
@@ -38,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
 
     run = verbs.add_parser("run", help="run a benchmark and write its report")
     run.add_argument("name", help="a shipped run (riebench ls runs) or a YAML file")
-    run.add_argument("--out", type=Path, help="folder for the results (default: runs/<name>)")
+    run.add_argument("--out", type=_path, help="folder for the results (default: runs/<name>)")
     run.add_argument("--device", default="auto", help="auto, cpu or cuda")
     run.add_argument("--backbone", help="another backbone than the file's (riebench ls backbones)")
     run.add_argument("--edits", help="another edit set: its name (riebench ls edits), a file or a folder")
@@ -55,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         "the rest is made. always: also those of another version. never: none. only-cache: nothing is made",
     )
     run.add_argument(
-        "--reuse", type=Path, action="append", default=[], help="another run's folder to take results from; repeatable"
+        "--reuse", type=_path, action="append", default=[], help="another run's folder to take results from; repeatable"
     )
     run.add_argument("--engine", default="local", help="local, or ray: a worker for each GPU of a cluster")
     run.add_argument("--address", help="of a running Ray cluster, or auto (default: start one on this machine)")
@@ -84,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     edit.add_argument("--seed", type=int, default=42)
     edit.add_argument("--backbone", default="tinyworld-turbo@1", help="see riebench ls backbones")
     edit.add_argument("--dictionaries", default="", help="folder of your own dictionaries")
-    edit.add_argument("--out", type=Path, default=Path("edit.png"), help="the strip (default: edit.png)")
+    edit.add_argument("--out", type=_path, default=Path("edit.png"), help="the strip (default: edit.png)")
     edit.add_argument("--device", default="auto", help="auto, cpu or cuda")
     edit.set_defaults(verb=_edit)
 
@@ -97,61 +105,61 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(verb=_doctor)
 
     agreement = verbs.add_parser("agreement", help="how well the metrics of a run agree with tinyworld's oracle")
-    agreement.add_argument("run", type=Path, help="folder of a finished run")
+    agreement.add_argument("run", type=_path, help="folder of a finished run")
     agreement.add_argument("--json", action="store_true", help="print JSON")
-    agreement.add_argument("--out", type=Path, help="also write the tables to this file, as markdown")
+    agreement.add_argument("--out", type=_path, help="also write the tables to this file, as markdown")
     agreement.set_defaults(verb=_agreement)
 
     score = verbs.add_parser("score", help="score a finished run by further metrics; nothing is generated")
-    score.add_argument("run", type=Path, help="folder of a finished run")
+    score.add_argument("run", type=_path, help="folder of a finished run")
     score.add_argument("--metrics", required=True, help="comma-separated (riebench ls metrics)")
     score.add_argument("--device", default="auto", help="auto, cpu or cuda")
     score.set_defaults(verb=_score)
 
     compare = verbs.add_parser("compare", help="methods of one or more runs beside each other, pair by pair")
-    compare.add_argument("runs", type=Path, nargs="+", help="folders of finished runs on the same edits and seeds")
+    compare.add_argument("runs", type=_path, nargs="+", help="folders of finished runs on the same edits and seeds")
     compare.add_argument(
         "--against", default="", help="the method that all others are compared with, as sae or dense@2"
     )
     compare.add_argument("--metrics", default="", help="comma-separated (default: gain, preservation and the oracle)")
     compare.add_argument("--json", action="store_true", help="print JSON")
-    compare.add_argument("--out", type=Path, help="folder to write compare.md, compare.csv and compare.json to")
+    compare.add_argument("--out", type=_path, help="folder to write compare.md, compare.csv and compare.json to")
     compare.set_defaults(verb=_compare)
 
     dominance = verbs.add_parser(
         "dominance", help="which block dominates which category, over methods, steps and models"
     )
-    dominance.add_argument("runs", type=Path, nargs="+", help="folders of finished runs")
+    dominance.add_argument("runs", type=_path, nargs="+", help="folders of finished runs")
     dominance.add_argument("--value", default="clip_text_edited", help="of what (default: the gain in CLIP)")
-    dominance.add_argument("--out", type=Path, help="also write all effects to this file, as CSV")
+    dominance.add_argument("--out", type=_path, help="also write all effects to this file, as CSV")
     dominance.set_defaults(verb=_dominance)
 
     example = verbs.add_parser("new-edits", help="write an example of edits of your own, with comments")
-    example.add_argument("file", type=Path, help="to write: .yaml or .csv")
+    example.add_argument("file", type=_path, help="to write: .yaml or .csv")
     example.set_defaults(verb=_new_edits)
 
     foreign = verbs.add_parser("import", help="make edits of a published list")
     foreign.add_argument("kind", help="riebench or pie-bench")
-    foreign.add_argument("file", type=Path, help="the list")
-    foreign.add_argument("--out", type=Path, required=True, help="a new folder for the edits, and their masks")
+    foreign.add_argument("file", type=_path, help="the list")
+    foreign.add_argument("--out", type=_path, required=True, help="a new folder for the edits, and their masks")
     foreign.set_defaults(verb=_import)
 
     submit = verbs.add_parser("submit", help="write the leaderboard's entries of a run's methods")
-    submit.add_argument("run", type=Path, help="folder of a finished run, as of riebench run leaderboard")
+    submit.add_argument("run", type=_path, help="folder of a finished run, as of riebench run leaderboard")
     submit.add_argument("--methods", default="", help="comma-separated, as sae or dense@2 (default: all)")
-    submit.add_argument("--out", type=Path, default=Path("data/leaderboard"), help="default: data/leaderboard")
+    submit.add_argument("--out", type=_path, default=Path("data/leaderboard"), help="default: data/leaderboard")
     submit.add_argument("--authors", default="", help="who made the method")
     submit.add_argument("--code", default="", help="address of its source")
     submit.add_argument("--description", default="", help="one sentence about it")
     submit.set_defaults(verb=_submit)
 
     validate = verbs.add_parser("validate", help="check edits, or entries of the leaderboard against their own scores")
-    validate.add_argument("paths", type=Path, nargs="+", help="edit sets, or folders with one entry or many")
+    validate.add_argument("paths", type=_path, nargs="+", help="edit sets, or folders with one entry or many")
     validate.set_defaults(verb=_validate)
 
     leaderboard = verbs.add_parser("leaderboard", help="render the leaderboard as a static site")
-    leaderboard.add_argument("--entries", type=Path, help="folder of entries (default: the shipped ones)")
-    leaderboard.add_argument("--out", type=Path, default=Path("site"), help="folder of the site (default: site)")
+    leaderboard.add_argument("--entries", type=_path, help="folder of entries (default: the shipped ones)")
+    leaderboard.add_argument("--out", type=_path, default=Path("site"), help="folder of the site (default: site)")
     leaderboard.set_defaults(verb=_leaderboard)
 
     ls = verbs.add_parser("ls", help="list what there is")
@@ -170,7 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     harvest.add_argument("--count", type=int, default=0, help="the first so many prompts; 0 for all")
     harvest.add_argument("--branch", default="both", help="rows kept under guidance: cond, uncond or both (default)")
     harvest.add_argument("--seed", type=int, default=0)
-    harvest.add_argument("--out", type=Path, required=True, help="folder of the store; a killed harvest goes on there")
+    harvest.add_argument("--out", type=_path, required=True, help="folder of the store; a killed harvest goes on there")
     harvest.add_argument("--batch-size", type=int, default=0, help="prompts at once; 0 (default) finds it")
     harvest.add_argument(
         "--dtype", default="auto", help="what the U-Net computes in: auto (default), float32, float16 or bfloat16"
@@ -179,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     harvest.set_defaults(verb=_harvest)
 
     train = verbs.add_parser("train", help="train sparse autoencoders on a backbone's block updates")
-    train.add_argument("--out", type=Path, required=True, help="folder for the dictionaries, their index and logs")
+    train.add_argument("--out", type=_path, required=True, help="folder for the dictionaries, their index and logs")
     rows = train.add_argument_group("what they are trained on: generated now, or a store that riebench harvest wrote")
     rows.add_argument("--backbone", help="see riebench ls backbones (default: tinyworld-turbo@1, or the store's)")
     rows.add_argument("--blocks", default="", help="comma-separated (default: all four, or all of the store)")
@@ -188,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     rows.add_argument("--count", type=int, default=0, help="the first so many prompts (default: suits the backbone)")
     rows.add_argument("--branch", default="both", help="rows taken under guidance: cond, uncond or both (default)")
     rows.add_argument("--buffer-rows", type=int, help="room of a block's shuffling buffer (default: 524288)")
-    rows.add_argument("--store", type=Path, help="read a store instead; the prompts and branches are its own then")
+    rows.add_argument("--store", type=_path, help="read a store instead; the prompts and branches are its own then")
     rows.add_argument("--seed", type=int, default=0, help="of the noise, and of the order of the rows")
     grid = train.add_argument_group("which SAEs: every combination; lists are comma-separated")
     grid.add_argument("--architecture", default="topk", help="topk (default), batch-topk, l1 or jumprelu")
@@ -214,13 +222,13 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(verb=_train)
 
     convert = verbs.add_parser("convert", help="write another package's SAE checkpoint in our layout, or back")
-    convert.add_argument("source", type=Path, help="a SAELens, sparsify, dictionary_learning or sdxl-unbox checkpoint")
-    convert.add_argument("out", type=Path, help="folder to write")
+    convert.add_argument("source", type=_path, help="a SAELens, sparsify, dictionary_learning or sdxl-unbox checkpoint")
+    convert.add_argument("out", type=_path, help="folder to write")
     convert.add_argument("--to", default="saelens", help="saelens (default), which is our layout, or sparsify")
     convert.set_defaults(verb=_convert)
 
     publish = verbs.add_parser("publish", help="upload an SAE checkpoint, or a folder of them, to the Hugging Face Hub")
-    publish.add_argument("folder", type=Path, help="a checkpoint, or a folder that riebench train wrote")
+    publish.add_argument("folder", type=_path, help="a checkpoint, or a folder that riebench train wrote")
     publish.add_argument("repo", help="owner/name on the Hub")
     publish.add_argument("--private", action="store_true", help="make it a private repository")
     publish.set_defaults(verb=_publish)
@@ -228,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
     words = verbs.add_parser("index-text", help="learn which features go with which words, for text-selected")
     words.add_argument("--backbone", default="tinyworld-turbo@1", help="see riebench ls backbones")
     words.add_argument("--prompts", default="4096", help="a text file, a prompt on each line; for tinyworld a number")
-    words.add_argument("--out", type=Path, help="folder to write to (default: your cache, where runs look)")
+    words.add_argument("--out", type=_path, help="folder to write to (default: your cache, where runs look)")
     words.add_argument("--device", default="auto", help="auto, cpu or cuda")
     words.set_defaults(verb=_index_text)
 
@@ -245,8 +253,8 @@ def _parser() -> argparse.ArgumentParser:
         "none of another model's)",
     )
     evaluate.add_argument("--dictionary", default="", help="only those of these names, comma-separated (default: all)")
-    evaluate.add_argument("--dictionaries", type=Path, help="folder that riebench train wrote (default: the shipped)")
-    evaluate.add_argument("--other", type=Path, help="folder of dictionaries of another seed, to compare features with")
+    evaluate.add_argument("--dictionaries", type=_path, help="folder that riebench train wrote (default: the shipped)")
+    evaluate.add_argument("--other", type=_path, help="folder of dictionaries of another seed, to compare with")
     evaluate.add_argument(
         "--prompts", default="", help="as in riebench harvest (default: held-out captions; SDXL's own)"
     )
@@ -259,7 +267,7 @@ def _parser() -> argparse.ArgumentParser:
         "that runs use; 0 for none (default: 2)",
     )
     evaluate.add_argument("--json", action="store_true", help="print JSON")
-    evaluate.add_argument("--out", type=Path, help="also write the tables to this file, as markdown")
+    evaluate.add_argument("--out", type=_path, help="also write the tables to this file, as markdown")
     evaluate.add_argument("--device", default="auto", help="auto, cpu or cuda")
     evaluate.set_defaults(verb=_evaluate)
 
@@ -267,7 +275,7 @@ def _parser() -> argparse.ArgumentParser:
         required=True, metavar="verb"
     )
     world_train = world.add_parser("train", help="train every model of tinyworld from nothing; resumable")
-    world_train.add_argument("--out", type=Path, required=True, help="folder for weights and checkpoints")
+    world_train.add_argument("--out", type=_path, required=True, help="folder for weights and checkpoints")
     world_train.add_argument(
         "--only", default="", help="comma-separated: vae, base, turbo, oracle, grounder, clip, dictionaries"
     )
@@ -280,7 +288,7 @@ def _parser() -> argparse.ArgumentParser:
     world_evaluate.add_argument("--device", default="auto", help="auto, cpu or cuda")
     world_evaluate.set_defaults(verb=_tinyworld_evaluate)
     world_edits = world.add_parser("edits", help="write tinyworld's edit set, the same bytes every time")
-    world_edits.add_argument("--out", type=Path, required=True, help="folder for one file a category")
+    world_edits.add_argument("--out", type=_path, required=True, help="folder for one file a category")
     world_edits.set_defaults(verb=_tinyworld_edits)
     return parser
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,18 @@ def data_folder() -> Path:
         if folder.is_dir():
             return folder
     raise UserError(f"riebench's data folder is missing from {here}", remedy="install riebench again")
+
+
+#: How `replacing` names what it has not finished: after the file that it will be, with 8 characters of chance.
+UNFINISHED = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}(?P<suffix>(\.\w+)?)")
+
+
+def named_path(text: str | Path) -> Path:
+    """The path that a user named; `~` is the home. Raises `UserError` for an empty name, as of a variable that is not
+    set, which would stand for the current directory."""
+    if not str(text).strip():
+        raise UserError("an empty path names nothing", remedy="name a file or a folder; '.' is the current directory")
+    return Path(text).expanduser()
 
 
 @contextmanager

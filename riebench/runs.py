@@ -84,7 +84,7 @@ def run(
     `address`. compile: the U-Net and the decoder with torch.compile. Raises `UserError` before anything is generated
     where a name, a file or the folder is wrong, and `Interrupted` when the user stops it.
     """
-    out = Path(out)
+    out = files.named_path(out)
     if cache not in CACHE_MODES:
         raise UserError(
             f"unknown cache mode {cache!r}{did_you_mean(cache, CACHE_MODES)}", remedy=f"use {', '.join(CACHE_MODES)}"

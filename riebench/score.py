@@ -22,7 +22,7 @@ from riebench.metrics import check_names, describe
 from riebench.progress import Progress
 from riebench.resume import RESCORED
 from riebench.scoring import Pictures, Scorer
-from riebench.store import LOCK, read_picture
+from riebench.store import LOCK, is_run_directory, read_picture
 from riebench.versions import file_sha256, judge_version
 
 SCORES = "scores.parquet"
@@ -43,6 +43,8 @@ def score_run(folder: Path, metrics: Sequence[str], device: str = "auto") -> pd.
     the one that was written, or another process writes to the folder.
     """
     folder = Path(folder)
+    if not is_run_directory(folder):
+        raise UserError(f"{folder} is no run directory", remedy="give the folder of a finished `riebench run`")
     manifest = files.read_json(folder / "manifest.json", "the manifest")
     if manifest.get("status") != "finished":
         raise UserError(

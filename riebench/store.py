@@ -9,7 +9,7 @@ import re
 import shutil
 import socket
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +29,16 @@ from riebench.keys import digest
 #: What every row has; `image_sha256` is of the picture's file, "" where there is none. The other columns are free.
 KEY_COLUMNS = ("recipe", "code", "judges", "status", "image", "image_sha256")
 PARTS, IMAGES, LOCK, WRITER = "parts", "images", ".lock", ".writer"
+MARKER = ".riebench-run"  # stands in every run directory, and says that its files are the tool's own
+MARKER_TEXT = "A run directory of riebench (docs/run-directory.md). The tool writes and deletes in it.\n"
+#: What the tool writes at the top of a run directory, beside its two sub-folders.
+TOP_FILES = ("manifest.json", "scores.parquet", "summary.json", "report.html", "scoring.parquet", WRITER)
+PART_NAME = re.compile(r"\d{9}-[0-9a-f]{8}\.parquet")
+PICTURE_NAME = re.compile(r".+-[0-9a-f]{12}\.png")
 PENDING = 4  # batches that wait to be written
 THREADS = 4  # that encode and check pictures
 COMPRESS_LEVEL = 1  # of PNG: a third of the time of level 6 at 512 px, for a sixth more bytes
 LONGEST_NAME = 80
-LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}(\.\w+)?")  # as `files.replacing` names what it has not finished
 
 
 @dataclass(frozen=True)
@@ -66,9 +71,9 @@ class Store:
 
     `parts/` holds the rows in files that are never changed, one a batch, whose names count up and end in the beginning
     of their sha256; a later row replaces an earlier one of the same recipe. What is found broken on entering is named
-    in `damage`, one sentence each, and its rows count as not there. Entering raises `UserError` where another process
-    has the folder open or it cannot be written; leaving waits until everything is on disk, and raises what went wrong
-    unless another error is on its way.
+    in `damage`, one sentence each, and its rows count as not there. Entering raises `UserError` where the folder is
+    neither empty nor a run directory, where another process has it open, and where it cannot be written; leaving waits
+    until everything is on disk, and raises what went wrong unless another error is on its way.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -159,9 +164,8 @@ class Store:
         return len(rows)
 
     def _open(self) -> None:
-        for path in self.folder.rglob(".*"):
-            if LEFTOVER.fullmatch(path.name):  # of a process that was killed while writing
-                path.unlink(missing_ok=True)
+        for path in _leftovers(self.folder):
+            path.unlink(missing_ok=True)
         rows, broken = _read_parts(self.folder)
         for path in broken:
             path.rename(path.with_name(f"{path.name}.damaged"))
@@ -260,8 +264,54 @@ def read_picture(path: Path) -> np.ndarray:
         ) from error
 
 
+def is_run_directory(folder: Path) -> bool:
+    """Whether the tool made this folder, so that it may write and delete in it."""
+    return (Path(folder) / MARKER).is_file()
+
+
+def _claim(folder: Path) -> None:
+    """Makes a run directory of a folder that is empty or not there. Raises `UserError` for one that holds anything and
+    is no run directory, and where it cannot be written."""
+    if is_run_directory(folder):
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        foreign = sorted(os.listdir(folder))
+        if foreign:
+            shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+            raise UserError(
+                f"{folder.resolve()} is not empty and no run directory: it holds {shown}",
+                remedy="give --out a new or empty folder, or that of an earlier run",
+            )
+        (folder / MARKER).write_text(MARKER_TEXT)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder}: {error.strerror or error}", remedy="choose a folder you may write to"
+        ) from error
+
+
+def _leftovers(folder: Path) -> Iterator[Path]:
+    """What a process that was killed had not finished writing: the tool's own names, at their own places."""
+    for path in folder.glob(".*"):
+        if _unfinished(path) in TOP_FILES:
+            yield path
+    for path in (folder / PARTS).glob(".*"):
+        if PART_NAME.fullmatch(_unfinished(path)):
+            yield path
+    for path in (folder / IMAGES).glob("*/*/.*"):
+        if PICTURE_NAME.fullmatch(_unfinished(path)):
+            yield path
+
+
+def _unfinished(path: Path) -> str:
+    """The name of the file of which this is the unfinished form, as `files.replacing` names it; "" where of none."""
+    found = files.UNFINISHED.fullmatch(path.name) if path.is_file() else None
+    return found["name"] if found and Path(found["name"]).suffix == found["suffix"] else ""
+
+
 def _acquire(folder: Path) -> BaseFileLock:
     """The lock of a run directory, which is made where it is not there."""
+    _claim(folder)
     lock = files.lock_folder(
         folder,
         LOCK,
