@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
-from riebench.backbones import check_blocks
-from riebench.errors import UserError
-from riebench.interventions import Intervention
-from riebench.methods import Case
-from riebench.selection import Selected
-from riebench.transport import Transport, transport
+from riebench.backbones.table import check_blocks
+from riebench.core.errors import UserError
+from riebench.generation.interventions import Intervention
+from riebench.methods.method import Case
+from riebench.methods.selection import Selected
+from riebench.methods.transport import Transport, transport
 
 
 def read_numbers(text: str) -> dict[str, tuple[int, ...]]:

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from riebench.interventions import Intervention
-from riebench.methods import Case
-from riebench.transport import Transport, everything, transport
+from riebench.generation.interventions import Intervention
+from riebench.methods.method import Case
+from riebench.methods.transport import Transport, everything, transport
 from sae_models.dictionary import Identity
 
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from riebench.interventions import Intervention
-from riebench.methods import Case
+from riebench.generation.interventions import Intervention
+from riebench.methods.method import Case
 
 
 @dataclass(frozen=True)

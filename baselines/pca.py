@@ -9,9 +9,9 @@ from typing import ClassVar
 
 import torch
 
-from riebench.interventions import Intervention
-from riebench.methods import Case
-from riebench.transport import Transport, select_features, transport
+from riebench.generation.interventions import Intervention
+from riebench.methods.method import Case
+from riebench.methods.transport import Transport, select_features, transport
 from sae_models.pca import PCA
 
 

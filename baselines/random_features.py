@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from riebench.errors import UserError
-from riebench.interventions import Intervention
-from riebench.methods import Case
-from riebench.transport import Transport, select_features, transport
+from riebench.core.errors import UserError
+from riebench.generation.interventions import Intervention
+from riebench.methods.method import Case
+from riebench.methods.transport import Transport, select_features, transport
 
 
 class Shuffled:

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import torch
 
-from riebench.interventions import Intervention
-from riebench.methods import Case
+from riebench.generation.interventions import Intervention
+from riebench.methods.method import Case
 
 
 @dataclass(frozen=True)

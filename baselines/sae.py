@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from riebench.interventions import Intervention
-from riebench.methods import Case
-from riebench.transport import Transport, select_features, transport
+from riebench.generation.interventions import Intervention
+from riebench.methods.method import Case
+from riebench.methods.transport import Transport, select_features, transport
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """SAE features chosen from the two prompts alone: no edited image is seen (protocol §10).
 
 Every other method that edits looks at the edited image, and so is an oracle. This one asks a text index
-(`riebench.text_index`) which features go with what the edited prompt says and the original one does not. It sees the
-original image's trace and its region; for an object that is to be added, which has no place there yet, the protocol
-takes the edited image's region as the original's, so there alone it is told where.
+(`riebench.methods.text_index`) which features go with what the edited prompt says and the original one does not. It
+sees the original image's trace and its region; for an object that is to be added, which has no place there yet, the
+protocol takes the edited image's region as the original's, so there alone it is told where.
 """
 
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from riebench.errors import UserError
-from riebench.interventions import Intervention
-from riebench.lens import Site
-from riebench.methods import Case
-from riebench.selection import Selected
-from riebench.text_index import TextIndex, score_features
-from riebench.transport import Transport, count_features
+from riebench.core.errors import UserError
+from riebench.generation.interventions import Intervention
+from riebench.generation.lens import Site
+from riebench.methods.method import Case
+from riebench.methods.selection import Selected
+from riebench.methods.text_index import TextIndex, score_features
+from riebench.methods.transport import Transport, count_features
 from sae_models.dictionary import Dictionary
 
 SUPPORTED = ("strength", "only_add", "window", "branch")  # of Transport's settings

@@ -16,15 +16,15 @@ from pathlib import Path
 
 import torch
 
-from riebench import workers
-from riebench.backbones import BACKBONES
-from riebench.compiling import compile_parts
-from riebench.config import read_config
-from riebench.edits import load_edits
-from riebench.engine import GROUP
-from riebench.plan import plan, plan_variants
-from riebench.sampling import Request, Sampler, load_sampler
-from riebench.threads import MOST, count_free_cores
+from riebench.backbones.table import BACKBONES
+from riebench.core.threads import MOST, count_free_cores
+from riebench.edits.edit import load_edits
+from riebench.generation.compiling import compile_parts
+from riebench.generation.sampler import Request, Sampler, load_sampler
+from riebench.runs import local as workers
+from riebench.runs.config import read_config
+from riebench.runs.engine import GROUP
+from riebench.runs.plan import plan, plan_variants
 
 BACKBONE = "tinyworld-turbo@1"
 PROMPT = "flat poster of a standing red plain heart in the sky"

@@ -26,15 +26,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from riebench.backbones import BACKBONES
-from riebench.config import MethodConfig, RunConfig, read_config
-from riebench.edits import Edit, load_edits
-from riebench.engine import GROUP
+from riebench.backbones.table import BACKBONES
+from riebench.core.threads import usable_cores
+from riebench.edits.edit import Edit, load_edits
 from riebench.metrics import default_metrics
-from riebench.plan import plan, plan_variants
-from riebench.store import Store
-from riebench.threads import usable_cores
-from riebench.workers import work_here
+from riebench.runs.config import MethodConfig, RunConfig, read_config
+from riebench.runs.engine import GROUP
+from riebench.runs.local import work_here
+from riebench.runs.plan import plan, plan_variants
+from riebench.runs.store import Store
 
 ROW = ["edit", "seed", "method", "strength", "blocks"]
 TOLERANCE = {

@@ -21,12 +21,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # SDXL's configuration stands there
 from sdxl_configs import SDXL, cost_of_hooks, random_pipeline
 
-from riebench.backbones import BACKBONES, BLOCK_NAMES
-from riebench.edits import Edit
-from riebench.lens import find_sites
-from riebench.loading import choose_device
-from riebench.methods import METHODS, Case
-from riebench.sampling import Request, Sampler
+from riebench.backbones.loading import choose_device
+from riebench.backbones.table import BACKBONES, BLOCK_NAMES
+from riebench.edits.edit import Edit
+from riebench.generation.lens import find_sites
+from riebench.generation.sampler import Request, Sampler
+from riebench.methods.method import METHODS, Case
 from sae_models.topk import TopKConfig, TopKSAE
 
 EDIT = Edit("e", "change_colour", "a red heart in the sky", "a blue heart in the sky", "heart", "heart")

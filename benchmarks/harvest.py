@@ -44,14 +44,14 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # SDXL's configuration stands there
 from sdxl_configs import SDXL, build_text_encoders, build_unet, build_vae, random_pipeline
 
-from riebench import harvest
-from riebench.backbones import BACKBONES, BLOCK_NAMES, BLOCKS
-from riebench.harvest import harvest_to_store, rows_per_prompt
-from riebench.lens import block_module
-from riebench.loading import weights_sha256
-from riebench.prompts import world_prompts
-from riebench.sampling import Sampler, load_sampler
-from riebench.threads import threads, usable_cores
+from riebench.backbones.loading import weights_sha256
+from riebench.backbones.table import BACKBONES, BLOCK_NAMES, BLOCKS
+from riebench.core.threads import threads, usable_cores
+from riebench.dictionaries import harvest
+from riebench.dictionaries.harvest import harvest_to_store, rows_per_prompt
+from riebench.dictionaries.prompts import world_prompts
+from riebench.generation.lens import block_module
+from riebench.generation.sampler import Sampler, load_sampler
 from sae_models import activation_store
 from sae_models.activation_store import ActivationStore, Rows
 

@@ -28,17 +28,17 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from riebench.backbones import BACKBONES, BLOCK_NAMES, BLOCKS, blocks_text
-from riebench.config import RunConfig, read_config
-from riebench.edits import CATEGORY_NAMES, Edit, load_edits
-from riebench.errors import UserError
-from riebench.files import data_folder, replacing
-from riebench.grounders import GROUNDERS
-from riebench.grounding import dilate, ground, mask_to_grid
-from riebench.lens import Site
-from riebench.methods import Case, Method
+from riebench.backbones.table import BACKBONES, BLOCK_NAMES, BLOCKS, blocks_text
+from riebench.core.errors import UserError
+from riebench.core.files import data_folder, replacing
+from riebench.edits.edit import CATEGORY_NAMES, Edit, load_edits
+from riebench.generation.lens import Site
+from riebench.methods.method import Case, Method
 from riebench.metrics import METRICS, ScoreBatch, default_metrics, score_batch
 from riebench.metrics.models import ScoringModels
+from riebench.regions.grounders import GROUNDERS
+from riebench.regions.grounding import dilate, ground, mask_to_grid
+from riebench.runs.config import RunConfig, read_config
 from sae_models import index
 
 OUTSIDE_PX, OUTSIDE_REFERENCE_PX = 12, 512  # protocol §7

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from riebench.backbones import BACKBONES
-from riebench.files import replacing
-from riebench.prompts import world_prompts
-from riebench.runs import to_picture
-from riebench.sampling import Request, load_sampler
-from riebench.tinyworld.evaluate import GENERATORS
+from riebench.backbones.table import BACKBONES
+from riebench.core.files import replacing
+from riebench.dictionaries.prompts import world_prompts
+from riebench.generation.sampler import Request, load_sampler
+from riebench.runs.run import to_picture
+from riebench.tinyworld_build.evaluate import GENERATORS
 
 PROMPTS, SEEDS, PROMPT_SEED = 6, (2, 5), 4
 SIDE, GAP, TEXT, HEAD = 128, 8, 250, 34

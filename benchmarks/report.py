@@ -26,8 +26,8 @@ from playwright.sync_api import Browser, sync_playwright
 from riebench.analysis import summarise
 from riebench.analysis.coalitions import subset_names
 from riebench.analysis.frames import COLUMNS, SCORES
-from riebench.backbones import BLOCK_NAMES
-from riebench.edits import CATEGORY_NAMES
+from riebench.backbones.table import BLOCK_NAMES
+from riebench.edits.edit import CATEGORY_NAMES
 from riebench.report import write_report
 
 SEEDS = (42, 43, 44)

@@ -21,8 +21,8 @@ import torch
 from sae_peers import Plain, plain_optimiser, plain_step
 from torch import Tensor
 
-from riebench.backbones import BLOCK_NAMES
-from riebench.training_settings import DEFAULTS, generated_data
+from riebench.backbones.table import BLOCK_NAMES
+from riebench.dictionaries.settings import DEFAULTS, generated_data
 from sae_models import Architecture, TopK, TrainConfig, train
 from sae_models.evaluation import Tally
 from sae_models.normalisation import geometric_median

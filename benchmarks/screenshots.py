@@ -14,8 +14,8 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, sync_playwright
 
-from riebench.errors import UserError
-from riebench.files import data_folder, replacing
+from riebench.core.errors import UserError
+from riebench.core.files import data_folder, replacing
 from riebench.leaderboard.site import render_site
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

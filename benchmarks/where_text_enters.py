@@ -14,11 +14,11 @@ import pandas as pd
 import torch
 from torch import nn
 
-from riebench.backbones import BACKBONES, BLOCK_NAMES
-from riebench.edits import Edit, load_edits
-from riebench.lens import block_module
+from riebench.backbones.table import BACKBONES, BLOCK_NAMES
+from riebench.edits.edit import Edit, load_edits
+from riebench.generation.lens import block_module
+from riebench.generation.sampler import Request, Sampler, load_sampler
 from riebench.metrics import ScoreBatch, scorers
-from riebench.sampling import Request, Sampler, load_sampler
 
 EDITS_PER_CATEGORY, SEED, BATCH = 20, 42, 30
 

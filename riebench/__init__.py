@@ -18,16 +18,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from riebench.errors import UserError
+from riebench.core.errors import UserError
 
 if TYPE_CHECKING:
     from riebench.api import edit, run
-    from riebench.config import RunConfig, read_config
-    from riebench.edits import Edit, load_edits
-    from riebench.engine import open_engine
-    from riebench.interventions import Intervention
-    from riebench.methods import METHODS, Case
+    from riebench.edits.edit import Edit, load_edits
+    from riebench.generation.interventions import Intervention
+    from riebench.methods.method import METHODS, Case
     from riebench.metrics import METRICS
+    from riebench.runs.config import RunConfig, read_config
+    from riebench.runs.engine import open_engine
 
 __all__ = [
     "METHODS",
@@ -45,16 +45,16 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "METHODS": "methods",
+    "METHODS": "methods.method",
     "METRICS": "metrics",
-    "Case": "methods",
-    "Edit": "edits",
-    "Intervention": "interventions",
-    "RunConfig": "config",
+    "Case": "methods.method",
+    "Edit": "edits.edit",
+    "Intervention": "generation.interventions",
+    "RunConfig": "runs.config",
     "edit": "api",
-    "load_edits": "edits",
-    "open_engine": "engine",
-    "read_config": "config",
+    "load_edits": "edits.edit",
+    "open_engine": "runs.engine",
+    "read_config": "runs.config",
     "run": "api",
 }
 

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from riebench import runs
-from riebench.backbones import BLOCK_NAMES, check_blocks
-from riebench.config import MethodConfig, RunConfig, read_config
-from riebench.edits import Edit
-from riebench.engine import Engine, open_engine
-from riebench.errors import UserError
-from riebench.loading import choose_device, choose_dtype
-from riebench.methods import Method
-from riebench.plan import find_donor, kind_of_donor, variant_of
+from riebench.backbones.loading import choose_device, choose_dtype
+from riebench.backbones.table import BLOCK_NAMES, check_blocks
+from riebench.core.errors import UserError
+from riebench.edits.edit import Edit
+from riebench.methods.method import Method
+from riebench.runs import run as runs
+from riebench.runs.config import MethodConfig, RunConfig, read_config
+from riebench.runs.engine import Engine, open_engine
+from riebench.runs.plan import find_donor, kind_of_donor, variant_of
 from sae_models.tensors import dtype_name
 
 

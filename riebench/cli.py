@@ -8,8 +8,8 @@ import re
 import sys
 from pathlib import Path
 
-from riebench.errors import UserError, did_you_mean
-from riebench.files import named_path
+from riebench.core.errors import UserError, did_you_mean
+from riebench.core.files import named_path
 
 KINDS = ("backbones", "blocks", "categories", "dictionaries", "edits", "grounders", "methods", "metrics", "runs")
 
@@ -294,7 +294,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments) -> None:
-    from riebench.config import REFERENCE_SEED, read_config
+    from riebench.runs.config import REFERENCE_SEED, read_config
 
     names = ("backbone", "edits", "split", "mode", "dtype", "dictionaries", "edits_per_category", "batch_size")
     overrides = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
@@ -304,7 +304,7 @@ def _run(arguments) -> None:
     out = arguments.out or Path("runs") / Path(arguments.name).stem
 
     from riebench.analysis import block_table
-    from riebench.runs import run
+    from riebench.runs.run import run
 
     done = run(
         config,
@@ -326,7 +326,7 @@ def _edit(arguments) -> None:
     import yaml
 
     from riebench.api import edit
-    from riebench.backbones import BACKBONES, BLOCK_NAMES
+    from riebench.backbones.table import BACKBONES, BLOCK_NAMES
     from riebench.metrics import default_metrics, describe
 
     settings = {}
@@ -360,8 +360,8 @@ def _edit(arguments) -> None:
 
 
 def _fetch(arguments) -> None:
+    from riebench.core.hub import fetch
     from riebench.doctor import fetch_names
-    from riebench.hub import fetch
 
     known = fetch_names()
     names = [re.sub(r"@\d+(?=:|$)", "", name) for name in arguments.names]  # the same files, whatever the steps
@@ -392,7 +392,7 @@ def _agreement(arguments) -> None:
     import json
 
     from riebench.analysis import agreement_of_run, agreement_tables
-    from riebench.files import write_text
+    from riebench.core.files import write_text
 
     found = agreement_of_run(arguments.run)
     tables = agreement_tables(found)
@@ -402,8 +402,8 @@ def _agreement(arguments) -> None:
 
 
 def _score(arguments) -> None:
-    from riebench.runs import report_again
-    from riebench.score import score_run
+    from riebench.runs.rescore import score_run
+    from riebench.runs.run import report_again
 
     score_run(arguments.run, _words(arguments.metrics), arguments.device)
     print(f"report: {report_again(arguments.run).report.resolve()}")
@@ -422,7 +422,7 @@ def _compare(arguments) -> None:
 
 def _dominance(arguments) -> None:
     from riebench.analysis import dominance_over, load_summary, verdict_table
-    from riebench.files import read_json, write_text
+    from riebench.core.files import read_json, write_text
 
     summaries = [(run.resolve().name, load_summary(read_json(run / "summary.json", "a run"))) for run in arguments.runs]
     effects = dominance_over(summaries)
@@ -432,13 +432,13 @@ def _dominance(arguments) -> None:
 
 
 def _new_edits(arguments) -> None:
-    from riebench.edit_template import write_template
+    from riebench.edits.template import write_template
 
     print(write_template(arguments.file))
 
 
 def _import(arguments) -> None:
-    from riebench.importers import format_imported, import_edits
+    from riebench.edits.importers import format_imported, import_edits
 
     print(format_imported(import_edits(arguments.kind, arguments.file, arguments.out)))
 
@@ -452,7 +452,7 @@ def _submit(arguments) -> None:
 
 
 def _validate(arguments) -> None:
-    from riebench.edit_checks import validate_edits
+    from riebench.edits.checks import validate_edits
     from riebench.leaderboard import entry_folders, validate
 
     wrong = total = 0
@@ -469,7 +469,7 @@ def _validate(arguments) -> None:
 
 
 def _leaderboard(arguments) -> None:
-    from riebench.files import data_folder
+    from riebench.core.files import data_folder
     from riebench.leaderboard import render_site
 
     print(render_site(arguments.entries or data_folder() / "leaderboard", arguments.out).resolve())
@@ -494,20 +494,20 @@ def _ls(arguments) -> None:
 
 def _listed(kind: str) -> list[tuple[str, str]]:
     if kind == "blocks":
-        from riebench.backbones import BLOCKS
+        from riebench.backbones.table import BLOCKS
 
         return list(BLOCKS.items())
     if kind == "categories":
-        from riebench.edits import CATEGORIES
+        from riebench.edits.edit import CATEGORIES
 
         return [(category.name, f"{category.id}  {category.title}") for category in CATEGORIES]
     if kind == "runs":
-        from riebench.config import preset_names, read_config
+        from riebench.runs.config import preset_names, read_config
 
         configs = [(name, read_config(name)) for name in preset_names()]
         return [(name, f"{c.backbone}, {len(c.methods)} methods, {len(c.seeds)} seeds") for name, c in configs]
     if kind == "edits":
-        from riebench.edits import load_edits, shipped_sets
+        from riebench.edits.edit import load_edits, shipped_sets
 
         return [(name, f"{len(load_edits(name))} edits") for name in shipped_sets()]
     if kind == "dictionaries":
@@ -519,20 +519,20 @@ def _listed(kind: str) -> list[tuple[str, str]]:
 
 
 def _registries() -> dict:
-    from riebench.backbones import BACKBONES
-    from riebench.grounders import GROUNDERS
-    from riebench.methods import METHODS
+    from riebench.backbones.table import BACKBONES
+    from riebench.methods.method import METHODS
     from riebench.metrics import METRICS
+    from riebench.regions.grounders import GROUNDERS
 
     return {"backbones": BACKBONES, "grounders": GROUNDERS, "methods": METHODS, "metrics": METRICS}
 
 
 def _harvest(arguments) -> None:
-    from riebench.backbones import BACKBONES, BLOCK_NAMES, check_blocks
-    from riebench.harvest import harvest_to_store
-    from riebench.loading import choose_device, choose_dtype
-    from riebench.prompts import read_prompts
-    from riebench.sampling import load_sampler
+    from riebench.backbones.loading import choose_device, choose_dtype
+    from riebench.backbones.table import BACKBONES, BLOCK_NAMES, check_blocks
+    from riebench.dictionaries.harvest import harvest_to_store
+    from riebench.dictionaries.prompts import read_prompts
+    from riebench.generation.sampler import load_sampler
 
     backbone, device = BACKBONES.get(arguments.backbone), choose_device(arguments.device)
     dtype = choose_dtype(backbone, device, arguments.dtype)
@@ -550,8 +550,8 @@ def _harvest(arguments) -> None:
 
 
 def _train(arguments) -> None:
-    from riebench import training_settings as settings
-    from riebench.training import train_dictionaries
+    from riebench.dictionaries import settings
+    from riebench.dictionaries.train import train_dictionaries
 
     words = {
         "k": _numbers(arguments.k, "--k", int),
@@ -610,7 +610,7 @@ def _publish(arguments) -> None:
 
 
 def _index_text(arguments) -> None:
-    from riebench.indexing import index_text
+    from riebench.dictionaries.text_index import index_text
 
     prompts = int(arguments.prompts) if arguments.prompts.isdecimal() else Path(arguments.prompts)
     for path in index_text(arguments.backbone, prompts, arguments.out, arguments.device).values():
@@ -620,10 +620,10 @@ def _index_text(arguments) -> None:
 def _evaluate(arguments) -> None:
     import json
 
-    from riebench.backbones import BACKBONES
-    from riebench.evaluation import evaluate
-    from riebench.evaluation_tables import format_markdown, format_tables
-    from riebench.files import write_text
+    from riebench.backbones.table import BACKBONES
+    from riebench.core.files import write_text
+    from riebench.dictionaries.evaluate import evaluate
+    from riebench.dictionaries.tables import format_markdown, format_tables
 
     world = arguments.trained_on.startswith("tinyworld")
     on = arguments.on if arguments.on is not None else "tinyworld-turbo@4,tinyworld-base@25" if world else ""
@@ -644,7 +644,7 @@ def _evaluate(arguments) -> None:
 
 
 def _tinyworld_train(arguments) -> None:
-    from riebench.tinyworld.train import PARTS, train_world
+    from riebench.tinyworld_build.train import PARTS, train_world
 
     only = tuple(part for part in arguments.only.split(",") if part) or PARTS
     train_world(arguments.out, only, seed=arguments.seed, device=arguments.device)
@@ -653,14 +653,14 @@ def _tinyworld_train(arguments) -> None:
 def _tinyworld_evaluate(arguments) -> None:
     import json
 
-    from riebench.tinyworld.evaluate import evaluate_world, format_evaluation
+    from riebench.tinyworld_build.evaluate import evaluate_world, format_evaluation
 
     found = evaluate_world(arguments.count, arguments.device)
     print(json.dumps(found, indent=2) if arguments.json else format_evaluation(found))
 
 
 def _tinyworld_edits(arguments) -> None:
-    from riebench.tinyworld.edit_set import write_edit_set
+    from riebench.tinyworld_build.edit_set import write_edit_set
 
     for path in write_edit_set(arguments.out):
         print(path)

@@ -10,11 +10,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from riebench.backbones import BACKBONES, VAES, Backbone, backbone_folder, fetch_name, is_shipped, weights_for
-from riebench.errors import UserError
-from riebench.grounders import GROUNDER_WEIGHTS, GROUNDERS, SHIPPED_WEIGHTS
-from riebench.hub import Weights, missing_files
+from riebench.backbones.table import BACKBONES, VAES, Backbone, backbone_folder, fetch_name, is_shipped, weights_for
+from riebench.core.errors import UserError
+from riebench.core.hub import Weights, missing_files
 from riebench.metrics.weights import METRIC_WEIGHTS
+from riebench.regions.grounders import GROUNDER_WEIGHTS, GROUNDERS, SHIPPED_WEIGHTS
 from sae_models.released import RELEASED_WEIGHTS
 
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "lpips")

@@ -19,8 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from riebench.errors import UserError, did_you_mean
-from riebench.files import lock_folder, read_json, replacing, write_json
+from riebench.core.errors import UserError, did_you_mean
+from riebench.core.files import lock_folder, read_json, replacing, write_json
 from sae_models.tensors import dtype_name
 
 FORMAT, VERSION = "riebench activation store", 1

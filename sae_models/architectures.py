@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from riebench.errors import UserError
+from riebench.core.errors import UserError
 from sae_models.autoencoder import refuse_unless_whole
 
 

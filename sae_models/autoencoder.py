@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
-from riebench.errors import UserError
+from riebench.core.errors import UserError
 
 
 class Autoencoder(nn.Module):

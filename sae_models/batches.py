@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from riebench.errors import UserError
+from riebench.core.errors import UserError
 
 
 class ShuffledBatches:

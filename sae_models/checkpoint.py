@@ -18,8 +18,8 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from riebench.errors import UserError, did_you_mean
-from riebench.files import read_json, write_bytes, write_json
+from riebench.core.errors import UserError, did_you_mean
+from riebench.core.files import read_json, write_bytes, write_json
 from sae_models import dictionary_learning, layouts, sdxl_unbox, sparsify
 from sae_models.itda import ITDA
 from sae_models.jumprelu import JumpReLUConfig, JumpReLUSAE

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from riebench.errors import UserError
+from riebench.core.errors import UserError
 from sae_models.dictionary import Dictionary
 from sae_models.evaluation import decoder_rows
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from riebench.errors import UserError, did_you_mean
+from riebench.core.errors import UserError, did_you_mean
 from sae_models import checkpoint, sparsify
 from sae_models.layouts import holds_part, layout_of, weights_sha256
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from riebench.axes import ticks
+from riebench.core.axes import ticks
 
 MOST_LINES = 6  # autoencoders drawn one by one; of more, the mean and the range
 MOST_POINTS = 600  # of a line

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from riebench.errors import UserError, did_you_mean
-from riebench.files import read_json
+from riebench.core.errors import UserError, did_you_mean
+from riebench.core.files import read_json
 from sae_models.jumprelu import JumpReLUConfig
 from sae_models.layouts import DICTIONARY_LEARNING, refuse_missing
 from sae_models.tensors import (

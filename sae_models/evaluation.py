@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from riebench.errors import UserError
+from riebench.core.errors import UserError
 from sae_models.dictionary import Dictionary
 
 RARE_ROWS = 10_000  # a rare feature is active on fewer than one row in so many

@@ -11,8 +11,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from riebench.errors import UserError, did_you_mean
-from riebench.files import data_folder, write_text
+from riebench.core.errors import UserError, did_you_mean
+from riebench.core.files import data_folder, write_text
 from sae_models import released
 from sae_models.entry import Entry
 from sae_models.layouts import holds_part, weights_sha256

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from riebench.errors import UserError
+from riebench.core.errors import UserError
 from sae_models.pca import AGAIN, load_decoder, refuse_rows, save_decoder
 
 EXACT = 1e-6  # a residual of this share of the row's norm is rounding of float32: the row is coded

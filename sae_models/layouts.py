@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from riebench.errors import UserError
+from riebench.core.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from riebench.errors import UserError
+from riebench.core.errors import UserError
 
 KINDS = ("none", "mean", "scale", "whiten")
 EIGENVALUE_FLOOR = 1e-4  # of the mean eigenvalue: directions that hardly vary are not blown up to noise

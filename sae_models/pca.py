@@ -17,8 +17,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from riebench.errors import UserError
-from riebench.files import read_json, write_bytes, write_json
+from riebench.core.errors import UserError
+from riebench.core.files import read_json, write_bytes, write_json
 from sae_models.layouts import SAELENS, refuse_missing
 from sae_models.tensors import read_safetensors, refuse_misfit, refuse_not_finite
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from glob import escape
 from pathlib import Path, PurePosixPath
 
-from riebench.errors import UserError
+from riebench.core.errors import UserError
 from sae_models import checkpoint, index
 from sae_models.entry import Entry
 from sae_models.layouts import LAYOUTS, SDXL_UNBOX, layout_of

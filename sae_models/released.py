@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from riebench.hub import Weights, weights_folder
+from riebench.core.hub import Weights, weights_folder
 from sae_models.entry import Entry
 from sae_models.layouts import SDXL_UNBOX
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from riebench.errors import UserError, did_you_mean
-from riebench.files import read_json
+from riebench.core.errors import UserError, did_you_mean
+from riebench.core.files import read_json
 from sae_models.layouts import SDXL_UNBOX, refuse_missing
 from sae_models.tensors import (
     for_inference,

@@ -16,8 +16,8 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from riebench.errors import UserError, did_you_mean
-from riebench.files import read_json, write_bytes, write_json
+from riebench.core.errors import UserError, did_you_mean
+from riebench.core.files import read_json, write_bytes, write_json
 from sae_models.layouts import SPARSIFY, refuse_missing
 from sae_models.tensors import (
     AGAIN,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.nn.functional import embedding_bag, normalize
 
-from riebench.errors import UserError
+from riebench.core.errors import UserError
 from sae_models.architectures import L1, Architecture, AuxK, BatchTopK, JumpReLU, Restart, TopK
 from sae_models.jumprelu import JumpReLUConfig, JumpReLUSAE
 from sae_models.normalisation import Normalisation

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from riebench.errors import UserError
+from riebench.core.errors import UserError
 from sae_models.jumprelu import JumpReLUConfig, JumpReLUSAE
 from sae_models.topk import TopKConfig, TopKSAE
 

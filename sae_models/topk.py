@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from riebench.errors import UserError
+from riebench.core.errors import UserError
 from sae_models.autoencoder import Autoencoder, refuse_unless_whole
 
 

@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-from riebench.errors import UserError, did_you_mean
-from riebench.files import write_text
+from riebench.core.errors import UserError, did_you_mean
+from riebench.core.files import write_text
 
 #: Takes a step and the numbers of it, by name: "ev/0" is the explained variance of the first autoencoder.
 Tracker = Callable[[int, Mapping[str, float]], None]

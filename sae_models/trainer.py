@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from riebench.errors import UserError
-from riebench.progress import Progress
+from riebench.core.errors import UserError
+from riebench.core.progress import Progress
 from sae_models.architectures import Architecture, Restart, TopK
 from sae_models.jumprelu import JumpReLUSAE
 from sae_models.normalisation import Normalisation, geometric_median

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from riebench.errors import UserError
+from riebench.core.errors import UserError
 from sae_models.normalisation import KINDS
 
 COMPUTE = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from riebench.errors import UserError
-from riebench.files import write_text
+from riebench.core.errors import UserError
+from riebench.core.files import write_text
 from sae_models.architectures import Architecture
 from sae_models.curves import curves
 from sae_models.trackers import Tracker

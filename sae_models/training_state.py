@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from riebench.errors import UserError
-from riebench.files import replacing
+from riebench.core.errors import UserError
+from riebench.core.files import replacing
 from sae_models.architectures import Architecture
 from sae_models.normalisation import Normalisation
 from sae_models.stack import Stack

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from riebench.config import read_config
-from riebench.sampling import Sampler
+from riebench.generation.sampler import Sampler
+from riebench.runs.config import read_config
 
 SETTINGS = str(Path(__file__).parents[1] / "benchmarks" / "settings.yaml")  # six methods, one of them on all subsets
 
@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def engine():
-    from riebench.engine import open_engine
+    from riebench.runs.engine import open_engine
 
     return open_engine("tinyworld-turbo@1", "cpu", batch_size=8)
 
@@ -46,6 +46,6 @@ def small_config():
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory, small_config):
-    from riebench.runs import run
+    from riebench.runs.run import run
 
     return run(small_config, tmp_path_factory.mktemp("run"), device="cpu")

@@ -2,7 +2,7 @@
 
 import torch
 
-from riebench.edits import Edit
+from riebench.edits.edit import Edit
 from riebench.metrics import ScoreBatch
 
 

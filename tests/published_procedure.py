@@ -20,7 +20,7 @@ from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, StableDiff
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from riebench.files import data_folder
+from riebench.core.files import data_folder
 
 SEED = 42
 

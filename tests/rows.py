@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from riebench.harvest import stream
-from riebench.sampling import Sampler
+from riebench.dictionaries.harvest import stream
+from riebench.generation.sampler import Sampler
 
 
 def rows_of(sampler: Sampler, blocks: Sequence[str], prompts: Sequence[str], seed: int) -> dict[str, Tensor]:

@@ -21,12 +21,12 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from riebench.backbones import Backbone
-from riebench.files import data_folder
-from riebench.interventions import Intervention
-from riebench.lens import Lens, Site
-from riebench.loading import block_grids, cast_decoder_input
-from riebench.sampling import Request, Sampler
+from riebench.backbones.loading import block_grids, cast_decoder_input
+from riebench.backbones.table import Backbone
+from riebench.core.files import data_folder
+from riebench.generation.interventions import Intervention
+from riebench.generation.lens import Lens, Site
+from riebench.generation.sampler import Request, Sampler
 
 UNET = {
     "sample_size": 128,

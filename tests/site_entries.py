@@ -11,7 +11,7 @@ import pandas as pd
 from PIL import Image
 
 from riebench.analysis.frames import SCORE_BY_NAME, Score, describe_scores, score_words, write_scores
-from riebench.edits import CATEGORY_NAMES
+from riebench.edits.edit import CATEGORY_NAMES
 
 BLOCKS = ("down.2.1", "mid.0", "up.0.0", "up.0.1")
 EVERY = "+".join(BLOCKS)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import riebench
-from riebench.backbones import BACKBONES, is_shipped
-from riebench.engine import open_engine
+from riebench.backbones.table import BACKBONES, is_shipped
+from riebench.runs.engine import open_engine
 
 RED = "flat poster of a standing red plain heart in the sky"
 BLUE = RED.replace("red", "blue")

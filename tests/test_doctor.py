@@ -11,11 +11,11 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from riebench.backbones import BACKBONES
+from riebench.backbones.table import BACKBONES
+from riebench.core.hub import weights_folder
 from riebench.doctor import CLIP, CLIP_WEIGHTS, examine, fetch_names, format_doctor
-from riebench.grounders import GROUNDER_WEIGHTS, GROUNDERS
-from riebench.hub import weights_folder
 from riebench.metrics.models import OPENAI_CLIP
+from riebench.regions.grounders import GROUNDER_WEIGHTS, GROUNDERS
 
 
 def put(root, weights, count=None):

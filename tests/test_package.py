@@ -7,11 +7,11 @@ from importlib.metadata import distribution
 
 import pytest
 
-from riebench.files import data_folder
+from riebench.core.files import data_folder
 
 
 @pytest.mark.parametrize(
-    "module", ["riebench", "riebench.cli", "riebench.registry", "riebench.metrics", "riebench.edits"]
+    "module", ["riebench", "riebench.cli", "riebench.core.registry", "riebench.metrics", "riebench.edits.edit"]
 )
 def test_importing_does_not_import_torch(module):
     code = f"import sys, {module}; print(sorted({{'torch', 'diffusers', 'transformers'}} & set(sys.modules)))"

@@ -8,7 +8,7 @@ import pandas as pd
 
 from riebench.analysis.dominance import NOT_SEPARABLE
 from riebench.analysis.summary import load_summary
-from riebench.errors import UserError
+from riebench.core.errors import UserError
 
 EFFECTS = ("solo", "leave_one_out", "shapley")
 #: What tells one table of effects from another.

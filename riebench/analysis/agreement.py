@@ -15,8 +15,8 @@ import pandas as pd
 
 from riebench.analysis.frames import CASE, NOOP, one_of_each, read_scores, validate_scores
 from riebench.analysis.statistics import bootstrap_weights
-from riebench.errors import UserError
-from riebench.files import read_json
+from riebench.core.errors import UserError
+from riebench.core.files import read_json
 
 RESAMPLES, LEVEL = 1000, 0.95
 RESAMPLES_AT_ONCE = 16  # so many rows of weights stay in the processor's cache

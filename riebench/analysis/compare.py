@@ -31,8 +31,8 @@ from riebench.analysis.statistics import (
     sign_flip_p,
     valid_cases,
 )
-from riebench.errors import UserError, did_you_mean
-from riebench.files import read_json, write_json, write_text
+from riebench.core.errors import UserError, did_you_mean
+from riebench.core.files import read_json, write_json, write_text
 
 #: What is compared where nothing is asked for, as far as the runs have it: of gain and of preservation, the headlines.
 HEADLINES = (

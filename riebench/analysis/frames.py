@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from riebench.errors import UserError
-from riebench.files import replacing
+from riebench.core.errors import UserError
+from riebench.core.files import replacing
 
 NOOP = "noop"
 CASE = ["category", "edit", "seed"]

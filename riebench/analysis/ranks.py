@@ -12,7 +12,7 @@ import pandas as pd
 
 from riebench.analysis.frames import Score
 from riebench.analysis.statistics import Interval, bootstrap_intervals, bootstrap_weights, edit_means
-from riebench.errors import UserError
+from riebench.core.errors import UserError
 
 ALL = "all"
 TIE = 1e-12  # means this near share a rank

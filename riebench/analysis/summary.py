@@ -26,7 +26,7 @@ from riebench.analysis.frontier import curves, sweeps_of
 from riebench.analysis.methods import method_rows
 from riebench.analysis.statistics import ValidCases, edit_weights, valid_cases
 from riebench.analysis.strengths import chosen_strengths
-from riebench.errors import UserError
+from riebench.core.errors import UserError
 
 OVERALL = "overall"
 TABLE_WIDTH = 110

@@ -15,7 +15,7 @@ import jsonschema
 import pandas as pd
 
 from riebench.analysis.frames import CASE, NOOP, SETTING, Score, Setting, read_scores, score_from_words
-from riebench.errors import UserError
+from riebench.core.errors import UserError
 
 SCHEMA = 1
 ENTRY_FILE, SCORES_FILE, IMAGES_FOLDER = "entry.json", "scores.parquet", "images"

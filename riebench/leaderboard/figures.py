@@ -10,8 +10,8 @@ import pandas as pd
 
 from riebench.analysis import summarise
 from riebench.analysis.frames import CASE, NOOP, SETTING, Setting
-from riebench.edits import CATEGORY_NAMES
-from riebench.errors import UserError
+from riebench.core.errors import UserError
+from riebench.edits.edit import CATEGORY_NAMES
 
 #: Bootstrap resamples behind every interval of an entry (protocol section 8), and the seed of their generator.
 RESAMPLES, SEED = 10_000, 0

@@ -17,8 +17,8 @@ from riebench.analysis.frames import (
     scores_of,
     validate_scores,
 )
-from riebench.errors import UserError
-from riebench.files import replacing, write_bytes
+from riebench.core.errors import UserError
+from riebench.core.files import replacing, write_bytes
 from riebench.leaderboard.entries import CONTROLS
 
 LARGEST_SIDE = 256  # pixels; larger pictures are made smaller, so that entries can be kept beside the code

@@ -14,7 +14,7 @@ from pathlib import Path
 from string import Template
 from urllib.parse import urlencode
 
-from riebench.errors import UserError
+from riebench.core.errors import UserError
 from riebench.leaderboard.entries import IMAGES_FOLDER, Entry, read_entries
 from riebench.leaderboard.site_board import COLUMNS, board_of, name_of_board, plots_of, standing
 from riebench.leaderboard.site_entry import PICTURES, entry_sections, marks

@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Mapping
 from urllib.parse import quote, urlsplit
 
-from riebench.edits import CATEGORY_NAMES
+from riebench.edits.edit import CATEGORY_NAMES
 from riebench.report.words import OVERALL, words
 
 ALL = "all"  # the name of all categories together

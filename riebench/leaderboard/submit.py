@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from riebench import files
 from riebench.analysis.frames import (
     CASE,
     SETTING,
@@ -24,8 +23,10 @@ from riebench.analysis.frames import (
     scores_of,
     settings_of,
 )
-from riebench.edits import Edit, load_edits, recorded_hashes, set_sha256, split_of, strip_marks
-from riebench.errors import UserError, did_you_mean
+from riebench.core import files
+from riebench.core.errors import UserError, did_you_mean
+from riebench.core.versions import file_sha256
+from riebench.edits.edit import Edit, load_edits, recorded_hashes, set_sha256, split_of, strip_marks
 from riebench.leaderboard.entries import (
     CONTROLS,
     ENTRY_FILE,
@@ -46,8 +47,7 @@ from riebench.leaderboard.figures import (
 )
 from riebench.leaderboard.packing import copy_pictures, entry_rows, write_rows
 from riebench.leaderboard.validate import rows_problems
-from riebench.methods import METHODS
-from riebench.versions import file_sha256
+from riebench.methods.method import METHODS
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._@+-]*"
 

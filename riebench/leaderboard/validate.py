@@ -19,9 +19,10 @@ from riebench.analysis.frames import (
     scores_of,
     settings_of,
 )
-from riebench.backbones import BACKBONES
-from riebench.edits import Edit, load_edits, set_sha256, shipped_sets, split_of, strip_marks
-from riebench.errors import UserError, did_you_mean
+from riebench.backbones.table import BACKBONES
+from riebench.core.errors import UserError, did_you_mean
+from riebench.core.versions import file_sha256
+from riebench.edits.edit import Edit, load_edits, set_sha256, shipped_sets, split_of, strip_marks
 from riebench.leaderboard.entries import (
     CONTROLS,
     ENTRY_FILE,
@@ -43,7 +44,6 @@ from riebench.leaderboard.figures import (
     figures_of,
     sees_edited_image,
 )
-from riebench.versions import file_sha256
 
 TOLERANCE = 1e-6
 MIN_SEEDS = {"strict": 3, "reference": 1}  # protocol section 8

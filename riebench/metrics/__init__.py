@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from riebench.errors import UserError
-from riebench.registry import Registry
+from riebench.core.errors import UserError
+from riebench.core.registry import Registry
 
 if TYPE_CHECKING:
     import torch
 
     from riebench.analysis.frames import Score
-    from riebench.edits import Edit
+    from riebench.edits.edit import Edit
     from riebench.metrics.models import ScoringModels
 
 

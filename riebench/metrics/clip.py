@@ -8,8 +8,8 @@ from typing import ClassVar, Literal, Protocol
 import numpy as np
 import torch
 
-from riebench.batches import fixed_batches
-from riebench.edits import strip_marks
+from riebench.core.batches import fixed_batches
+from riebench.edits.edit import strip_marks
 from riebench.metrics import ScoreBatch
 from riebench.metrics.remembered import BATCH_SIZE, Remembered
 from riebench.metrics.shared import SharedMetric

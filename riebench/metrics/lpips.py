@@ -19,9 +19,9 @@ from safetensors.torch import load
 from torch import nn
 from torchvision.models import get_weight
 
-from riebench.batches import fixed_batches
-from riebench.errors import UserError
-from riebench.files import data_folder
+from riebench.core.batches import fixed_batches
+from riebench.core.errors import UserError
+from riebench.core.files import data_folder
 from riebench.metrics import ScoreBatch
 from riebench.metrics.clip import Side
 from riebench.metrics.remembered import BATCH_SIZE, REMEMBERED_IMAGES, Remembered, contents

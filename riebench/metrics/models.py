@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from riebench.errors import UserError, did_you_mean
-from riebench.files import data_folder, read_json
+from riebench.core.errors import UserError, did_you_mean
+from riebench.core.files import data_folder, read_json
 from riebench.metrics.remembered import BATCH_SIZE, Remembered
 from riebench.metrics.weights import OPENAI_CLIP, SIGLIP2, Network
 

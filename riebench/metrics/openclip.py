@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
-from riebench.errors import UserError, did_you_mean
+from riebench.core.errors import UserError, did_you_mean
 from riebench.metrics.weights import FETCH_NAMES, Network
 
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # in the order in which open_clip looks

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from riebench.edits import strip_marks
+from riebench.edits.edit import strip_marks
 from riebench.metrics import ScoreBatch
 from riebench.metrics.shared import SharedMetric
 from riebench.tinyworld.captions import parse
 
 if TYPE_CHECKING:
-    from riebench.edits import Edit
+    from riebench.edits.edit import Edit
 
 
 def _wanted(edits: Sequence[Edit]) -> tuple[np.ndarray, np.ndarray]:

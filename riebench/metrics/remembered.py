@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from riebench.batches import fixed_batches
+from riebench.core.batches import fixed_batches
 
 BATCH_SIZE = 16
 REMEMBERED_IMAGES = 64  # kept for when they come back: those of the cases in hand

@@ -19,7 +19,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 from transformers import ViTModel
 
-from riebench.hub import missing_files, weights_folder
+from riebench.core.hub import missing_files, weights_folder
 from riebench.metrics import ScoreBatch
 from riebench.metrics.shared import SharedMetric
 from riebench.metrics.weights import DINO, METRIC_WEIGHTS, Network

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from riebench.hub import Weights
+from riebench.core.hub import Weights
 
 OPENAI_CLIP = "ViT-L-14-quickgelu/openai"  # plain ViT-L-14 runs the wrong activation on those weights
 SIGLIP2 = "ViT-B-16-SigLIP2/webli"

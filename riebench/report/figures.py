@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 from riebench.analysis.statistics import Interval
-from riebench.axes import ticks
+from riebench.core.axes import ticks
 from riebench.report.markup import interval, number
 
 CHARACTER_WIDTH = 6.6  # of the 12 px labels, for placing them

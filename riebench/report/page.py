@@ -14,7 +14,7 @@ import pandas as pd
 
 from riebench.analysis.dominance import MIN_EDITS
 from riebench.analysis.summary import load_summary
-from riebench.files import write_text
+from riebench.core.files import write_text
 from riebench.report.blocks import answer, blocks_section
 from riebench.report.markup import links_to, paragraph, policy_digest, titled
 from riebench.report.methods import methods_section

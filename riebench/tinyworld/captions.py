@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from riebench.errors import UserError, did_you_mean
+from riebench.core.errors import UserError, did_you_mean
 from riebench.tinyworld.scenes import COLOURS, MATERIALS, POSES, SHAPES, VALUES, Scene
 
 STYLE_WORDS = {"flat": "flat poster", "sketch": "sketch", "pixel": "pixel mosaic", "crayon": "crayon drawing"}

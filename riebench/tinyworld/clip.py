@@ -13,15 +13,15 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
-from riebench.files import data_folder, read_json, write_json
-from riebench.tinyworld.augment import USES, degrade, unit_images
-from riebench.tinyworld.batches import random_scenes
+from riebench.core.files import data_folder, read_json, write_json
 from riebench.tinyworld.captions import captions
-from riebench.tinyworld.fit import fit
 from riebench.tinyworld.models import CONTEXT_LENGTH, write_tokenizer
 from riebench.tinyworld.render import SIZE, Rendering, render
 from riebench.tinyworld.scenes import ATTRIBUTES, VALUES, Scene, sample_attributes, sample_layouts
 from riebench.tinyworld.weights import load_weights, reading, save_weights
+from riebench.tinyworld_build.augment import USES, degrade, unit_images
+from riebench.tinyworld_build.batches import random_scenes
+from riebench.tinyworld_build.fit import fit
 
 STEPS, NUM_GROUPS, GROUP = 2600, 16, 5
 EMBED_DIM = 64

@@ -10,15 +10,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from riebench.errors import UserError, did_you_mean
-from riebench.files import data_folder
-from riebench.grounders import grounder_settings
-from riebench.tinyworld.augment import degrade, training_scenes, unit_images
-from riebench.tinyworld.batches import random_scenes
-from riebench.tinyworld.fit import fit
+from riebench.core.errors import UserError, did_you_mean
+from riebench.core.files import data_folder
+from riebench.regions.grounders import grounder_settings
 from riebench.tinyworld.render import Rendering
 from riebench.tinyworld.scenes import ACCESSORIES, SHAPES
 from riebench.tinyworld.weights import load_weights, save_weights
+from riebench.tinyworld_build.augment import degrade, training_scenes, unit_images
+from riebench.tinyworld_build.batches import random_scenes
+from riebench.tinyworld_build.fit import fit
 
 STEPS, BATCH = 1000, 48
 MIN_PIXELS = 8  # a smaller mask is a speck, and becomes empty

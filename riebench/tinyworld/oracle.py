@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from riebench.files import data_folder
-from riebench.tinyworld.augment import degrade, training_scenes, unit_images
-from riebench.tinyworld.batches import random_scenes
-from riebench.tinyworld.fit import fit
+from riebench.core.files import data_folder
 from riebench.tinyworld.scenes import ATTRIBUTES, PLACES, SIZES, VALUES
 from riebench.tinyworld.weights import load_weights, save_weights
+from riebench.tinyworld_build.augment import degrade, training_scenes, unit_images
+from riebench.tinyworld_build.batches import random_scenes
+from riebench.tinyworld_build.fit import fit
 
 STEPS, BATCH = 2200, 64
 #: What the oracle reads -> how many values it has: the attributes in the order of `ATTRIBUTES`, then the layout.

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from riebench.errors import UserError
+from riebench.core.errors import UserError
 from riebench.tinyworld import scenes
 
 SIZE = 64

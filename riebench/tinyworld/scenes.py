@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 
-from riebench.errors import UserError, did_you_mean
+from riebench.core.errors import UserError, did_you_mean
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross")
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")

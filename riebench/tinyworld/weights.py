@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from riebench.errors import UserError
-from riebench.files import write_bytes
+from riebench.core.errors import UserError
+from riebench.core.files import write_bytes
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""What every room stands on: errors, files, registries, progress, keys. Knows nothing of diffusion."""

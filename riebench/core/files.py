@@ -1,0 +1,135 @@
+"""Files written whole or not at all, and where the shipped data lies."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+
+from riebench.core.errors import UserError
+
+
+def data_folder() -> Path:
+    """The shipped `data/`: beside the code in a wheel, at the repository's root in a clone or an editable install."""
+    here = Path(__file__).resolve().parents[1]
+    for folder in (here / "_data", here.parent / "data"):
+        if folder.is_dir():
+            return folder
+    raise UserError(f"riebench's data folder is missing from {here}", remedy="install riebench again")
+
+
+#: How `replacing` names what it has not finished: after the file that it will be, with 8 characters of chance.
+UNFINISHED = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}(?P<suffix>(\.\w+)?)")
+
+
+def named_path(text: str | Path) -> Path:
+    """The path that a user named; `~` is the home. Raises `UserError` for an empty name, as of a variable that is not
+    set, which would stand for the current directory."""
+    if not str(text).strip():
+        raise UserError("an empty path names nothing", remedy="name a file or a folder; '.' is the current directory")
+    return Path(text).expanduser()
+
+
+@contextmanager
+def replacing(path: Path, *, sync: bool = True, make_folder: bool = True) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; what was written there is flushed and renamed to `path` on success.
+
+    sync: flush it to the disk; without, it may be lost in a power failure, though not when the process dies.
+    make_folder: make the folder where it is not there.
+    Raises `UserError` when the folder cannot be written or the disk is full; an older file stays as it was.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        temporary.chmod(0o644)
+        yield temporary
+        if sync:
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}",
+            remedy="choose a folder you may write to, on a disk with room",
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: object, *, sort_keys: bool = True) -> None:
+    """sort_keys: where the order of keys says nothing."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=sort_keys) + "\n")
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Lines of a text file, each with its end. Raises `UserError` where it is no text in UTF-8."""
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            yield from file
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}", remedy="give a text file in UTF-8") from error
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[str, dict]]:
+    """(Where it stands, object) of each line that is not blank. Raises `UserError` naming the line that is none."""
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            item = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{where}: not JSON: {error}", remedy="one JSON object a line") from error
+        if not isinstance(item, dict):
+            raise UserError(f"{where}: not a JSON object", remedy="one JSON object a line")
+        yield where, item
+
+
+def lock_folder(folder: Path, name: str, busy: Callable[[], UserError]) -> filelock.BaseFileLock:
+    """The lock of that name in a folder, which is made where it is not there. busy: what is raised where another
+    process holds it. Raises `UserError` where the folder cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / name, timeout=0)
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise busy() from error
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder}: {error.strerror or error}", remedy="choose a folder you may write to"
+        ) from error
+    return lock
+
+
+def read_json(path: Path, what: str) -> dict:
+    """The JSON object in a file. Raises `UserError` naming the file where it is missing or broken."""
+    try:
+        value = json.loads(Path(path).read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{what} {path} does not exist", remedy="check the path") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{what} {path} cannot be read: {error}", remedy="mend the file or remove it") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{what} {path} is not a JSON object", remedy="mend the file or remove it")
+    return value

@@ -1,0 +1,119 @@
+"""Things found by name: ours are imported on demand, and an installed package adds its own through entry points."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar
+
+from riebench.core.errors import UserError, did_you_mean
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    target: object  # "module:attribute", or the thing itself
+    summary: str
+    package: str  # the distribution that brought it, "" for a name added in code
+
+    @property
+    def origin(self) -> str:
+        where = self.target if isinstance(self.target, str) else getattr(self.target, "__module__", "an object")
+        return f"{where} of the package {self.package}" if self.package else str(where)
+
+
+class Registry(Generic[T]):
+    """Names of one kind of thing. Nothing is imported until `get`; entry points are read at the first question asked.
+
+    kind: the word used in messages, such as "metric". group: the entry-point group, such as "riebench.metrics".
+    """
+
+    def __init__(self, kind: str, group: str) -> None:
+        self.kind, self.group = kind, group
+        self._entries: dict[str, _Entry] = {}
+        self._installed_read = False
+
+    def add(self, name: str, target: str | T, summary: str = "") -> None:
+        """Adds a thing, or the place "module:attribute" where it will be found.
+
+        Raises `UserError` when the name is taken, `ValueError` for a string that is not "module:attribute".
+        """
+        self._put(self._entries, name, _Entry(target, summary, package=""))
+
+    def register(self, name: str, summary: str = "") -> Callable[[T], T]:
+        """The decorator form of `add`."""
+
+        def decorate(target: T) -> T:
+            self.add(name, target, summary)
+            return target
+
+        return decorate
+
+    def get(self, name: str) -> T:
+        """The thing of that name, imported now if need be.
+
+        Raises `UserError` for an unknown name, and for a known one whose import fails.
+        """
+        entry = self._entry(name)
+        return self._load(name, entry) if isinstance(entry.target, str) else entry.target
+
+    def names(self) -> tuple[str, ...]:
+        """Ours in the order they were added, then those of installed packages by name."""
+        return tuple(self._all())
+
+    def summary(self, name: str) -> str:
+        """One line about a name, without importing it. Raises `UserError` for an unknown name."""
+        entry = self._entry(name)
+        return entry.summary or (f"from the package {entry.package}" if entry.package else "")
+
+    def _put(self, entries: dict[str, _Entry], name: str, entry: _Entry) -> None:
+        if isinstance(entry.target, str) and not all(entry.target.partition(":")):
+            raise ValueError(f"{self.kind} {name!r}: the target {entry.target!r} is not 'module:attribute'")
+        taken = entries.get(name)
+        if taken is not None:
+            raise UserError(
+                f"two {self.kind}s are named {name!r}: {taken.origin} and {entry.origin}",
+                remedy="rename one, or uninstall the package that brings it",
+            )
+        entries[name] = entry
+
+    def _all(self) -> dict[str, _Entry]:
+        if not self._installed_read:
+            entries = dict(self._entries)
+            for point in sorted(entry_points(group=self.group), key=lambda point: point.name):
+                package = point.dist.name if point.dist is not None else "(unknown)"
+                self._put(entries, point.name, _Entry(point.value, summary="", package=package))
+            self._entries, self._installed_read = entries, True
+        return self._entries
+
+    def _entry(self, name: str) -> _Entry:
+        entries = self._all()
+        if name not in entries:
+            raise UserError(
+                f"there is no {self.kind} {name!r}{did_you_mean(name, entries)}",
+                remedy=f"use one of {', '.join(entries) or '(none is registered)'}",
+            )
+        return entries[name]
+
+    def _load(self, name: str, entry: _Entry) -> T:
+        module_name, _, attribute = entry.target.partition(":")
+        try:
+            thing = importlib.import_module(module_name)
+            for part in attribute.split("."):
+                thing = getattr(thing, part)
+        except (ImportError, AttributeError) as error:
+            raise UserError(
+                f"{self.kind} {name!r} cannot be loaded from {entry.origin}: {error}", remedy=_remedy(entry, error)
+            ) from error
+        return thing
+
+
+def _remedy(entry: _Entry, error: Exception) -> str:
+    missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if missing and missing != re.split("[.:]", entry.target)[0]:
+        return f"install {missing}"
+    return f"reinstall or remove {entry.package or 'riebench'}"

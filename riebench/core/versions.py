@@ -1,0 +1,234 @@
+"""Versions: what stands in a key for code, for files and for weights. Imports no torch."""
+
+from __future__ import annotations
+
+import dis
+import hashlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import cache, cached_property, lru_cache
+from importlib import metadata
+from pathlib import Path
+from types import CellType, CodeType, FunctionType
+
+from riebench.core.errors import UserError
+from riebench.core.files import data_folder
+from riebench.core.keys import describe, digest, is_builtin, name_of
+from riebench.metrics import METRICS, split_name
+
+PACKAGES = ("riebench", "sae_models", "baselines")
+#: What reads results, scores them, hands work out or talks to people: a change there changes no image.
+NOT_GENERATING = tuple(
+    f"riebench/{name}"
+    for name in (
+        *("analysis", "report", "metrics", "leaderboard"),
+        *("cli.py", "api.py", "progress.py", "interrupts.py", "runs.py", "resume.py", "score.py"),
+        *("indexing.py", "generalisation.py", "reconstruction.py", "replacement.py", "stability.py"),
+        *("evaluation.py", "evaluation_tables.py", "edit_files.py", "edit_sets.py", "edit_checks.py", "edit_rules.py"),
+        *("edit_similarity.py", "edit_datasheet.py", "edit_template.py", "importers"),
+        *("workers.py", "cluster.py", "ray_cluster.py", "threads.py", "harvest.py", "prompts.py"),
+        *("streaming.py", "training.py", "training_data.py", "training_settings.py", "training_cluster.py"),
+    )
+)
+GENERATORS = ("torch", "diffusers", "transformers")
+JUDGES = ("torch", "torchvision", "transformers", "open_clip_torch", "lpips")
+BLOCK_BYTES = 2**20
+
+
+def folder_digest(path: Path) -> str:
+    """Digest of the names and bytes of a folder's files, but hidden ones and `__pycache__`; or of one file.
+
+    Read once a process for each state of names, sizes and times. Raises `UserError` where nothing is there, or a file
+    cannot be read.
+    """
+    path = Path(path).resolve()
+    if not path.exists():
+        raise UserError(f"{path} does not exist", remedy="check the path, or install riebench again")
+    if path.is_file():
+        return _digest_files(path.parent, (_state(path, path.parent),))
+    inside = sorted(file for file in path.rglob("*") if _counts(file, path))
+    return _digest_files(path, tuple(_state(file, path) for file in inside))
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, in hex. Raises `UserError` where it cannot be read."""
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256", _bufsize=BLOCK_BYTES).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}", remedy="check the path") from error
+
+
+@cache
+def code_version() -> str:
+    """Version of the code that generates: our sources but `NOT_GENERATING`, and the libraries' versions."""
+    packages = [Path(importlib.util.find_spec(name).origin).parent for name in PACKAGES]
+    return digest([sources_digest(packages, NOT_GENERATING), _versions(GENERATORS)])
+
+
+def judge_version(names: Sequence[str], family: str, *, keep_marks: bool = False) -> str:
+    """Version of what scores: the metrics of those names and their code, and the shipped networks that judge a family;
+    others count by their names, which are in our code or, behind the @, in the metric's.
+
+    keep_marks: whether prompts keep their `[ ]`. Raises `UserError` for an unknown metric, and where shipped weights
+    are missing.
+    """
+    here, data = Path(__file__).parents[1], data_folder()
+    rooms, weights = [here / "metrics"], [data / "lpips"]
+    if family == "tinyworld":
+        rooms.append(here / "tinyworld")
+        weights += [data / "tinyworld" / "clip", data / "tinyworld" / "oracle.safetensors"]
+    factories = {name: METRICS.get(split_name(name)[0]) for name in names}
+    metrics = {name: _foreign_code(getattr(factory, "func", factory)) for name, factory in factories.items()}  # partial
+    found = [folder_digest(path) for path in weights]
+    return digest([family, keep_marks, metrics, sources_digest(rooms), found, _versions(JUDGES)])
+
+
+def code_of(thing: object) -> str:
+    """Version of the code that computes with an object, or of a class or function itself: `code_version()` for ours.
+
+    For others the whole file of the class, and of each class it inherits from, counts too; what is typed in a notebook
+    has no file, and counts by its bytecode, with the functions and values that it names. What such a file imports in
+    turn is not looked at.
+    """
+    foreign = _foreign_code(thing)
+    return digest([code_version(), foreign]) if foreign else code_version()
+
+
+def sources_digest(folders: Iterable[Path], without: Collection[str] = ()) -> str:
+    """Digest of the names and bytes of every .py file in the folders.
+
+    without: files and folders left out, by names that begin with that of the folder: "riebench/report".
+    """
+    sources = {}
+    for folder in folders:
+        for path in folder.rglob("*.py"):
+            name = path.relative_to(folder.parent).as_posix()
+            if _counts(path, folder) and not any(name == out or name.startswith(f"{out}/") for out in without):
+                sources[name] = file_sha256(path)
+    return digest(sources)
+
+
+def _counts(path: Path, folder: Path) -> bool:
+    """Whether a path in a folder is a file that counts: neither hidden nor a by-product."""
+    parts = path.relative_to(folder).parts
+    return not any(part.startswith(".") or part == "__pycache__" for part in parts) and path.is_file()
+
+
+def _state(path: Path, folder: Path) -> tuple[str, int, int]:
+    stat = path.stat()
+    return path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns
+
+
+@lru_cache(maxsize=256)
+def _digest_files(folder: Path, states: tuple[tuple[str, int, int], ...]) -> str:
+    """states: name, size and time of each file, which stand for its bytes among the cache's keys."""
+    return digest({name: file_sha256(folder / name) for name, _, _ in states})
+
+
+def _versions(packages: Iterable[str]) -> dict[str, str]:
+    return {name: metadata.version(name) for name in packages}
+
+
+def _foreign_code(thing: object) -> list[object]:
+    """Descriptions of the code outside our packages and Python's own that a function, a class or an object runs."""
+    kinds = [thing] if isinstance(thing, FunctionType) else (thing if isinstance(thing, type) else type(thing)).__mro__
+    code = []
+    for kind in filter(_is_foreign, kinds):
+        file = _source_file(kind)
+        if file:  # and what was loaded of it, which may be older than the file
+            functions = [f for item in _items(kind) for f in _functions(item)]
+            code.append([file_sha256(file), [_instructions(function.__code__) for function in functions]])
+        else:
+            code.append(_bytecode(kind, set()))
+    return code
+
+
+def _is_foreign(thing: FunctionType | type) -> bool:
+    top = (thing.__module__ or "").partition(".")[0]
+    if top == "builtins":  # also said of what `exec` made without a module's name
+        return not is_builtin(thing)
+    return top not in PACKAGES and top not in sys.stdlib_module_names
+
+
+def _source_file(thing: FunctionType | type) -> Path | None:
+    """The file where a function or class is written; None for one typed elsewhere, if only into that file's module."""
+    file = getattr(sys.modules.get(thing.__module__), "__file__", None)
+    functions = [function for item in _items(thing) for function in _functions(item)]
+    written_in = {Path(inspect.unwrap(function).__code__.co_filename).name for function in functions}
+    return Path(file) if file and Path(file).name in written_in and Path(file).is_file() else None
+
+
+def _items(thing: FunctionType | type) -> list[object]:
+    """What a class holds, or the function itself."""
+    return [thing] if isinstance(thing, FunctionType) else list(vars(thing).values())
+
+
+def _functions(thing: object) -> Iterator[FunctionType]:
+    """The functions in a thing: itself, or what a descriptor or a cache around them calls."""
+    if isinstance(thing, staticmethod | classmethod):
+        inner = [thing.__func__]
+    elif isinstance(thing, property):
+        inner = [thing.fget, thing.fset, thing.fdel]
+    elif isinstance(thing, cached_property):
+        inner = [thing.func]
+    else:
+        inner = [thing if isinstance(thing, FunctionType) else getattr(thing, "__wrapped__", None)]
+    return (function for function in inner if isinstance(function, FunctionType))
+
+
+def _bytecode(thing: object, seen: set[int]) -> object:
+    """A description of what was typed, free of line numbers and file names, with all that it refers to by name.
+
+    Code that has a file is described by its name, and what cannot be described by its class. seen: ids of what is
+    described already.
+    """
+    if not isinstance(thing, FunctionType | type):
+        if functions := list(_functions(thing)):
+            return [name_of(type(thing)), *(_bytecode(function, seen) for function in functions)]
+        try:
+            return describe(thing)
+        except UserError:
+            return [name_of(type(thing)), name_of(thing)]
+    if id(thing) in seen or not _is_foreign(thing) or _source_file(thing):
+        return name_of(thing)
+    seen.add(id(thing))
+    if isinstance(thing, type):
+        described: dict[str, object] = {"bases": [_bytecode(base, seen) for base in thing.__bases__]}
+        for name, item in vars(thing).items():
+            if not (name.startswith("__") and name.endswith("__")) or list(_functions(item)):
+                described[name] = _bytecode(item, seen)  # of the other names with underscores, some hold line numbers
+        return described
+    named = {name: thing.__globals__[name] for name in _globals_of(thing.__code__) if name in thing.__globals__}
+    enclosed = zip(thing.__code__.co_freevars, thing.__closure__ or (), strict=True)
+    filled = {name: cell.cell_contents for name, cell in enclosed if cell != CellType()}
+    defaults = {f"default {i}": default for i, default in enumerate(thing.__defaults__ or ())}
+    defaults |= {f"default {name}": default for name, default in (thing.__kwdefaults__ or {}).items()}
+    referred = {name: _bytecode(item, seen) for name, item in sorted({**named, **filled, **defaults}.items())}
+    return {"code": _instructions(thing.__code__), "refers to": referred}
+
+
+def _globals_of(code: CodeType) -> set[str]:
+    """Names of the globals that a piece of code reads, also in the functions inside it."""
+    names = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    return names.union(*(_globals_of(inner) for inner in code.co_consts if isinstance(inner, CodeType)))
+
+
+def _instructions(code: CodeType) -> list[object]:
+    """What a function does, without the file and the lines it stands in."""
+    arguments = [code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags]
+    names = [list(code.co_names), list(code.co_varnames), list(code.co_freevars), list(code.co_cellvars)]
+    constants = [_constant(constant) for constant in code.co_consts]
+    return [code.co_code.hex(), code.co_exceptiontable.hex(), arguments, names, constants]
+
+
+def _constant(constant: object) -> object:
+    if isinstance(constant, CodeType):
+        return _instructions(constant)
+    if isinstance(constant, tuple):
+        return [_constant(item) for item in constant]
+    if isinstance(constant, frozenset):  # their order differs between processes
+        return sorted(repr(_constant(item)) for item in constant)
+    return f"{type(constant).__name__} {constant!r}"

@@ -1,0 +1,1 @@
+"""Dictionaries of a backbone's activations: harvested, trained, evaluated."""

@@ -1,0 +1,323 @@
+"""Harvesting: updates of several blocks from one generation pass, straight into training or into an activation store.
+
+Prompt number i (from 0, in the list as a whole) is generated from noise of its own, drawn from `seed + i`. Batches are
+padded to one size, in the text encoders too, so a row's bits do not depend on its company: what is harvested from the
+middle on is what a harvest from the beginning has there. The U-Net stops behind the last block that is wanted at the
+last step, and the VAE is never run. Rows are converted from what the U-Net computes in to bfloat16.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from itertools import groupby
+from pathlib import Path
+from queue import SimpleQueue
+
+import torch
+from torch import Tensor
+
+from riebench.backbones.loading import block_grids, weights_sha256
+from riebench.backbones.table import check_blocks
+from riebench.core.batches import fixed_batches, halving
+from riebench.core.errors import UserError
+from riebench.core.progress import Progress
+from riebench.core.threads import MOST, threads, usable_cores
+from riebench.edits.edit import strip_marks
+from riebench.generation.lens import Lens, Trace, block_module, find_sites
+from riebench.generation.sampler import Sampler
+from sae_models.activation_store import BRANCHES, COLUMNS, DTYPE, ActivationStore, Origin, Rows, StoreWriter
+from sae_models.tensors import dtype_name
+
+SHARD_BYTES = 2**27  # of a block's shard, about: 128 MiB
+MOST_SAMPLERS = 4  # more would wait for the interpreter's lock
+
+#: Block -> its rows: by prompt, then branch, then step, then position.
+Chunk = Mapping[str, Rows]
+
+
+def stream(
+    sampler: Sampler,
+    blocks: Sequence[str],
+    prompts: Sequence[str],
+    seed: int,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    branch: str = "both",
+) -> Iterator[Chunk]:
+    """Rows of prompts `start` to `stop`, a batch of the sampler at a time; values on its device, columns on the CPU.
+
+    branch: of guidance, "cond", "uncond" or "both"; without guidance there is only "cond". Where memory runs out the
+    sampler's batch size is halved, for good; then a harvest equals another up to rounding. Raises `UserError` for an
+    unknown block, for branches that the backbone has not, and naming prompt and step for rows that are not finite.
+    """
+    blocks, codes = check_blocks(tuple(blocks)), _branches(sampler, branch)
+    stop = len(prompts) if stop is None else stop
+    done = start
+    while done < stop:
+
+        def work(size: int, done: int = done) -> Chunk:
+            return _chunk(sampler, blocks, prompts, range(done, min(done + size, stop)), seed, codes, size)
+
+        what = f"harvesting from {sampler.backbone.name}"
+        chunk, sampler.batch_size = halving(work, sampler.batch_size, what)
+        for block, rows in chunk.items():
+            rows.refuse_not_finite(block)
+        yield chunk
+        done += sampler.batch_size
+
+
+def rows_per_prompt(sampler: Sampler, block: str, branch: str = "both") -> int:
+    """Rows that a prompt gives at a block: branches * steps * cells."""
+    height, width = _grids(sampler)[block]
+    return len(_branches(sampler, branch)) * sampler.backbone.steps * height * width
+
+
+def harvest_to_store(
+    sampler: Sampler,
+    blocks: Sequence[str],
+    prompts: Sequence[str],
+    seed: int,
+    folder: Path,
+    *,
+    branch: str = "both",
+    shard_bytes: int = SHARD_BYTES,
+) -> ActivationStore:
+    """Harvests into a store, and returns it complete. Goes on where a killed harvest of the same settings stopped, and
+    makes again what is missing or truncated.
+
+    A shard is written in a thread of its own while the next one is made. On a CPU as many samplers make batches as
+    there are free cores for, up to `MOST_SAMPLERS`; the threads of each depend on the machine alone, so what is made
+    does not depend on how many there are.
+
+    shard_bytes: of the values of one block's shard, about; a shard holds whole prompts. Memory: two shards of every
+    block, one that is filled and one that is written, a block's shard once more, and a batch more than there are
+    samplers. Raises `UserError` as `stream` and `StoreWriter` do, for a shard that cannot be written when the next is
+    full at the latest; what was written stays, and what was handed to be written before another error or Ctrl-C is
+    written.
+    """
+    blocks = check_blocks(tuple(blocks))
+    if not blocks or not prompts:
+        raise UserError("there is nothing to harvest", remedy="give at least one block and one prompt")
+    widths = {block: block_module(sampler.unet, block).out_channels for block in blocks}
+    row_bytes = {block: rows_per_prompt(sampler, block, branch) * widths[block] * DTYPE.itemsize for block in blocks}
+    each = min(max(1, shard_bytes // max(row_bytes.values())), len(prompts))  # prompts a shard
+    origin = Origin(
+        sampler.backbone.name,
+        widths,
+        -(-len(prompts) // each),
+        made_by(sampler, prompts, seed, branch) | {"shard_prompts": each},
+    )
+    gigabytes = len(prompts) * sum(row_bytes.values()) / 1e9
+    with StoreWriter(folder, origin) as writer:
+        missing = writer.missing
+        left = sum(min(each, len(prompts) - number * each) for number in missing)
+        with (
+            Progress(f"harvesting {gigabytes:.3g} GB", len(prompts), len(prompts) - left, "prompt") as progress,
+            _samplers(sampler, -(-left // sampler.batch_size)) as samplers,
+        ):
+            for _, group in groupby(enumerate(missing), lambda item: item[1] - item[0]):  # neighbouring shards
+                numbers = [number for _, number in group]
+                first, last = numbers[0] * each, min((numbers[-1] + 1) * each, len(prompts))
+                with closing(_shared(samplers, blocks, prompts, seed, first, last, branch)) as chunks:
+                    for number, shard in zip(numbers, _cut(chunks, each), strict=True):
+                        writer.write_behind(number, shard)
+                        left -= min(each, len(prompts) - number * each)
+                        progress.update(len(prompts) - left)
+    return ActivationStore.open(folder)
+
+
+@contextmanager
+def _samplers(sampler: Sampler, batches: int) -> Iterator[list[Sampler]]:
+    """The sampler, and on a CPU twins of it: as many as free cores allow and as there are batches for."""
+    if sampler.device.type != "cpu":
+        yield [sampler]
+        return
+    each = -(-MOST // MOST_SAMPLERS)
+    with threads(each):
+        count = min(usable_cores() // each, batches) if batches > 1 else 1
+        one = Sampler(sampler.backbone, sampler.pipeline, 1)  # the first twin of a sampler takes it a generation
+        twins = [one.twin() for _ in range(count - 1)]
+        for twin in twins:
+            twin.batch_size = sampler.batch_size
+        yield [sampler, *twins]
+
+
+def _shared(
+    samplers: Sequence[Sampler],
+    blocks: Sequence[str],
+    prompts: Sequence[str],
+    seed: int,
+    start: int,
+    stop: int,
+    branch: str,
+) -> Iterator[Chunk]:
+    """What `stream` gives, in its order; each batch is made, in a thread, by the sampler that is free first. Holds at
+    most a batch more than there are samplers. Closing it waits for the batches in hand."""
+    size = samplers[0].batch_size
+    idle: SimpleQueue[Sampler] = SimpleQueue()
+    for sampler in samplers:
+        idle.put(sampler)
+
+    def work(first: int) -> list[Chunk]:
+        sampler = idle.get()
+        try:
+            last = min(first + size, stop)
+            return list(stream(sampler, blocks, prompts, seed, start=first, stop=last, branch=branch))
+        finally:
+            idle.put(sampler)
+
+    pool = ThreadPoolExecutor(len(samplers), "riebench-harvest")
+    made: deque[Future[list[Chunk]]] = deque()
+    try:
+        for first in range(start, stop, size):
+            made.append(pool.submit(work, first))
+            if len(made) > len(samplers):
+                yield from made.popleft().result()
+        while made:
+            yield from made.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Enough(Exception):
+    """The last block that is wanted has run, at the last step."""
+
+
+@torch.no_grad()
+def _chunk(
+    sampler: Sampler,
+    blocks: tuple[str, ...],
+    prompts: Sequence[str],
+    numbers: range,
+    seed: int,
+    codes: Sequence[int],
+    size: int,
+) -> Chunk:
+    """Rows of the prompts of those numbers, which fit into one batch of `size`. codes: of the branches wanted."""
+    ((padded, count),) = fixed_batches(list(numbers), size)
+    found = {}
+    for block, steps in _updates(sampler, blocks, [prompts[i] for i in padded], [seed + i for i in padded]).items():
+        by_branch = torch.stack(steps, dim=1).unflatten(0, (-1, size))  # under guidance the rows are [uncond, cond]
+        values = by_branch[[len(by_branch) - 1 - code for code in codes], :count].transpose(0, 1)
+        found[block] = _rows(values, numbers.start, codes)
+    return found
+
+
+def _updates(
+    sampler: Sampler, blocks: tuple[str, ...], prompts: list[str], seeds: list[int]
+) -> dict[str, list[Tensor]]:
+    """Block -> for each step `[rows, cells, C]` in bfloat16; under guidance twice as many rows, [uncond, cond]."""
+    pipeline, backbone = sampler.pipeline, sampler.backbone
+    states, _, pooled, _ = pipeline.encode_prompt([strip_marks(p) for p in prompts], do_classifier_free_guidance=False)
+    kept: dict[str, list[Tensor]] = {block: [] for block in blocks}
+
+    def keep() -> None:
+        for site, (update_bchw,) in lens.trace.values.items():
+            kept[site.block].append(update_bchw.permute(0, 2, 3, 1).flatten(1, 2).to(DTYPE))
+        lens.trace = Trace()
+
+    def on_step_end(_pipeline, step, _timestep, tensors):
+        keep()
+        lens.step = step + 1
+        return tensors
+
+    def stop_after_last(*_args) -> None:
+        if lens.step == backbone.steps - 1:
+            raise _Enough
+
+    with Lens(sampler.unet, find_sites(sampler.unet, blocks, "update")) as lens:
+        last = block_module(sampler.unet, blocks[-1])
+        with last.register_forward_hook(stop_after_last), suppress(_Enough):
+            pipeline(
+                prompt_embeds=states,
+                pooled_prompt_embeds=pooled,
+                num_inference_steps=backbone.steps,
+                guidance_scale=backbone.guidance,
+                height=sampler.height,
+                width=sampler.width,
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+                callback_on_step_end=on_step_end,
+                output_type="latent",
+            )
+        keep()
+    return kept
+
+
+def _rows(values: Tensor, first: int, codes: Sequence[int]) -> Rows:
+    """values: `[prompts, branches, steps, cells, C]`; first: number of the first prompt."""
+    shape = values.shape[:-1]
+    counts = {
+        "prompt": torch.arange(first, first + shape[0]),
+        "branch": torch.tensor(codes),
+        "step": torch.arange(shape[2]),
+        "position": torch.arange(shape[3]),
+    }
+    columns = {
+        name: count.to(COLUMNS[name]).view([-1 if i == axis else 1 for i in range(4)]).expand(shape).flatten()
+        for axis, (name, count) in enumerate(counts.items())
+    }
+    return Rows(values=values.flatten(0, 3), **columns)
+
+
+def _cut(chunks: Iterator[Chunk], each: int) -> Iterator[dict[str, Rows]]:
+    """Shards of `each` prompts, on the CPU; the last one may hold fewer. A row is copied once, to its place."""
+    shard: dict[str, Rows] = {}
+    done = 0  # prompts in it
+    for chunk in chunks:
+        prompt = next(iter(chunk.values())).prompt
+        count = int(prompt[-1] - prompt[0]) + 1
+        rows = {block: len(part) // count for block, part in chunk.items()}  # of a prompt
+        start = 0
+        while start < count:
+            if not shard:
+                shard = {block: Rows.empty(each * rows[block], part.width) for block, part in chunk.items()}
+            taken = min(count - start, each - done)
+            for block, n in rows.items():
+                shard[block].put(done * n, chunk[block][start * n : (start + taken) * n])
+            start, done = start + taken, done + taken
+            if done == each:
+                yield shard
+                shard, done = {}, 0
+    if shard:
+        yield {block: part[: done * rows[block]] for block, part in shard.items()}
+
+
+def _branches(sampler: Sampler, branch: str) -> list[int]:
+    """Codes of the branches wanted, as in the column `branch`."""
+    if branch not in (*BRANCHES, "both"):
+        raise UserError(f"branch is {branch!r}", remedy="use cond, uncond or both")
+    if not sampler.backbone.guided:
+        if branch == "uncond":
+            raise UserError(
+                f"{sampler.backbone.name} is sampled without guidance and has no unconditional row",
+                remedy="use branch 'cond' or 'both'",
+            )
+        return [0]
+    return [code for code, name in enumerate(BRANCHES) if branch in (name, "both")]
+
+
+def _grids(sampler: Sampler) -> dict[str, tuple[int, int]]:
+    return block_grids(sampler.unet, sampler.height, sampler.width, sampler.pipeline.vae_scale_factor)
+
+
+def made_by(sampler: Sampler, prompts: Sequence[str], seed: int, branch: str) -> dict[str, object]:
+    """What decides the rows beside backbone and blocks, as JSON has it."""
+    pipeline = sampler.pipeline
+    return {
+        "weights_sha256": weights_sha256(pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2),
+        "prompts": len(prompts),
+        "prompts_sha256": hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest(),
+        "seed": seed,
+        "steps": sampler.backbone.steps,
+        "guidance": sampler.backbone.guidance,
+        "branch": branch if sampler.backbone.guided else "cond",
+        "dtype": dtype_name(sampler.unet.dtype),
+        "pixels": [sampler.height, sampler.width],
+        "grids": {block: list(grid) for block, grid in _grids(sampler).items()},
+    }

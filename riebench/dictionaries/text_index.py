@@ -1,0 +1,138 @@
+"""Indexing: learns from many generations which features of a dictionary go with which words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from riebench.backbones.loading import choose_device
+from riebench.backbones.table import BACKBONES, BLOCK_NAMES
+from riebench.core.errors import UserError
+from riebench.core.progress import Progress
+from riebench.dictionaries.prompts import world_prompts
+from riebench.generation.lens import find_sites
+from riebench.generation.sampler import Request, Sampler, load_sampler
+from riebench.methods.text_index import TextIndex, cache_folder, save_text_index
+from sae_models import index
+from sae_models.dictionary import Dictionary
+
+RIDGE = 0.01  # times the text vectors' mean variance, added to the variance in every direction
+FIRST_SEED = 30_000  # of the generations that an index is built from; dictionaries were trained on seeds below
+BATCH = 32
+
+
+@torch.no_grad()
+def build_text_index(
+    sampler: Sampler, dictionaries: Mapping[str, Dictionary], prompts: Sequence[str], seed: int
+) -> dict[str, TextIndex]:
+    """Block -> the index of its dictionary, from one generation a prompt, prompt i from the noise of seed + i.
+
+    dictionaries: block -> dictionary, on the sampler's device. A feature's direction is the ridge regression of its
+    mean activation a_p over a picture's cells and steps on the prompts' vectors t_p (`Sampler.text_vector`), both
+    centred: (sum t t^T + r I)^-1 sum a t, of unit length. Dividing by the covariance of the text keeps a feature from
+    answering to words that merely stand beside its own. The autoencoder of the pipeline is not run, and no more than a
+    batch of traces is held. Raises `UserError` for fewer than two prompts.
+    """
+    if len(prompts) < 2:
+        raise UserError(f"{len(prompts)} prompts show no contrast", remedy="give some thousands")
+    sites = find_sites(sampler.unet, list(dictionaries), "update")
+    text = _Moments()
+    sums = {block: _FeatureSums() for block in dictionaries}
+    with Progress("relating features to words", total=len(prompts), unit="prompt") as progress:
+        for start in range(0, len(prompts), sampler.batch_size):
+            chunk = prompts[start : start + sampler.batch_size]
+            text_pe = torch.stack([sampler.text_vector(prompt) for prompt in chunk]).double()
+            text.add(text_pe, text_pe)
+            traces = sampler.trace([Request(prompt, seed + start + i) for i, prompt in enumerate(chunk)], sites)
+            for site in sites:
+                rows_pnc = torch.stack([trace[site].permute(0, 2, 3, 1).flatten(0, 2) for trace in traces])
+                rows = rows_pnc.flatten(0, 1).float().to(sampler.device)
+                z_pnf = dictionaries[site.block].encode(rows).unflatten(0, rows_pnc.shape[:2]).cpu()
+                sums[site.block].add(z_pnf, text_pe)
+            progress.update(start + len(chunk))
+    covariance = text.covariance()
+    ridged = covariance + RIDGE * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=torch.float64)
+    return {block: found.index(ridged) for block, found in sums.items()}
+
+
+class _Moments:
+    """Running sums of pairs of vectors x `[p, m]` and y `[p, n]`, float64."""
+
+    def __init__(self) -> None:
+        self.count, self.x, self.y, self.xy = 0, 0.0, 0.0, 0.0
+
+    def add(self, x_pm: Tensor, y_pn: Tensor) -> None:
+        self.count += len(x_pm)
+        self.x, self.y, self.xy = self.x + x_pm.sum(0), self.y + y_pn.sum(0), self.xy + x_pm.T @ y_pn
+
+    def covariance(self) -> Tensor:
+        """`[m, n]`."""
+        return self.xy / self.count - torch.outer(self.x / self.count, self.y / self.count)
+
+
+class _FeatureSums:
+    """What one block's index is made of, summed over pictures."""
+
+    def __init__(self) -> None:
+        self.moments = _Moments()
+        self.total_f, self.cells_f, self.pictures_f = 0.0, 0.0, 0.0
+
+    def add(self, z_pnf: Tensor, text_pe: Tensor) -> None:
+        """Features of some pictures at every cell and step, and their prompts' vectors."""
+        z_pnf, fires_pnf = z_pnf.double(), z_pnf > 0
+        self.moments.add(z_pnf.mean(1), text_pe)
+        self.total_f = self.total_f + z_pnf.sum((0, 1))
+        self.cells_f = self.cells_f + fires_pnf.sum((0, 1))
+        self.pictures_f = self.pictures_f + fires_pnf.any(1).sum(0)
+
+    def index(self, ridged_ee: Tensor) -> TextIndex:
+        """ridged_ee: covariance of the prompts' vectors with the ridge."""
+        slopes_fe = torch.linalg.solve(ridged_ee, self.moments.covariance().T).T
+        unit_fe = slopes_fe / slopes_fe.norm(dim=1, keepdim=True).clamp_min(1e-300)
+        fired = self.pictures_f > 0
+        return TextIndex(
+            directions=(unit_fe * fired[:, None]).float(),
+            typical=(self.total_f / self.cells_f.clamp_min(1)).float(),
+            active=(self.pictures_f / self.moments.count).float(),
+        )
+
+
+def index_text(
+    backbone: str, prompts: int | Path = 4096, out: Path | None = None, device: str = "auto"
+) -> dict[str, Path]:
+    """Builds and writes the index of each default dictionary of a backbone. Returns block -> its file.
+
+    prompts: how many captions of tinyworld's training scenes, or a text file with a prompt on each line, which other
+    backbones need. out: folder to write to (default: the user's cache, where runs look). Raises `UserError` where there
+    are no prompts or no dictionaries.
+    """
+    found = BACKBONES.get(backbone)
+    texts = _read_prompts(Path(prompts)) if not isinstance(prompts, int) else _captions(found.judges, backbone, prompts)
+    where, folder = choose_device(device), Path(out) if out else cache_folder()
+    entries = {block: index.find(found.dictionaries or found.name, block) for block in BLOCK_NAMES}
+    dictionaries = {block: index.open(entry, device=str(where)) for block, entry in entries.items()}
+    indices = build_text_index(load_sampler(found, where, BATCH), dictionaries, texts, FIRST_SEED)
+    paths = {block: folder / f"{index.fingerprint(entry)[:16]}.safetensors" for block, entry in entries.items()}
+    for block, path in paths.items():
+        save_text_index(path, indices[block])
+    return paths
+
+
+def _captions(family: str, backbone: str, count: int) -> list[str]:
+    if family != "tinyworld":
+        raise UserError(
+            f"no prompts are shipped for {backbone}",
+            remedy="give a text file with a prompt on each line, some thousands of them",
+        )
+    return world_prompts(count, FIRST_SEED)
+
+
+def _read_prompts(path: Path) -> list[str]:
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the prompts {path} cannot be read: {error}", remedy="give a text file") from error
+    return [line.strip() for line in lines if line.strip()]

@@ -1,0 +1,119 @@
+"""What any set of edits has to fulfil, looked at by program: all problems at once. `edit_rules.py` is stricter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from riebench.core.errors import UserError
+from riebench.edits.edit import (
+    SPLITS,
+    Edit,
+    Placed,
+    edit_sha256,
+    mask_of,
+    path_of,
+    read_placed,
+    repeated_ids,
+    set_sha256,
+    strip_marks,
+)
+from riebench.edits.files import Problem
+from riebench.edits.rules import check_rules
+from riebench.edits.sets import SET_FILE, read_set_file
+from riebench.regions.grounding import parse_phrase
+
+REGIONS = ("original_region", "edited_region")
+
+
+def check_edits(edits: Sequence[Edit], *, strict: bool = False) -> list[Problem]:
+    """What is wrong with edits, in their order; [] where nothing is.
+
+    Looked at: ids, whether prompts differ (without marks), region phrases, mask files, splits, and whether an edit
+    stands twice. strict: also the rules of the shipped set (`edit_rules.check_rules`), its vocabulary apart.
+    """
+    return check_placed([Placed(edit, "", 0) for edit in edits], strict=strict)
+
+
+def validate_edits(name: str | Path) -> list[Problem]:
+    """What is wrong with the edits of a shipped set or a path: what cannot be read, then what `check_edits` finds.
+
+    A `set.json` beside them says whether the strict rules hold, and its sha256 has to be theirs. Raises `UserError`
+    where there are no edits to look at.
+    """
+    path = path_of(name)
+    placed, problems = read_placed(path)
+    if not placed and not problems:
+        raise UserError(f"{path} holds no edits", remedy="write one, or `riebench new-edits FILE` for an example")
+    try:
+        said = read_set_file(path)
+    except UserError as error:
+        return [*problems, *check_placed(placed), Problem(str(error), "mend it", str(path / SET_FILE))]
+    problems += check_placed(placed, strict=said.get("checked") == "riebench", folder=path)
+    found = set_sha256([one.edit for one in placed])
+    if said and said["sha256"] != found and not problems:
+        wrong = f"sha256 {said['sha256']!r} is not that of the edits"
+        remedy = f'write "sha256": "{found}" and another version'
+        problems.append(Problem(wrong, remedy, str(path / SET_FILE), field="sha256", value=said["sha256"]))
+    return problems
+
+
+def check_placed(placed: Sequence[Placed], *, strict: bool = False, folder: Path | None = None) -> list[Problem]:
+    """`check_edits` of edits with their places. folder: of the set, where its vocabulary counts too."""
+    problems = [problem for one in placed for problem in _of_one(one)]
+    problems += repeated_ids(placed)
+    problems += _twice(placed)
+    if strict:
+        problems += check_rules(placed, folder)
+    return sorted(problems, key=lambda problem: (problem.file, problem.line))
+
+
+def _of_one(one: Placed) -> Iterator[Problem]:
+    edit = one.edit
+    place = {"file": one.file, "line": one.line, "id": edit.id}
+    if strip_marks(edit.original_prompt) == strip_marks(edit.edited_prompt):
+        said = f"original_prompt and edited_prompt are both {edit.edited_prompt!r}"
+        yield Problem(said, "change one", field="edited_prompt", value=edit.edited_prompt, **place)
+    for name in REGIONS:
+        phrase = getattr(edit, name)
+        what = {"field": name, "value": phrase, **place}
+        try:
+            parsed = parse_phrase(phrase)
+        except UserError as error:
+            said, _, remedy = str(error).partition(" -> ")
+            yield Problem(f"{name}: {said}", remedy, **what)
+            continue
+        mask = mask_of(phrase)
+        if mask is not None:
+            fault = _mask_fault(mask)
+            if fault:
+                remedy = "give a picture of the generated image's size, white where the image may change"
+                yield Problem(f"{name} {phrase!r}: {fault}", remedy, **what)
+        elif not parsed.nouns and parsed.complement:
+            yield Problem(f"{name} {phrase!r} is nowhere", "name what to look for, or `everything`", **what)
+    split = edit.tags.get("split")
+    if split is not None and split not in SPLITS:
+        said = f"the tag split {split!r} is none"
+        yield Problem(said, f"write {' or '.join(SPLITS)}, or leave it out", field="tags.split", value=split, **place)
+
+
+def _mask_fault(path: Path) -> str:
+    try:
+        with Image.open(path) as image:
+            grey = np.array(image.convert("L"))
+    except OSError as error:
+        return f"the file cannot be read: {error.strerror or error}"
+    return "" if (grey > 127).any() else "the mask is empty: no pixel is lighter than 127 of 255"
+
+
+def _twice(placed: Sequence[Placed]) -> Iterator[Problem]:
+    seen: dict[str, Placed] = {}
+    for one in placed:
+        edit = one.edit
+        first = seen.setdefault(edit_sha256(edit), one)
+        if first is not one and first.edit.id != edit.id:
+            said = f"the same edit as {first.edit.id!r}, original_prompt {edit.original_prompt!r}"
+            yield Problem(said, "remove one", one.file, one.line, edit.id, "original_prompt", edit.original_prompt)

@@ -1,0 +1,125 @@
+"""What all importers share: going through a list, item by item, so that nothing is left out without being named."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from riebench.core.errors import UserError
+from riebench.edits.edit import CATEGORIES, Edit, strip_marks
+from riebench.edits.files import Problem
+from riebench.regions.grounding import parse_phrase
+
+RANDOM = "0"
+DROPPED = "of category 0 (random), which the benchmark leaves out"  # protocol §4
+CATEGORY_OF = {str(category.id): category.name for category in CATEGORIES}
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What came of a foreign list. Every item of it is in one of the three."""
+
+    edits: tuple[Edit, ...]
+    refused: tuple[Problem, ...] = ()
+    """The items that could not be taken, each with its reason."""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Reason -> number of items that are left out on purpose."""
+
+
+class Refused(Exception):
+    """An item cannot be taken: `what` is wrong with the value of a field."""
+
+    def __init__(self, name: str, value: object, what: str, remedy: str = "mend the item, or go on without it") -> None:
+        super().__init__(what)
+        self.name, self.value, self.what, self.remedy = name, str(value)[:80], what, remedy
+
+
+def read_list(path: Path, kind: type, what: str) -> list | dict:
+    """The JSON list or object in a file. Raises `UserError` where it holds something else, or a key twice."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}", remedy=f"give {what}") from error
+    if not isinstance(value, kind):
+        raise UserError(f"{path} holds a {type(value).__name__}", remedy=f"give {what}")
+    return value
+
+
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        repeated = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {repeated!r} stands twice in one object")
+    return found
+
+
+def import_items(
+    path: Path, items: Iterable[tuple[str, object]], make: Callable[[str, Mapping[str, object]], Edit]
+) -> Imported:
+    """Goes through (name, item). make: the edit of an item; it may raise `Refused` or `UserError`."""
+    edits: dict[str, Edit] = {}
+    refused: list[Problem] = []
+    dropped: Counter[str] = Counter()
+    for name, item in items:
+        try:
+            if not isinstance(item, Mapping):
+                raise Refused("item", item, "is no JSON object")
+            if str(item.get("editing_type_id", "")) == RANDOM:
+                dropped[DROPPED] += 1
+                continue
+            edit = make(name, item)
+            if edit.id in edits:
+                raise Refused("id", edit.id, "stands twice")
+            edits[edit.id] = edit
+        except Refused as error:
+            said = f"{error.name} {error.value!r} {error.what}"
+            place = {"file": str(path), "id": name, "field": error.name, "value": error.value}
+            refused.append(Problem(said, error.remedy, **place))
+        except UserError as error:
+            said, _, remedy = str(error).partition(" -> ")
+            refused.append(Problem(said, remedy, file=str(path), id=name))
+    return Imported(tuple(edits.values()), tuple(refused), dict(dropped))
+
+
+def category_of(item: Mapping[str, object]) -> str:
+    number = item.get("editing_type_id", "")
+    name = CATEGORY_OF.get(str(number)) if isinstance(number, int | str) and not isinstance(number, bool) else None
+    if name is None:
+        raise Refused("editing_type_id", number, "is no category from 1 to 9")
+    return name
+
+
+def prompts_of(item: Mapping[str, object]) -> tuple[str, str]:
+    """Both prompts, with the `[ ]` that mark the edited words, single-spaced."""
+    prompts = tuple(" ".join(text_of(item, name).split()) for name in ("original_prompt", "editing_prompt"))
+    if strip_marks(prompts[0]) == strip_marks(prompts[1]):
+        raise Refused("editing_prompt", prompts[1], "is the same as original_prompt")
+    return prompts
+
+
+def text_of(item: Mapping[str, object], name: str, *, needed: bool = True) -> str:
+    """The text of a field, "" where it is not needed and not there."""
+    value = item.get(name, "")
+    if not isinstance(value, str) or needed and not strip_marks(value):
+        raise Refused(name, value, "is no text" if not isinstance(value, str) else "is empty")
+    return value.strip()
+
+
+def region_of(name: str, text: str) -> str:
+    """A published region phrase in our words: `#everything` is `everything`, `~X` is `not X`; nouns stay."""
+    phrase = re.sub(r"^(\s*~)+\s*", lambda marks: "not " * marks[0].count("~"), text).strip()
+    if phrase.lower().endswith("#everything"):
+        phrase = re.sub(r"#everything$", "everything", phrase, flags=re.IGNORECASE)
+    if "#" in phrase or "~" in phrase:
+        raise Refused(name, text, "has a mark that is neither #everything nor ~ before a phrase")
+    try:
+        parsed = parse_phrase(phrase)
+    except UserError:
+        raise Refused(name, text, "names nothing") from None
+    if parsed.file is not None or not parsed.nouns and parsed.complement:
+        raise Refused(name, text, "names no place in the picture")
+    return phrase

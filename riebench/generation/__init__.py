@@ -1,0 +1,1 @@
+"""Seeing and editing what a model computes while it generates."""

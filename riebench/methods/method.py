@@ -1,0 +1,80 @@
+"""Methods: from all that a method may see of a case to an intervention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from riebench.core.registry import Registry
+from riebench.edits.edit import Edit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from riebench.generation.interventions import Intervention
+    from riebench.generation.lens import Site
+    from riebench.methods.text_index import TextIndex
+    from sae_models.dictionary import Dictionary
+
+
+@dataclass(frozen=True)
+class Case:
+    """One edit with one seed: all that a method may see. It sees the edited image's trace, so it is an oracle too."""
+
+    edit: Edit
+    seed: int
+    original: Mapping[Site, Tensor]
+    """Trace of the original image: site -> `[steps, C, h, w]`."""
+    edited: Mapping[Site, Tensor]
+    """Trace of the edited image, from the same noise."""
+    original_cells: Mapping[str, Tensor]
+    """Block -> the original image's region on that block's grid, bool `[h, w]`."""
+    edited_cells: Mapping[str, Tensor]
+    """Block -> the edited image's region."""
+    sae: Callable[[str], Dictionary]
+    """Block -> its sparse autoencoder."""
+    mode: str = "strict"
+    """"strict", or "reference": as the published code does (`docs/reference-mode.md`)."""
+    select_on: Case | None = None
+    """The case that features are to be chosen on, for a method whose `select_on` is "seed" (the same edit with another
+    seed) or "edit" (another edit)."""
+    text: Callable[[str], Tensor] | None = None
+    """Prompt -> its vector `[e]` (`Sampler.text_vector`)."""
+    text_index: Callable[[str], TextIndex] | None = None
+    """Block -> which features go with which words, for a method whose `select_on` is "text"."""
+
+
+@runtime_checkable
+class Method(Protocol):
+    """One way of editing. `name` is its name in tables; `strength` its strength there; `sites` is the kind of trace
+    it needs: "update" or "neurons", or "" where it adds nothing to any block.
+
+    A method may also have `uses_sae`, False where it does not ask for `Case.sae`, so that none need be there; and
+    `select_on`, see `Case.select_on` and `Case.text_index`."""
+
+    name: str
+    strength: float
+    sites: str
+
+    def plan(self, case: Case) -> Intervention:
+        """The intervention on all blocks; the benchmark restricts it to subsets of blocks."""
+        ...
+
+
+METHODS: Registry[Callable[..., Method]] = Registry("method", "riebench.methods")
+for _name, _target, _summary in (
+    ("noop", "baselines.noop:NoOp", "no change: the original image"),
+    ("oracle-prompt", "baselines.oracle_prompt:OraclePrompt", "the edited prompt itself: the ceiling of the edit"),
+    ("dense", "baselines.dense:Dense", "the whole update in place of selected features"),
+    ("neurons", "baselines.neurons:Neurons", "feed-forward neurons in place of SAE features"),
+    ("random", "baselines.random_features:RandomFeatures", "random SAE features, same count and injected norm"),
+    ("sae", "baselines.sae:SAE", "SAE features turned on and off"),
+    ("other-seed", "baselines.select_on:OtherSeed", "SAE features chosen on another seed's images"),
+    ("mismatched", "baselines.select_on:Mismatched", "SAE features chosen for another edit"),
+    ("text-selected", "baselines.text_selected:TextSelected", "SAE features chosen from the two prompts alone"),
+    ("chosen", "baselines.chosen:Chosen", "SAE features of one's own choice, by number"),
+    ("pca", "baselines.pca:PrincipalComponents", "principal components of the updates in place of SAE features"),
+    ("region-means", "baselines.region_means:RegionMeans", "the difference of the regions' mean updates"),
+):
+    METHODS.add(_name, _target, summary=_summary)

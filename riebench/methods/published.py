@@ -1,0 +1,56 @@
+"""What the published code does otherwise than the strict protocol, and reference mode does as it does.
+
+`docs/reference-mode.md` lists all of it. Source: the public code of RIEBench (arXiv 2410.22366).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from riebench.generation.lens import Site
+from riebench.methods.selection import Selected
+
+#: The order in which the published code strings the blocks' features together: where scores are equal, it decides.
+BLOCK_ORDER = ("down.2.1", "up.0.1", "up.0.0", "mid.0")
+
+
+def select_published(
+    edited: Mapping[Site, Tensor], original: Mapping[Site, Tensor], k: int, pool: str, steps: str, unit_norm: bool
+) -> dict[Site, Selected]:
+    """On and off features of each site from features `[steps, cells, F]`, as the published code selects them.
+
+    The sums under the score are of signed values, and may be near zero; where one unit is zero on every cell of a
+    region, its 0/0 makes all scores NaN. Ties and NaN are sorted as `numpy.argsort` does.
+    """
+    sites = sorted(edited, key=lambda site: (BLOCK_ORDER.index(site.block), site.layer or 0))
+    groups = [sites] if pool == "all" else [[s for s in sites if s.block == block] for block in BLOCK_ORDER]
+    chosen: dict[Site, Selected] = {}
+    for group in filter(None, groups):
+        mu_edited, mu_original = (
+            _mean(torch.cat([_prepared(side[site], steps, unit_norm) for site in group], dim=-1))
+            for side in (edited, original)
+        )
+        score = mu_edited / mu_edited.sum() - mu_original / mu_original.sum()
+        order = torch.from_numpy(np.argsort(score.cpu().numpy()).copy())
+        start = 0
+        for site in group:
+            stop = start + edited[site].shape[-1]
+            parts = (order.flip(0)[:k], order[:k])
+            chosen[site] = Selected(*(part[(part >= start) & (part < stop)] - start for part in parts))
+            start = stop
+    return {site: chosen[site] for site in edited}
+
+
+def _prepared(features_tnf: Tensor, steps: str, unit_norm: bool) -> Tensor:
+    """`[cells, F]`: normalised over the cells at each step where asked, then the first step or the mean of all."""
+    if unit_norm:
+        features_tnf = features_tnf / features_tnf.norm(dim=1, keepdim=True)
+    return features_tnf[0] if steps == "first" else features_tnf.mean(dim=0)
+
+
+def _mean(features_nf: Tensor) -> Tensor:
+    return features_nf.mean(dim=0)

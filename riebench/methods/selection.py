@@ -1,0 +1,75 @@
+"""Which features go on and off (protocol §5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from riebench.core.errors import UserError
+from riebench.generation.lens import Site
+
+
+@dataclass(frozen=True)
+class Selected:
+    """Feature numbers of one site: turned on (from the edited image's trace) and off (from the original's)."""
+
+    on: Tensor
+    off: Tensor
+
+    @property
+    def count(self) -> int:
+        return len(self.on) + len(self.off)
+
+
+def mean_features(features_tnf: Tensor, steps: str = "first", unit_norm: bool = False) -> Tensor:
+    """mu `[F]`: features `[steps, cells, F]` aggregated over steps, then averaged over cells.
+
+    steps: "first" or "mean". unit_norm: divide each unit by its L2 norm over the cells first, as for neurons.
+    """
+    if steps not in ("first", "mean"):
+        raise UserError(f"unknown aggregation over steps {steps!r}", remedy="use 'first' or 'mean'")
+    z_tnf = features_tnf[:1] if steps == "first" else features_tnf
+    if unit_norm:
+        z_tnf = z_tnf / z_tnf.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return z_tnf.mean(dim=(0, 1))
+
+
+def select(
+    mu_edited: Mapping[Site, Tensor], mu_original: Mapping[Site, Tensor], k: int, pool: str = "block"
+) -> dict[Site, Selected]:
+    """The k highest and k lowest of score_i = mu_e,i / sum|mu_e| - mu_o,i / sum|mu_o|.
+
+    pool "block": sums and k are each block's own (all sites of a block together), the setting on which blocks may be
+    compared; pool "all": over all blocks, where the blocks' scales decide. The sums are of absolute values, which for
+    SAE features, never negative, is the published sum, and for neurons cannot pass through zero.
+    """
+    if pool not in ("block", "all"):
+        raise UserError(f"unknown pool {pool!r}", remedy="use 'block' or 'all'")
+    if k < 1:
+        raise UserError(f"k = {k} selects no feature", remedy="use k of at least 1")
+    groups: dict[str, list[Site]] = {}
+    for site in mu_edited:
+        groups.setdefault(site.block if pool == "block" else "", []).append(site)
+    chosen: dict[Site, Selected] = {}
+    for sites in groups.values():
+        chosen |= _select_group(sites, mu_edited, mu_original, k)
+    return {site: chosen[site] for site in mu_edited}
+
+
+def _select_group(sites: list[Site], mu_edited, mu_original, k: int) -> dict[Site, Selected]:
+    edited = torch.cat([mu_edited[site] for site in sites])
+    original = torch.cat([mu_original[site] for site in sites])
+    score = edited / edited.abs().sum().clamp_min(1e-12) - original / original.abs().sum().clamp_min(1e-12)
+    order = torch.argsort(score, descending=True, stable=True)
+    k = min(k, len(order) // 2)
+    on, off = order[:k], order.flip(0)[:k]
+    chosen, start = {}, 0
+    for site in sites:
+        stop = start + len(mu_edited[site])
+        inside = [part[(part >= start) & (part < stop)] - start for part in (on, off)]
+        chosen[site] = Selected(*(part.sort().values for part in inside))
+        start = stop
+    return chosen

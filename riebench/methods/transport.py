@@ -1,0 +1,216 @@
+"""Feature transport (protocol §6): one code for every dictionary, be it an SAE, neurons or the update itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from riebench.core.errors import UserError, did_you_mean
+from riebench.generation.interventions import BRANCHES, Intervention
+from riebench.generation.lens import Site
+from riebench.generation.live import Rewrite
+from riebench.methods.method import Case
+from riebench.methods.published import select_published
+from riebench.methods.selection import Selected, mean_features, select
+from sae_models.dictionary import Dictionary
+
+MODES = ("static", "adaptive", "replace")
+PLACEMENTS = ("edited", "original")
+BUDGETS = ("features", "norm")
+#: Name -> a region's value `[steps, 1, F]` of features `[steps, cells, F]`, per step and feature.
+STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda z_tnf: z_tnf.mean(dim=1, keepdim=True),
+    "quantile": lambda z_tnf: torch.stack([z_nf.float().quantile(0.95, dim=0, keepdim=True) for z_nf in z_tnf]),
+    "max": lambda z_tnf: z_tnf.amax(dim=1, keepdim=True),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transport:
+    """How chosen features are moved. Methods inherit these settings. Raises `UserError` for unknown values."""
+
+    strength: float = 1.0
+    """m: what is added is multiplied with it."""
+    mode: str = "static"
+    """static: D = m (z_e[on] W_dec - z_o[off] W_dec), of the unintervened traces; adaptive: the part that is taken away
+    is read from the running activation; replace: on features become z_e, off features 0, the rest of the running
+    activation stays."""
+    keep_spatial: bool = True
+    """Each cell gets its own value; else every cell of the region gets the region's `statistic`."""
+    statistic: str = "mean"
+    """mean, quantile (95 %) or max over the region's cells, for each step."""
+    placement: str = "edited"
+    """Where the on features go: to the edited image's region, each at its own place, or, as the region's statistic, to
+    the original image's."""
+    only_add: bool = False
+    """Turn features on, and none off."""
+    window: str = "all"
+    """The steps at which anything is added: all, first, first 3, last 5, or a list as 0,2,7."""
+    branch: str = "both"
+    """Under guidance: cond, uncond, or both (add to cond, take away from uncond)."""
+    budget: str = "features"
+    """What blocks have equally much of: features, each its k; norm: also the L2 norm of what is added
+    (`Intervention.equalised`), so that none leads because its updates are larger."""
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("mode", MODES),
+            ("statistic", STATISTICS),
+            ("placement", PLACEMENTS),
+            ("branch", BRANCHES),
+            ("budget", BUDGETS),
+        ):
+            value = getattr(self, name)
+            if value not in known:
+                raise UserError(f"unknown {name} {value!r}{did_you_mean(value, known)}", remedy=f"use {_or(known)}")
+        if self.budget == "norm" and self.mode != "static":
+            raise UserError(f"budget norm cannot be had in mode {self.mode}", remedy="use mode static")
+
+
+def _or(known) -> str:
+    *most, last = known
+    return f"{', '.join(most)} or {last}"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Features `[steps, cells, F]` of a case at each site, at the cells of each image's region."""
+
+    edited: Mapping[Site, Tensor]
+    original: Mapping[Site, Tensor]
+
+
+@torch.no_grad()
+def encode_regions(case: Case, dictionaries: Mapping[Site, Dictionary]) -> Encoded:
+    """The features of both images' updates, each in its own region."""
+    return Encoded(
+        *(
+            {
+                site: _encode(dictionary, trace[site].permute(0, 2, 3, 1)[:, cells[site.block]])
+                for site, dictionary in dictionaries.items()
+            }
+            for trace, cells in ((case.edited, case.edited_cells), (case.original, case.original_cells))
+        )
+    )
+
+
+def _encode(dictionary: Dictionary, rows_tnc: Tensor) -> Tensor:
+    return dictionary.encode(rows_tnc.flatten(0, 1).float()).unflatten(0, rows_tnc.shape[:2])
+
+
+def select_features(
+    case: Case, dictionaries: Mapping[Site, Dictionary], *, k: int, pool: str, steps: str, unit_norm: bool = False
+) -> dict[Site, Selected]:
+    """On and off features at every site (`riebench.methods.selection.select`), chosen on the case itself, or on the one
+    that its method asked to choose on. pool: "block", "all", or "" for the mode's own: each block its k in strict mode,
+    all blocks together in reference mode."""
+    encoded = encode_regions(case.select_on or case, dictionaries)
+    if case.mode == "reference":
+        return select_published(encoded.edited, encoded.original, k, pool or "all", steps, unit_norm)
+    mu_edited, mu_original = (
+        {site: mean_features(features, steps, unit_norm) for site, features in side.items()}
+        for side in (encoded.edited, encoded.original)
+    )
+    return select(mu_edited, mu_original, k, pool or "block")
+
+
+@torch.no_grad()
+def transport(
+    case: Case, dictionaries: Mapping[Site, Dictionary], selected: Mapping[Site, Selected], how: Transport
+) -> Intervention:
+    """The intervention that moves the selected features of each site, as `how` says. No bias is moved."""
+    encoded = encode_regions(case, dictionaries)
+    additions, rewrites = {}, {}
+    for site, dictionary in dictionaries.items():
+        on, off = selected[site].on, selected[site].off
+        on_cells, off_cells = case.edited_cells[site.block], case.original_cells[site.block]
+        to_original = how.placement == "original" or _deletes_as_published(case)
+        on_tnk = _values(encoded.edited[site][..., on], how, how.keep_spatial and not to_original)
+        if to_original:
+            on_cells = off_cells
+        off_tnk = _values(encoded.original[site][..., off], how, how.keep_spatial)
+        if how.only_add:
+            off, off_tnk = off[:0], off_tnk[..., :0]
+        if how.mode == "replace":
+            target = on_tnk.expand(-1, int(on_cells.sum()), -1)
+            rewrites[site] = (
+                Rewrite(dictionary, on, on_cells, target, how.strength),
+                Rewrite(dictionary, off, off_cells, None, how.strength),
+            )
+            continue
+        additions[site] = torch.zeros_like(case.original[site])
+        _add(additions[site], on_cells, how.strength * _decode(dictionary, on, on_tnk))
+        if how.mode == "static":
+            _add(additions[site], off_cells, -how.strength * _decode(dictionary, off, off_tnk))
+        else:
+            scale = _norm_ratio(dictionary, on, off) if case.mode == "reference" else 1.0
+            rewrites[site] = (
+                Rewrite(dictionary, off, off_cells, None, how.strength * scale, mean=not how.keep_spatial),
+            )
+    made = Intervention(
+        additions,
+        rewrites,
+        features=count_features(selected, how.only_add),
+        chosen=_numbers(dictionaries, selected, how.only_add),
+        branch=how.branch,
+        window=how.window,
+    )
+    return made.equalised() if how.budget == "norm" else made
+
+
+def _deletes_as_published(case: Case) -> bool:
+    """The published code deletes an object by filling its place with what is around it."""
+    return case.mode == "reference" and case.edit.category == "delete_object"
+
+
+def _values(features_tnk: Tensor, how: Transport, own: bool) -> Tensor:
+    """`[steps, cells, k]`, or `[steps, 1, k]` where all cells get the region's value."""
+    return features_tnk if own else STATISTICS[how.statistic](features_tnk).to(features_tnk)
+
+
+def _decode(dictionary: Dictionary, numbers: Tensor, z_tnk: Tensor) -> Tensor:
+    """z W_dec of some features, `[steps, cells, C]`."""
+    z_tnf = z_tnk.new_zeros(*z_tnk.shape[:2], dictionary.num_features)
+    z_tnf[..., numbers] = z_tnk
+    return dictionary.decode_linear(z_tnf.flatten(0, 1)).unflatten(0, z_tnf.shape[:2])
+
+
+def _add(added_tchw: Tensor, cells: Tensor, rows_tnc: Tensor) -> None:
+    """Adds rows `[steps, cells or 1, C]` to the cells."""
+    added_tchw[:, :, cells] += rows_tnc.permute(0, 2, 1).to(added_tchw)
+
+
+def _norm_ratio(dictionary: Dictionary, on: Tensor, off: Tensor) -> float:
+    """Sum of the on features' decoder norms over that of the off features; 0 where there are none (published)."""
+    on_norm, off_norm = (_decode(dictionary, n, torch.eye(len(n))[None]).norm(dim=-1).sum() for n in (on, off))
+    return float(on_norm / off_norm) if off_norm > 0 else 0.0
+
+
+def everything(dictionaries: Mapping[Site, Dictionary]) -> dict[Site, Selected]:
+    """Every feature on and off: with `Identity` dictionaries, the dense patch."""
+    return {
+        site: Selected(torch.arange(dictionary.num_features), torch.arange(dictionary.num_features))
+        for site, dictionary in dictionaries.items()
+    }
+
+
+def count_features(selected: Mapping[Site, Selected], only_on: bool = False) -> dict[str, int]:
+    """Block -> features turned on and off there."""
+    counts: dict[str, int] = {}
+    for site, chosen in selected.items():
+        counts[site.block] = counts.get(site.block, 0) + (len(chosen.on) if only_on else chosen.count)
+    return counts
+
+
+def _numbers(
+    dictionaries: Mapping[Site, Dictionary], selected: Mapping[Site, Selected], only_on: bool
+) -> dict[str, dict[str, list[int]]]:
+    """Name of a site -> its chosen features, where not all of them are."""
+    return {
+        site.name: {"on": chosen.on.tolist(), "off": [] if only_on else chosen.off.tolist()}
+        for site, chosen in selected.items()
+        if len(chosen.on) < dictionaries[site].num_features
+    }

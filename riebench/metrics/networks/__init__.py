@@ -1,0 +1,1 @@
+"""The networks that score, a file each; a network describes itself."""

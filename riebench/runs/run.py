@@ -1,0 +1,264 @@
+"""A run: from a configuration to a folder with manifest, scores, images, summary and report."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from itertools import chain, takewhile
+from pathlib import Path
+
+import pandas as pd
+import torch
+from PIL import Image
+
+from riebench.analysis import read_scores, summarise, write_scores
+from riebench.analysis.frames import EDITS_KEY, describe_scores
+from riebench.backbones.loading import choose_device, choose_dtype
+from riebench.backbones.table import Backbone, check_blocks
+from riebench.core import files
+from riebench.core.errors import UserError, did_you_mean
+from riebench.core.interrupts import Interrupted, stopping
+from riebench.core.keys import describe
+from riebench.core.progress import Progress
+from riebench.core.versions import judge_version
+from riebench.edits.checks import check_edits
+from riebench.edits.edit import Edit, categories_of, edit_sha256, load_edits, set_sha256, split_of
+from riebench.edits.files import error_of
+from riebench.edits.sets import describe_set
+from riebench.methods.method import Method
+from riebench.metrics import describe as describe_metrics
+from riebench.regions.grounders import grounder_settings
+from riebench.report import write_report
+from riebench.runs.config import RunConfig
+from riebench.runs.engine import GROUP, to_array
+from riebench.runs.local import work_here
+from riebench.runs.plan import plan, plan_variants
+from riebench.runs.ray import work_on_cluster
+from riebench.runs.resume import CACHE_MODES, find_missing, rescored, with_pictures
+from riebench.runs.scoring import eight_bits
+from riebench.runs.setup import Setup
+from riebench.runs.store import Batch, Store
+from sae_models.tensors import dtype_name
+
+ENGINES = ("local", "ray")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, and where its files are."""
+
+    folder: Path
+    manifest: dict
+    scores: pd.DataFrame
+    summary: dict
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.html"
+
+
+def run(
+    config: RunConfig,
+    out: Path,
+    *,
+    device: str = "auto",
+    methods: Sequence[Method] = (),
+    edits: Sequence[Edit] | None = None,
+    cache: str = "only-missing",
+    reuse: Sequence[Path] = (),
+    engine: str = "local",
+    address: str | None = None,
+    compile: bool = False,
+) -> Run:
+    """Does what the configuration asks and writes the run directory; what is there already is not made again.
+
+    methods: further methods of one's own, beside the configured ones. edits: edits of one's own in place of the
+    configured set. cache: which results of the directory are taken, see `CACHE_MODES`. reuse: other run directories,
+    whose results with equal keys are taken over. engine: "local", or "ray" for a worker on each GPU of the cluster at
+    `address`. compile: the U-Net and the decoder with torch.compile. Raises `UserError` before anything is generated
+    where a name, a file or the folder is wrong, and `Interrupted` when the user stops it.
+    """
+    out = files.named_path(out)
+    if cache not in CACHE_MODES:
+        raise UserError(
+            f"unknown cache mode {cache!r}{did_you_mean(cache, CACHE_MODES)}", remedy=f"use {', '.join(CACHE_MODES)}"
+        )
+    if engine not in ENGINES:
+        raise UserError(f"unknown engine {engine!r}{did_you_mean(engine, ENGINES)}", remedy=f"use {', '.join(ENGINES)}")
+    backbone, where = config.open_backbone(), choose_device(device)
+    dtype = dtype_name(choose_dtype(backbone, where, config.dtype))
+    setup = config.setup(dtype)
+    known = load_edits(config.edits) if edits is None else list(edits)
+    if edits is not None and (problems := check_edits(known)):
+        raise error_of(Path("the edits given"), problems)
+    about = describe_set(config.edits) if edits is None else {"name": "given in Python", "sha256": set_sha256(known)}
+    chosen = choose_edits(known, config)
+    all_methods = [*(method.build() for method in config.methods), *methods]
+    settings = [(method.name, method.strength) for method in all_methods]
+    if len(set(settings)) != len(settings):
+        shown = ", ".join(f"{name} at {strength}" for name, strength in settings)
+        raise UserError(f"two methods share name and strength: {shown}", remedy="give one a label, or its own name")
+    cases = [(edit, seed) for edit in chosen for seed in config.seeds]
+    tasks = plan(backbone, cases, plan_variants(all_methods, config.subsets_of, config.blocks), setup, known)
+    recipes = [wanted.recipe for task in tasks for wanted in task.wanted]
+    names = setup.metric_names(backbone.judges)
+    described = describe_metrics(names, backbone.judges, keep_marks=setup.keeps_marks)
+    judges = judge_version(names, backbone.judges, keep_marks=setup.keeps_marks)
+
+    clock = time.monotonic()
+    manifest = _describe(config, about, chosen, all_methods, where.type) | {
+        "judges": judges,
+        "setup": _words(setup, backbone),
+    }
+    with Store(out) as store, stopping() as wish:
+        for folder in reuse:
+            store.adopt(Path(folder), {item.recipe: item.code for t in tasks for item in (*t.shared, *t.wanted)})
+        for sentence in store.damage:
+            print(f"riebench: {sentence}", file=sys.stderr)
+        missing, unscored = find_missing(tasks, store, cache, judges)
+        made = sum(len(task.wanted) for task in missing)
+        todo = made + len(unscored)
+        if cache == "only-cache" and todo:
+            raise UserError(f"{todo} of {len(recipes)} results are not in {out}", remedy="use --cache only-missing")
+        files.write_json(out / "manifest.json", manifest | {"status": "running"})
+
+        def generated() -> Iterator[Batch]:
+            groups = (
+                [with_pictures(task, store, cache) for task in missing[start : start + GROUP]]
+                for start in range(0, len(missing), GROUP)
+            )
+            options = {"batch_size": config.batch_size, "setup": setup, "compiled": compile}
+            if engine == "ray":
+                until_stopped = takewhile(lambda _: not wish.stop, groups)
+                return work_on_cluster(until_stopped, judges, backbone, where.type, options, address)
+            return work_here(groups, judges, backbone, where.type, options, stop)
+
+        stop = lambda: wish.stop  # noqa: E731
+        batches = [
+            rescored(unscored, backbone.judges, where, store, judges, stop, keep_marks=setup.keeps_marks, names=names)
+        ]
+        if missing and cache != "only-cache":
+            batches.append(generated())
+        forwards = 0.0
+        with Progress("generating and scoring", len(recipes), len(recipes) - todo, "result") as progress:
+            for batch in chain.from_iterable(batches):
+                store.add(batch)
+                forwards += batch.forwards
+                progress.update(progress.done + sum("method" in row for row in batch.rows))
+        if progress.done < len(recipes):
+            store.flush()
+            files.write_json(out / "manifest.json", manifest | {"status": "interrupted"})
+            raise Interrupted(
+                f"stopped with {progress.done} of {len(recipes)} results in {out}; the same command"
+                f"{' without --cache never' if cache == 'never' else ''} goes on from there"
+            )
+        manifest |= {"status": "finished", "results": len(recipes), "made": made, "unet_forwards": round(forwards, 1)}
+        hashes = {edit.id: edit_sha256(edit) for edit in chosen}
+        scores = store.frame(recipes)
+        scores = describe_scores(scores.assign(edit_sha256=scores["edit"].map(hashes)), described)
+        scores.attrs[EDITS_KEY] = about
+        manifest["seconds"] = round(time.monotonic() - clock, 1)
+        store.check_there()
+        write_scores(scores, store.folder / "scores.parquet")
+        return _finish(store.folder, scores, manifest, chosen, store.check_there)
+
+
+def report_again(folder: Path) -> Run:
+    """Makes summary and report of a finished run anew, from its `scores.parquet`.
+
+    Raises `UserError` for a folder without a finished run.
+    """
+    folder = Path(folder)
+    manifest = files.read_json(folder / "manifest.json", "the run's manifest")
+    if manifest.get("status") != "finished":
+        raise UserError(f"the run in {folder} is not finished", remedy="run it to its end")
+    return _finish(folder, read_scores(folder / "scores.parquet"), manifest, load_edits(manifest["config"]["edits"]))
+
+
+def _finish(
+    folder: Path,
+    scores: pd.DataFrame,
+    manifest: dict,
+    edits: Sequence[Edit],
+    check_there: Callable[[], None] = lambda: None,
+) -> Run:
+    """Writes summary, report and manifest. check_there: raises where the run directory has vanished."""
+    config = manifest["config"]
+    summary = summarise(scores, tuple(manifest["blocks"]), method=config["subsets_of"], resamples=config["resamples"])
+    prompts = {edit.id: (edit.original_prompt, edit.edited_prompt) for edit in edits}
+    for write in (
+        lambda: files.write_json(folder / "summary.json", summary, sort_keys=False),
+        lambda: write_report(folder, summary, scores, manifest, prompts=prompts),
+        lambda: files.write_json(folder / "manifest.json", manifest),
+    ):
+        check_there()
+        write()
+    return Run(folder, manifest, scores, summary)
+
+
+def choose_edits(edits: list[Edit], config: RunConfig) -> list[Edit]:
+    """The first `edits_per_category` edits of each asked category in the asked split.
+
+    Raises `UserError` where there is no such category or split, and where no edit is left.
+    """
+    known = categories_of(edits)
+    for name in config.categories:
+        if name not in known:
+            raise UserError(
+                f"the edit set has no category {name!r}{did_you_mean(name, known)}", remedy=f"use {', '.join(known)}"
+            )
+    of_split = split_of(edits, config.split)
+    chosen = [
+        edit
+        for category in categories_of(of_split)
+        if category in (config.categories or known)
+        for edit in [edit for edit in of_split if edit.category == category][: config.edits_per_category or None]
+    ]
+    if not chosen:
+        raise UserError("there is no edit to run", remedy="ask for another split or other categories")
+    return chosen
+
+
+def to_picture(image_chw: torch.Tensor) -> Image.Image:
+    """A PIL image of a float tensor `[3, h, w]` in [0, 1]."""
+    return Image.fromarray(to_array(eight_bits(image_chw)))
+
+
+def _describe(config: RunConfig, about: dict, edits: list[Edit], methods: list[Method], device: str) -> dict:
+    """about: what is said of the set that the edits are out of."""
+    return {
+        "config": dataclasses.asdict(config),
+        "mode": config.mode,
+        "edits": {"count": len(edits), "sha256": set_sha256(edits), "set": about},
+        "methods": [_settings(method) for method in methods],
+        "blocks": list(check_blocks(config.blocks)),
+        "device": device,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {name: _version(name) for name in ("riebench", "torch", "diffusers", "transformers")},
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+    }
+
+
+def _words(setup: Setup, backbone: Backbone) -> dict:
+    """What the manifest says of a setup, with all settings of the grounder."""
+    grounder = {"name": backbone.grounder, **grounder_settings(backbone.grounder, setup.grounder)}
+    return dataclasses.asdict(setup) | {"grounder": grounder}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # riebench itself, run from a clone
+        return "not installed"
+
+
+def _settings(method: Method) -> dict:
+    """What the manifest says of a method, in what JSON can hold."""
+    return describe(method) | {"name": method.name, "strength": method.strength}

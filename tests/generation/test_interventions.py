@@ -1,0 +1,316 @@
+"""Interventions: windows of steps, latents rewritten from the running activation, and the file they are saved in."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from riebench.backbones.table import BACKBONES, BLOCK_NAMES, BLOCKS
+from riebench.core.errors import UserError
+from riebench.generation.interventions import Intervention, window_steps
+from riebench.generation.lens import Site, find_sites
+from riebench.generation.live import Rewrite
+from riebench.generation.sampler import Request, Sampler, load_sampler
+from sae_models.dictionary import Identity
+from sae_models.topk import TopKConfig, TopKSAE
+
+PROMPT = "flat poster of a standing red plain heart in the sky"
+SEED, GRID = 3, (8, 8)
+
+
+@pytest.fixture(scope="module")
+def four(sampler):
+    return Sampler(BACKBONES.get("tinyworld-turbo@4"), sampler.pipeline, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def guided():
+    return load_sampler(BACKBONES.get("tinyworld-base@25"), torch.device("cpu"), 2)
+
+
+def random_sae(width: int) -> TopKSAE:
+    sae = TopKSAE(TopKConfig(width=width, num_features=40, k=12), seed=1).requires_grad_(False)
+    sae.b_enc.data.normal_(generator=torch.Generator().manual_seed(2))
+    sae.b_dec.data.normal_(generator=torch.Generator().manual_seed(3))
+    return sae
+
+
+def region() -> torch.Tensor:
+    return torch.rand(*GRID, generator=torch.Generator().manual_seed(4)) < 0.4
+
+
+def channels(sampler, block: str) -> int:
+    return sampler.unet.get_submodule(BLOCKS[block]).out_channels
+
+
+def push(sampler, steps: int, size: float = 1.0) -> dict[Site, torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return {
+        Site(block): size * torch.randn(steps, channels(sampler, block), *GRID, generator=generator)
+        for block in BLOCK_NAMES
+    }
+
+
+def image(sampler, intervention: Intervention | None) -> torch.Tensor:
+    return sampler.generate([Request(PROMPT, SEED, intervention)])[0].image
+
+
+def replayed(sampler, intervention: Intervention) -> torch.Tensor:
+    (original,) = sampler.generate([Request(PROMPT, SEED)], record=True)
+    return next(sampler.regenerate([Request(PROMPT, SEED, intervention)], [original]))
+
+
+@pytest.mark.parametrize(
+    ("window", "steps"),
+    [
+        ("all", (0, 1, 2, 3)),
+        ("first", (0,)),
+        ("first 3", (0, 1, 2)),
+        ("last", (3,)),
+        ("last 2", (2, 3)),
+        ("2,0", (0, 2)),
+        ("1", (1,)),
+    ],
+)
+def test_windows_name_steps(window, steps):
+    assert window_steps(window, 4) == steps
+
+
+@pytest.mark.parametrize("window", ["", "late", "first x", "last 5", "first 0", "0,4", "-1", "1;2", "first 1 2"])
+def test_what_is_no_window_of_four_steps_is_refused(window):
+    with pytest.raises(UserError, match="window"):
+        window_steps(window, 4)
+
+
+@pytest.mark.parametrize("window", ["first", "last 2", "1,3"])
+def test_outside_its_window_nothing_is_added(four, window):
+    """The same as additions that are zero there, in a whole pass and in a replayed one, to the bit."""
+    additions = push(four, 4)
+    inside = window_steps(window, 4)
+    zeroed = {site: value.clone() for site, value in additions.items()}
+    for value in zeroed.values():
+        value[[step for step in range(4) if step not in inside]] = 0
+    windowed, spelt_out = Intervention(additions, window=window), Intervention(zeroed)
+    shown = image(four, windowed)
+    assert torch.equal(shown, image(four, spelt_out)) and torch.equal(shown, replayed(four, windowed))
+    assert not torch.equal(shown, image(four, None)) and not torch.equal(shown, image(four, Intervention(additions)))
+    assert windowed.norm == pytest.approx(spelt_out.norm, rel=1e-6) and windowed.norm < Intervention(additions).norm
+
+
+def slow_replace(sampler, site: Site, sae: TopKSAE, numbers, target, cells, strength=1.0, row=0) -> torch.Tensor:
+    """The image when the chosen latents of a block's update are set and the reconstruction error is kept: encode, set,
+    decode, add the error, cell by cell, by a plain hook on the pipeline."""
+    w_enc, b_enc, w_dec, b_dec = (p.detach() for p in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec))
+    state = {"step": 0}
+
+    def hook(_module, args, output):
+        edited = output[0].clone()
+        cell = 0
+        for r in range(GRID[0]):
+            for c in range(GRID[1]):
+                if not cells[r, c]:
+                    continue
+                x = output[0][row, :, r, c] - args[0][row, :, r, c]
+                before = (x - b_dec) @ w_enc + b_enc
+                z = torch.zeros_like(before)
+                kept = before.argsort(descending=True)[: sae.config.k]
+                z[kept] = before[kept].clamp_min(0)
+                new = z.clone()
+                new[numbers] = z[numbers] + strength * (target[state["step"], cell] - z[numbers])
+                error = x - (z @ w_dec + b_dec)
+                edited[row, :, r, c] = args[0][row, :, r, c] + new @ w_dec + b_dec + error
+                cell += 1
+        state["step"] += 1
+        return (edited, *output[1:])
+
+    handle = sampler.unet.get_submodule(BLOCKS[site.block]).register_forward_hook(hook)
+    try:
+        return Sampler(sampler.backbone, sampler.pipeline, batch_size=1).generate([Request(PROMPT, SEED)])[0].image
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.4])
+def test_replacing_latents_keeps_the_reconstruction_error(four, strength):
+    site, cells, numbers = Site("up.0.1"), region(), torch.tensor([3, 17, 30])
+    sae = random_sae(channels(four, "up.0.1"))
+    target = 60 * torch.rand(4, int(cells.sum()), 3, generator=torch.Generator().manual_seed(6))
+    rewrite = Rewrite(sae, numbers, cells, target, strength)
+    shown = image(four, Intervention(rewrites={site: (rewrite,)}))
+    expected = slow_replace(four, site, sae, numbers, target, cells, strength)
+    assert (expected - image(four, None)).abs().max() > 0.05
+    torch.testing.assert_close(shown, expected, atol=5e-4, rtol=0)
+    assert torch.equal(shown, replayed(four, Intervention(rewrites={site: (rewrite,)})))
+
+
+def test_replaced_latents_are_what_they_were_set_to():
+    """x + (z' - z) W_dec, encoded again without top-k competition, has the chosen latents."""
+    sae = TopKSAE(TopKConfig(width=6, num_features=4, k=4)).requires_grad_(False)
+    sae.W_dec.data = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0)))[0][:4]
+    sae.W_enc.data = sae.W_dec.data.T.clone()  # orthonormal: latents do not disturb each other
+    x = (torch.tensor([1.5, 0.2, 3.0, 0.7]) @ sae.W_dec)[:, None, None].expand(6, 1, 2)  # every latent is active
+    cells = torch.tensor([[True, False]])
+    target = torch.tensor([[[2.0, 0.5]]])
+    added = Rewrite(sae, torch.tensor([0, 2]), cells, target).delta(x, 0)
+    after = sae.encode((x + added)[:, 0, 0])
+    before = sae.encode(x[:, 0, 0])
+    torch.testing.assert_close(after[[0, 2]], target[0, 0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(after[[1, 3]], before[[1, 3]], atol=1e-5, rtol=0)
+    assert (added[:, 0, 1] == 0).all()
+
+
+def test_mean_takes_the_regions_mean_latent_from_every_cell():
+    x = torch.tensor([[[1.0, 5.0, 9.0]]])
+    rewrite = Rewrite(Identity(1), torch.tensor([0]), torch.tensor([[True, True, False]]), strength=2.0, mean=True)
+    assert rewrite.delta(x, 0).tolist() == [[[-6.0, -6.0, 0.0]]]
+    own = dataclasses.replace(rewrite, mean=False)
+    assert own.delta(x, 0).tolist() == [[[-2.0, -10.0, 0.0]]]
+
+
+def test_rewriting_neurons_with_zero_clamps_them(four):
+    """Neurons set to zero by a rewrite, and by a hook that writes zeros."""
+    site = find_sites(four.unet, ["mid.0"], "neurons")[0]
+    width, numbers = four.unet.get_submodule(BLOCKS["mid.0"]).transformer_blocks[0].ff.net[2].in_features, [1, 5, 8]
+    rewrite = Rewrite(Identity(width), torch.tensor(numbers), torch.ones(GRID, dtype=torch.bool))
+    shown = image(four, Intervention(rewrites={site: (rewrite,)}))
+
+    def hook(_module, _args, output):
+        output = output.clone()
+        output[..., numbers] = 0
+        return output
+
+    neurons = four.unet.get_submodule(BLOCKS["mid.0"]).transformer_blocks[0].ff.net[0]
+    handle = neurons.register_forward_hook(hook)
+    try:
+        expected = image(four, None)
+    finally:
+        handle.remove()
+    torch.testing.assert_close(shown, expected, atol=1e-5, rtol=0)
+
+
+def test_zero_strength_and_a_window_gone_by_give_the_original_exactly(four):
+    sae, cells = random_sae(channels(four, "up.0.0")), region()
+    target = torch.rand(4, int(cells.sum()), 2)
+    still = Intervention(rewrites={Site("up.0.0"): (Rewrite(sae, torch.tensor([0, 1]), cells, target, 0.0),)})
+    assert torch.equal(image(four, still), image(four, None))
+
+
+@pytest.mark.parametrize("window", ["first", "1"])
+def test_rewrites_keep_to_their_window(four, window):
+    sae, cells = random_sae(channels(four, "up.0.0")), region()
+    target = 5 * torch.rand(4, int(cells.sum()), 2)
+    rewrites = {Site("up.0.0"): (Rewrite(sae, torch.tensor([0, 1]), cells, target),)}
+    steps = window_steps(window, 4)
+    sites = [Site("up.0.1")]  # behind the edited block
+    plain, windowed = four.generate(
+        [Request(PROMPT, SEED), Request(PROMPT, SEED, Intervention(rewrites=rewrites, window=window))], sites
+    )
+    changed = [not torch.equal(plain.trace[sites[0]][t], windowed.trace[sites[0]][t]) for t in range(4)]
+    assert changed == [t >= steps[0] for t in range(4)]
+    always = image(four, Intervention(rewrites=rewrites))
+    assert not torch.equal(always, windowed.image)
+
+
+@pytest.mark.parametrize(("branch", "signs"), [("cond", (0, 1)), ("uncond", (1, 0)), ("both", (-1, 1))])
+def test_each_row_under_guidance_reads_and_gets_its_own(guided, branch, signs):
+    """At the first step, where both rows are still undisturbed, the block behind the edited one sees what a hand-made
+    addition from each row's own trace makes of it."""
+    site, behind = Site("down.2.1"), Site("mid.0")
+    width = channels(guided, "down.2.1")
+    sae, cells, numbers = random_sae(width), region(), torch.tensor([2, 9])
+    (plain,) = guided.generate([Request(PROMPT, SEED)], [site])
+    rewrites = {site: (Rewrite(sae, numbers, cells, None, 3.0),)}
+    request = Request(PROMPT, SEED, Intervention(rewrites=rewrites, branch=branch, window="first"))
+    (live,) = guided.generate([request], [behind])
+    for trace, live_trace, sign in zip(
+        (plain.uncond_trace, plain.trace), (live.uncond_trace, live.trace), signs, strict=True
+    ):
+        added = torch.zeros(25, width, *GRID)
+        z = sae.encode(trace[site][0][:, cells].T)[:, numbers]
+        added[0][:, cells] = (-3.0 * z @ sae.W_dec[numbers]).T
+        static = Intervention({site: sign * added}, branch="cond" if trace is plain.trace else "uncond")
+        (by_hand,) = guided.generate([Request(PROMPT, SEED, static)], [behind])
+        seen = by_hand.trace if trace is plain.trace else by_hand.uncond_trace
+        torch.testing.assert_close(live_trace[behind][0], seen[behind][0], atol=1e-4, rtol=1e-4)
+
+
+def test_rows_of_one_batch_are_rewritten_each_by_its_own(four):
+    sae, cells = random_sae(channels(four, "up.0.1")), region()
+    one = Intervention(rewrites={Site("up.0.1"): (Rewrite(sae, torch.tensor([0]), cells, strength=4.0),)})
+    two = Intervention(rewrites={Site("up.0.1"): (Rewrite(sae, torch.tensor([1, 2]), cells, strength=4.0),)})
+    asked = [Request(PROMPT, SEED, one), Request(PROMPT, 8), Request(PROMPT, SEED, two)]
+    together = [sample.image for sample in four.generate(asked)]
+    alone = [four.generate([request])[0].image for request in asked]
+    assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+    assert not torch.equal(together[0], together[2])
+
+
+def test_live_and_static_requests_come_back_in_their_order(four):
+    sae, cells = random_sae(channels(four, "up.0.1")), region()
+    live = Intervention(rewrites={Site("up.0.1"): (Rewrite(sae, torch.tensor([0]), cells, strength=4.0),)})
+    static = Intervention(push(four, 4))
+    requests = [Request(PROMPT, SEED, item) for item in (live, static, live, static, static)]
+    (original,) = four.generate([Request(PROMPT, SEED)], record=True)
+    found = list(four.regenerate(requests, [original] * 5))
+    expected = {id(live): image(four, live), id(static): image(four, static)}
+    assert all(torch.equal(f, expected[id(r.intervention)]) for f, r in zip(found, requests, strict=True))
+
+
+def test_interventions_survive_the_disk(tmp_path, four):
+    cells, width = region(), channels(four, "up.0.1")
+    sae, neurons = random_sae(width), Site("mid.0", 1)
+    made = Intervention(
+        push(four, 4),
+        {
+            Site("up.0.1"): (
+                Rewrite(sae, torch.tensor([1, 4]), cells, torch.rand(4, int(cells.sum()), 2), 0.5),
+                Rewrite(sae, torch.tensor([7]), cells, None, 2.0, mean=True),
+            ),
+            neurons: (Rewrite(Identity(12), torch.tensor([3]), cells),),
+        },
+        features={"mid.0": 4},
+        chosen={"up.0.1": {"on": [1, 4], "off": [7]}},
+        branch="cond",
+        window="last 2",
+    )
+    made.save(tmp_path / "one.safetensors")
+    back = Intervention.load(tmp_path / "one.safetensors")
+    for name in ("features", "chosen", "prompt", "branch", "window"):
+        assert getattr(back, name) == getattr(made, name)
+    assert back.additions.keys() == made.additions.keys() and back.sites == made.sites
+    assert all(torch.equal(back.additions[site], value) for site, value in made.additions.items())
+    value = torch.randn(width, *GRID)
+    for ours, read in zip(made.rewrites[Site("up.0.1")], back.rewrites[Site("up.0.1")], strict=True):
+        assert torch.equal(ours.delta(value, 3), read.delta(value, 3)) and ours.delta(value, 3).abs().max() > 0
+    assert back.rewrites[neurons][0].dictionary == Identity(12)
+
+
+def test_what_is_no_intervention_is_refused(tmp_path):
+    (tmp_path / "broken.safetensors").write_bytes(b"not weights")
+    with pytest.raises(UserError, match="is not an intervention"):
+        Intervention.load(tmp_path / "broken.safetensors")
+    with pytest.raises(UserError, match="NaN"):
+        Intervention({Site("mid.0"): torch.full((1, 2, 2, 2), float("nan"))})
+    cells = torch.ones(2, 2, dtype=torch.bool)
+    with pytest.raises(UserError, match="NaN"):
+        Rewrite(Identity(3), torch.tensor([0]), cells, torch.full((1, 4, 1), float("inf")))
+    with pytest.raises(UserError, match=r"give \[steps, 4, 1\]"):
+        Rewrite(Identity(3), torch.tensor([0]), cells, torch.zeros(1, 3, 1))
+
+
+def test_a_restricted_intervention_keeps_what_is_said_of_its_blocks(four):
+    cells = region()
+    made = Intervention(
+        push(four, 4),
+        {Site("up.0.1"): (Rewrite(Identity(3), torch.tensor([0]), cells),)},
+        features={"up.0.1": 2, "mid.0": 1},
+        chosen={"up.0.1": {"on": [0], "off": []}, "mid.0/neurons.1": {"on": [4], "off": []}},
+        branch="cond",
+        window="first",
+    )
+    only = made.restricted(("mid.0",))
+    assert only.blocks == ("mid.0",) and not only.rewrites and only.features == {"mid.0": 1}
+    assert list(only.chosen) == ["mid.0/neurons.1"] and (only.branch, only.window) == ("cond", "first")
+    assert only.norm > 0 and made.norm != made.norm  # what is read while generating has no norm beforehand

@@ -1,0 +1,229 @@
+"""Replay: a first step from the earliest edit on equals a whole one, and costs what it should."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch.utils.flop_counter import FlopCounterMode
+
+from riebench.backbones.table import BLOCK_NAMES, BLOCKS, Backbone
+from riebench.core.batches import fixed_batches, halving
+from riebench.core.errors import UserError
+from riebench.generation.interventions import Intervention
+from riebench.generation.lens import Site, find_sites
+from riebench.generation.replay import Edited, Recorder, Replay
+from riebench.generation.sampler import Request, Sampler
+
+PROMPTS = [
+    "flat poster of a standing red plain heart in the sky",
+    "sketch of a leaning blue striped circle with a sad face at night",
+]
+SUBSETS = [subset for size in range(5) for subset in itertools.combinations(BLOCK_NAMES, size)]
+
+#: SDXL's U-Net (stabilityai/stable-diffusion-xl-base-1.0, unet/config.json).
+SDXL = {
+    "sample_size": 128,
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (320, 640, 1280),
+    "layers_per_block": 2,
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+    "use_linear_projection": True,
+}
+
+
+def recorded(sampler, seeds=(3, 4), kinds=("update",)):
+    sites = [site for kind in kinds for site in find_sites(sampler.unet, BLOCK_NAMES, kind)]
+    return sampler.generate([Request(PROMPTS[i % 2], seed) for i, seed in enumerate(seeds)], sites, record=True)
+
+
+def push(sample, kind="update", seed=0):
+    """A random change of every site of a kind, in every step."""
+    generator = torch.Generator().manual_seed(seed)
+    return Intervention(
+        {
+            site: 0.3 * value.std() * torch.randn(value.shape, generator=generator)
+            for site, value in sample.trace.items()
+            if site.kind == kind
+        }
+    )
+
+
+def agree_exactly(sampler, requests, originals):
+    whole = [sample.image for sample in sampler.generate(requests)]
+    replayed = list(sampler.regenerate(requests, originals))
+    assert len(replayed) == len(whole)
+    for request, expected, found in zip(requests, whole, replayed, strict=True):
+        assert torch.equal(expected, found), request.intervention.blocks
+    return whole
+
+
+def test_every_subset_of_the_blocks_equals_the_whole_pass_exactly(sampler):
+    originals = recorded(sampler)
+    change = push(originals[0])
+    requests = [Request(PROMPTS[0], 3, change.restricted(subset)) for subset in SUBSETS]
+    images = agree_exactly(sampler, requests, [originals[0]] * len(requests))
+    assert torch.equal(images[0], originals[0].image)
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(images, 2))
+
+
+def test_rows_of_many_cases_methods_and_strengths_do_not_disturb_one_another(sampler):
+    originals = recorded(sampler, seeds=(3, 4, 5), kinds=("update", "neurons"))
+    requests, starts = [], []
+    for i, original in enumerate(originals):
+        for kind, seed in (("update", 0), ("neurons", 1), ("update", 2)):
+            change = push(original, kind, seed)
+            for subset in (BLOCK_NAMES, ("mid.0",), ("down.2.1", "up.0.1")):
+                requests.append(Request(PROMPTS[i % 2], 3 + i, change.restricted(subset)))
+                starts.append(original)
+    agree_exactly(sampler, requests, starts)
+
+
+def test_an_edit_of_update_and_neurons_at_once(sampler):
+    (original,) = recorded(sampler, seeds=(3,), kinds=("update", "neurons"))
+    both = Intervention({**push(original).additions, **push(original, "neurons").additions})
+    agree_exactly(sampler, [Request(PROMPTS[0], 3, both.restricted(("up.0.0",)))], [original])
+
+
+@pytest.mark.parametrize("branch", ["cond", "uncond", "both"])
+def test_steps_and_guidance(sampler, branch):
+    backbone = Backbone("guided@3", "tinyworld/turbo", 3, 4.0, "tinyworld", "tinyworld")
+    guided = Sampler(backbone, sampler.pipeline, batch_size=4)
+    originals = recorded(guided)
+    change = push(originals[0])
+    requests = [
+        Request(PROMPTS[0], 3, Intervention(change.restricted(subset).additions, branch=branch))
+        for subset in SUBSETS[1::4]
+    ]
+    agree_exactly(guided, requests, [originals[0]] * len(requests))
+
+
+def test_no_trace_of_a_replay_is_left_on_the_model(sampler):
+    before = {name: (set(vars(m)), len(m._forward_hooks)) for name, m in sampler.unet.named_modules()}
+    originals = recorded(sampler)
+    list(sampler.regenerate([Request(PROMPTS[0], 3, push(originals[0]))], originals[:1]))
+    broken = Intervention({Site("up.0.0"): torch.zeros(1, 3, 8, 8)})  # not as many channels as the block has
+    with pytest.raises(RuntimeError):
+        list(sampler.regenerate([Request(PROMPTS[0], 3, broken)], originals[:1]))
+    assert before == {name: (set(vars(m)), len(m._forward_hooks)) for name, m in sampler.unet.named_modules()}
+    assert torch.equal(sampler.generate([Request(PROMPTS[0], 3)])[0].image, originals[0].image)
+
+
+def test_an_original_that_was_not_recorded_is_refused(sampler):
+    plain = sampler.generate([Request(PROMPTS[0], 3)])
+    with pytest.raises(ValueError, match="not recorded"):
+        list(sampler.regenerate([Request(PROMPTS[0], 3)], plain))
+
+
+@pytest.fixture(scope="module")
+def sdxl():
+    """SDXL's true architecture without memory for weights: (U-Net, its recorded first step, FLOP of a forward)."""
+    with torch.device("meta"), torch.no_grad():
+        unet = UNet2DConditionModel(**SDXL).eval()
+        conditions = {"text_embeds": torch.zeros(1, 1280), "time_ids": torch.zeros(1, 6)}
+        recorder = Recorder(unet)
+        with FlopCounterMode(display=False) as counter, recorder:
+            unet(
+                torch.zeros(1, 4, 64, 64),
+                torch.tensor(999.0),
+                encoder_hidden_states=torch.zeros(1, 77, 2048),
+                added_cond_kwargs=conditions,
+                return_dict=False,
+            )
+    return unet, recorder.row(0), counter.get_total_flops()
+
+
+def cost(sdxl, subsets):
+    """(In forwards, by counting every multiplication; in forwards, as `Replay` reports them)."""
+    unet, first, whole = sdxl
+    replay = Replay(unet)
+    additions = {block: torch.zeros(1280, 16, 16, device="meta") for block in BLOCK_NAMES}
+    rows = [Edited(first, {Site(block): additions[block] for block in subset}) for subset in subsets]
+    replay.predict(rows[:1], 1)  # counts the units' shares, once
+    before = replay.forwards
+    with FlopCounterMode(display=False) as counter:
+        replay.predict(rows, 1)
+    return counter.get_total_flops() / whole, replay.forwards - before
+
+
+@pytest.mark.parametrize(
+    ("subsets", "most"),
+    [
+        ([("up.0.1",)], 0.34),
+        ([("up.0.0",)], 0.45),
+        ([("mid.0",)], 0.58),
+        ([("down.2.1",)], 0.69),
+        ([BLOCK_NAMES], 0.69),
+        (SUBSETS[1:], 6.5),
+        ([()], 0.0),
+    ],
+    ids=["up.0.1", "up.0.0", "mid.0", "down.2.1", "all blocks", "15 subsets", "none"],
+)
+def test_what_it_costs_on_sdxl(sdxl, subsets, most):
+    counted, reported = cost(sdxl, subsets)
+    assert counted <= most
+    assert reported == pytest.approx(counted, rel=0.01, abs=1e-9)
+
+
+def test_a_forward_of_sdxl_at_512_px_is_1_59_tflop(sdxl):
+    assert sdxl[2] == pytest.approx(1.59e12, rel=0.01)
+
+
+def test_the_sampler_counts_forwards(sampler):
+    before = sampler.forwards
+    originals = recorded(sampler)
+    assert sampler.forwards - before == 2
+    change = push(originals[0])
+    list(
+        sampler.regenerate([Request(PROMPTS[0], 3, change.restricted((block,))) for block in BLOCKS], originals[:1] * 4)
+    )
+    assert 2 < sampler.forwards - before < 2 + 4 * 0.8
+
+
+# ---------------------------------------------------------------- batches
+
+
+def test_batches_are_of_one_size():
+    assert list(fixed_batches([1, 2, 3, 4, 5], 2)) == [([1, 2], 2), ([3, 4], 2), ([5, 5], 1)]
+    assert list(fixed_batches([], 2)) == []
+
+
+def test_memory_that_runs_out_halves_the_batch(capsys):
+    def work(size, room=3):
+        if size > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return f"done by {size}"
+
+    assert halving(work, 16, "scoring") == ("done by 2", 2)
+    assert capsys.readouterr().err.count("out of memory") == 3
+    with pytest.raises(UserError, match="not even one row fits"):
+        halving(lambda size: work(size, room=0), 4, "scoring")
+    with pytest.raises(RuntimeError, match="shape"):
+        halving(lambda _: (_ for _ in ()).throw(RuntimeError("shape mismatch")), 4, "scoring")
+
+
+def test_a_sampler_goes_on_with_smaller_batches(sampler, monkeypatch, capsys):
+    small = Sampler(sampler.backbone, sampler.pipeline, batch_size=8)
+    whole = small._batch
+
+    def batch(rows, *args, **kwargs):
+        if len(rows) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(rows, *args, **kwargs)
+
+    monkeypatch.setattr(small, "_batch", batch)
+    requests = [Request(PROMPTS[i % 2], i) for i in range(5)]
+    images = [sample.image for sample in small.generate(requests)]
+    assert small.batch_size == 2 and "batches of 2" in capsys.readouterr().err
+    expected = Sampler(sampler.backbone, sampler.pipeline, batch_size=2).generate(requests)
+    assert all(torch.equal(a, b.image) for a, b in zip(images, expected, strict=True))
