@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from riebench.backbones.table import check_blocks
-from riebench.core.errors import UserError
+from riebench.core.errors import UserError, did_you_mean
 from riebench.generation.interventions import Intervention
 from riebench.methods.method import Case
 from riebench.methods.selection import Selected
@@ -14,11 +14,10 @@ from riebench.methods.transport import Transport, transport
 
 
 def read_numbers(text: str) -> dict[str, tuple[int, ...]]:
-    """Block -> feature numbers of "up.0.1:12,55 mid.0:3". Raises `UserError` for anything else."""
+    """Returns block -> feature numbers of "up.0.1:12,55 mid.0:3". Raises `UserError` for anything else."""
     found: dict[str, tuple[int, ...]] = {}
     for part in text.split():
         block, _, numbers = part.partition(":")
-        check_blocks([block])
         try:
             more = (int(number) for number in numbers.split(","))
             found[block] = tuple(dict.fromkeys((*found.get(block, ()), *more)))
@@ -36,12 +35,19 @@ class Chosen(Transport):
     off: str = ""
     """Features turned off, likewise."""
     name: str = "chosen"
-    sites: str = "update"
+    sites: ClassVar[str] = "block"
 
     def plan(self, case: Case) -> Intervention:
         on, off = read_numbers(self.on), read_numbers(self.off)
         if not on and not off:
             raise UserError("no feature was chosen", remedy="name some, as in on='up.0.1:12,55'")
+        there = [site.block for site in case.original]
+        for block in (*on, *off):
+            if block not in there:
+                raise UserError(
+                    f"unknown block {block!r}{did_you_mean(block, there)}",
+                    remedy=f"use blocks out of {', '.join(there)}",
+                )
         saes = {site: case.sae(site.block) for site in case.original if site.block in {*on, *off}}
         selected = {
             site: Selected(*(_numbers(side, site.block, sae.num_features) for side in (on, off)))

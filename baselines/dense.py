@@ -12,10 +12,10 @@ from sae_models.dictionary import Identity
 @dataclass(frozen=True)
 class Dense(Transport):
     name: str = "dense"
-    sites: str = "update"
+    sites: ClassVar[str] = "block"
     uses_sae: ClassVar[bool] = False
 
     def plan(self, case: Case) -> Intervention:
-        dictionaries = {site: Identity(trace.shape[1]) for site, trace in case.original.items()}
-        how = replace(self, statistic="mean") if case.mode == "reference" else self  # published: always the mean
+        dictionaries = {site: Identity(trace.shape[-1]) for site, trace in case.original.items()}
+        how = replace(self, statistic=case.mode.dense_statistic or self.statistic)
         return transport(case, dictionaries, everything(dictionaries), how)

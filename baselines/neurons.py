@@ -17,10 +17,10 @@ class Neurons(Transport):
     pool: str = ""
     steps: str = "first"
     name: str = "neurons"
-    sites: str = "neurons"
+    sites: ClassVar[str] = "neurons"
     uses_sae: ClassVar[bool] = False
 
     def plan(self, case: Case) -> Intervention:
-        neurons = {site: Identity(trace.shape[1]) for site, trace in case.original.items()}
+        neurons = {site: Identity(trace.shape[-1]) for site, trace in case.original.items()}
         selected = select_features(case, neurons, k=self.k, pool=self.pool, steps=self.steps, unit_norm=True)
         return transport(case, neurons, selected, self)

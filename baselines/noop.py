@@ -1,6 +1,7 @@
 """No change: what every other method is measured against."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from riebench.generation.interventions import Intervention
 from riebench.methods.method import Case
@@ -10,7 +11,7 @@ from riebench.methods.method import Case
 class NoOp:
     name: str = "noop"
     strength: float = 0.0
-    sites: str = ""
+    sites: ClassVar[str] = ""
 
     def plan(self, case: Case) -> Intervention:
         return Intervention()

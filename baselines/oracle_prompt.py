@@ -1,6 +1,7 @@
 """The edited prompt itself: the ceiling of the edit and the floor of preservation."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from riebench.generation.interventions import Intervention
 from riebench.methods.method import Case
@@ -10,7 +11,7 @@ from riebench.methods.method import Case
 class OraclePrompt:
     name: str = "oracle-prompt"
     strength: float = 1.0
-    sites: str = ""
+    sites: ClassVar[str] = ""
 
     def plan(self, case: Case) -> Intervention:
         return Intervention(prompt="edited")

@@ -23,17 +23,13 @@ class PrincipalComponents(Transport):
     pool: str = ""
     steps: str = "first"
     name: str = "pca"
-    sites: str = "update"
+    sites: ClassVar[str] = "block"
     uses_sae: ClassVar[bool] = False
 
     def plan(self, case: Case) -> Intervention:
         components = {
-            site: PCA.fit(torch.cat([side[site].permute(0, 2, 3, 1).flatten(0, 2) for side in _sides(case)]).float())
+            site: PCA.fit(torch.cat([side[site].flatten(0, 1) for side in (case.original, case.edited)]).float())
             for site in case.original
         }
         selected = select_features(case, components, k=self.k, pool=self.pool, steps=self.steps)
         return transport(case, components, selected, self)
-
-
-def _sides(case: Case):
-    return case.original, case.edited

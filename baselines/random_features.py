@@ -4,11 +4,13 @@ What `sae` gains over this is due to which features it chose, and not to how har
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from riebench.core.errors import UserError
-from riebench.generation.interventions import Intervention
+from riebench.generation.interventions import Addition, Intervention
 from riebench.methods.method import Case
 from riebench.methods.transport import Transport, select_features, transport
 
@@ -35,7 +37,7 @@ class RandomFeatures(Transport):
     pool: str = ""
     steps: str = "first"
     name: str = "random"
-    sites: str = "update"
+    sites: ClassVar[str] = "block"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,7 +54,13 @@ class RandomFeatures(Transport):
         shuffled = {site: Shuffled(sae, generator) for site, sae in saes.items()}
         plan = transport(case, shuffled, selected, self)
         scaled = {}
-        for site, value in plan.additions.items():
-            norm = value.norm()
-            scaled[site] = value * (target.additions[site].norm() / norm) if norm > 0 else value
+        for site, added in plan.additions.items():
+            num_cells = case.original[site].shape[1]
+            norm, wanted = _norm(added, num_cells), _norm(target.additions[site], num_cells)
+            scaled[site] = replace(added, values=added.values * (wanted / norm)) if norm > 0 else added
         return replace(plan, additions=scaled, chosen={})
+
+
+def _norm(added: Addition, num_cells: int) -> Tensor:
+    """Returns the L2 norm of an addition, summed channel by channel."""
+    return added.dense(num_cells).mT.contiguous().norm()

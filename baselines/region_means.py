@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
+from torch import Tensor
 
-from riebench.generation.interventions import Intervention
+from riebench.generation.interventions import Addition, Intervention
 from riebench.methods.method import Case
 
 
@@ -15,14 +15,19 @@ class RegionMeans:
     window: str = "all"
     branch: str = "both"
     name: str = "region-means"
-    sites: str = "update"
+    sites: ClassVar[str] = "block"
     uses_sae: ClassVar[bool] = False
 
     def plan(self, case: Case) -> Intervention:
         additions = {}
         for site, original in case.original.items():
             cells_e, cells_o = case.edited_cells[site.block], case.original_cells[site.block]
-            difference = case.edited[site][:, :, cells_e].mean(-1) - original[:, :, cells_o].mean(-1)
-            additions[site] = torch.zeros_like(original)
-            additions[site][:, :, cells_o] = self.strength * difference[:, :, None]
+            difference_tc = _mean(case.edited[site][:, cells_e]) - _mean(original[:, cells_o])
+            values_tnc = (self.strength * difference_tc)[:, None].expand(-1, int(cells_o.sum()), -1)
+            additions[site] = Addition(cells_o.nonzero().flatten(), values_tnc.contiguous())
         return Intervention(additions, window=self.window, branch=self.branch)
+
+
+def _mean(rows_tnc: Tensor) -> Tensor:
+    """Returns the mean over the cells, `[steps, C]`."""
+    return rows_tnc.mT.contiguous().mean(-1)

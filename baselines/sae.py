@@ -1,6 +1,7 @@
 """SAE features turned on (from the edited image) and off (from the original image), in their own places."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from riebench.generation.interventions import Intervention
 from riebench.methods.method import Case
@@ -16,7 +17,7 @@ class SAE(Transport):
     steps: str = "first"
     """Features are chosen by their values at the "first" step, or by the "mean" over the steps."""
     name: str = "sae"
-    sites: str = "update"
+    sites: ClassVar[str] = "block"
 
     def plan(self, case: Case) -> Intervention:
         saes = {site: case.sae(site.block) for site in case.original}

@@ -6,6 +6,7 @@ would do.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from baselines.sae import SAE
 
@@ -13,10 +14,10 @@ from baselines.sae import SAE
 @dataclass(frozen=True)
 class OtherSeed(SAE):
     name: str = "other-seed"
-    select_on: str = "seed"
+    select_on: ClassVar[str] = "seed"
 
 
 @dataclass(frozen=True)
 class Mismatched(SAE):
     name: str = "mismatched"
-    select_on: str = "edit"
+    select_on: ClassVar[str] = "edit"

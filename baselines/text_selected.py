@@ -8,13 +8,14 @@ protocol takes the edited image's region as the original's, so there alone it is
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from riebench.backbones.family import Site
 from riebench.core.errors import UserError
-from riebench.generation.interventions import Intervention
-from riebench.generation.lens import Site
+from riebench.generation.interventions import Addition, Intervention
 from riebench.methods.method import Case
 from riebench.methods.selection import Selected
 from riebench.methods.text_index import TextIndex, score_features
@@ -31,8 +32,8 @@ class TextSelected(Transport):
     """The most features turned on, and off, in each block; over all blocks where pool is "all"."""
     pool: str = ""
     name: str = "text-selected"
-    sites: str = "update"
-    select_on: str = "text"
+    sites: ClassVar[str] = "block"
+    select_on: ClassVar[str] = "text"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,8 +57,7 @@ class TextSelected(Transport):
         indices = {site: _fitting(case.text_index(site.block), sae, site) for site, sae in saes.items()}
         cells = {site: case.original_cells[site.block] for site in saes}
         features = {
-            site: sae.encode(case.original[site].permute(0, 2, 3, 1)[:, cells[site]].float().flatten(0, 1))
-            for site, sae in saes.items()
+            site: sae.encode(case.original[site][:, cells[site]].float().flatten(0, 1)) for site, sae in saes.items()
         }
         vectors = [case.text(prompt) for prompt in (case.edit.edited_prompt, case.edit.original_prompt)]
         scores = {site: score_features(index, *vectors) for site, index in indices.items()}
@@ -71,8 +71,7 @@ class TextSelected(Transport):
             change_nf[:, selected[site].on] = indices[site].typical[selected[site].on]
             change_nf[:, selected[site].off] = -features[site][:, selected[site].off]
             rows_tnc = self.strength * sae.decode_linear(change_nf).unflatten(0, (len(case.original[site]), -1))
-            additions[site] = torch.zeros_like(case.original[site])
-            additions[site][:, :, cells[site]] = rows_tnc.permute(0, 2, 1).to(additions[site])
+            additions[site] = Addition(cells[site].nonzero().flatten(), rows_tnc.to(case.original[site]))
         return Intervention(
             additions,
             features=count_features(selected),

@@ -48,7 +48,7 @@ def one_thread(with_compile: bool) -> None:
     expected = None
     for batch_size, (layout, memory_format), bf16 in itertools.product((16, 8, 32), LAYOUTS.items(), (False, True)):
         sampler = load_sampler(BACKBONES.get(BACKBONE), torch.device("cpu"), batch_size)
-        for part in (sampler.unet, sampler.pipeline.vae):
+        for part in (sampler.denoiser, sampler.pipeline.vae):
             part.to(memory_format=memory_format)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             seconds, images = generate(sampler)

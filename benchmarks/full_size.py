@@ -22,12 +22,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # SDXL's configura
 from sdxl_configs import SDXL, cost_of_hooks, random_pipeline
 
 from riebench.backbones.loading import choose_device
-from riebench.backbones.table import BACKBONES, BLOCK_NAMES
+from riebench.backbones.sdxl import SDXL
+from riebench.backbones.table import BACKBONES
 from riebench.edits.edit import Edit
-from riebench.generation.lens import find_sites
 from riebench.generation.sampler import Request, Sampler
 from riebench.methods.method import METHODS, Case
 from sae_models.topk import TopKConfig, TopKSAE
+
+BLOCK_NAMES = SDXL.default_blocks
 
 EDIT = Edit("e", "change_colour", "a red heart in the sky", "a blue heart in the sky", "heart", "heart")
 SETTINGS = {"neurons": {"k": 10_000, "pool": "all"}, "sae": {"k": 160, "pool": "all"}}
@@ -62,12 +64,12 @@ def main() -> None:
 def measure(sampler: Sampler, names: list[str]) -> list[dict]:
     """A row for the plain pictures, one for the hooks, and one for each method."""
     kinds = {METHODS.get(name)(**SETTINGS.get(name, {})).sites for name in names}
-    sites = [site for kind in sorted(kinds) for site in find_sites(sampler.unet, BLOCK_NAMES, kind)]
+    sites = [site for kind in sorted(kinds) for site in sampler.blocks.sites(BLOCK_NAMES, kind)]
     prompts = [EDIT.original_prompt, EDIT.edited_prompt]
     started = time.monotonic()
     original, edited = (sampler.generate([Request(prompt, 42)], sites, record=True)[0] for prompt in prompts)
     rows = [_row("two pictures, traced", started, bool(torch.isfinite(original.image).all()), 0.0, images=2)]
-    hooks = cost_of_hooks(sampler.unet, sampler.height, sampler.width, repeats=3)
+    hooks = cost_of_hooks(sampler.denoiser, sampler.height, sampler.width, repeats=3)
     rows.append({"what": "hooks, share of a forward", "value": hooks})
     saes = {block: _random_sae(trace.shape[1], i) for i, (block, trace) in enumerate(_updates(original).items())}
     for name in names:

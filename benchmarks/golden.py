@@ -27,6 +27,7 @@ SHOWN = ("clip_text_edited", "clip_text_original", "lpips_original", "oracle_suc
 #: What is no part of a result: keys, places, and what the parts of a run are called.
 LEFT_OUT = ("recipe", "code", "judges", "image", "image_sha256", "original", "edited", "regions", "edit_sha256")
 TOLERANCE = 0.01
+NORM, NORM_TOLERANCE = "injected_norm", 1e-12  # a sum of squares in float64, whose order of summation is nobody's promise
 
 
 def machine() -> str:
@@ -39,10 +40,11 @@ def machine() -> str:
 
 def golden_rows(scores: pd.DataFrame) -> pd.DataFrame:
     """A row a result: its key, a digest of its other columns, its picture's sha256 and the scores that are shown."""
-    columns = sorted(set(scores.columns) - {*KEY, *LEFT_OUT})
+    columns = sorted(set(scores.columns) - {*KEY, *LEFT_OUT, NORM})
     rows = scores[KEY].copy()
     others = scores[columns].itertuples(index=False)
     rows["row"] = [_digest(dict(zip(columns, values, strict=True))) for values in others]
+    rows[NORM] = scores[NORM]
     rows["picture"] = scores["image_sha256"].str[:16]
     for name in SHOWN:
         rows[name] = scores[name].astype("float32")
@@ -59,6 +61,10 @@ def differences(found: pd.DataFrame, golden: pd.DataFrame, *, exact: bool) -> li
         if len(other):
             first = ", ".join(f"{name} {other.iloc[0][name]}" for name in KEY)
             lines.append(f"{column}: {len(other)} of {len(both)} differ, the first is {first}")
+    before, now = both[f"{NORM}_before"], both[f"{NORM}_now"]
+    other = ~((before - now).abs() <= NORM_TOLERANCE * before) & ~(before.isna() & now.isna())
+    if exact and other.any():
+        lines.append(f"{NORM}: {other.sum()} of {len(both)} differ by more than rounding")
     for name in SHOWN:
         far = (both[f"{name}_before"] - both[f"{name}_now"]).abs() > TOLERANCE
         if far.mean() > (0 if exact else 0.02):

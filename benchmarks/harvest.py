@@ -45,15 +45,18 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # SDXL's configura
 from sdxl_configs import SDXL, build_text_encoders, build_unet, build_vae, random_pipeline
 
 from riebench.backbones.loading import weights_sha256
-from riebench.backbones.table import BACKBONES, BLOCK_NAMES, BLOCKS
+from riebench.backbones.sdxl import SDXL
+from riebench.backbones.table import BACKBONES
 from riebench.core.threads import threads, usable_cores
 from riebench.dictionaries import harvest
 from riebench.dictionaries.harvest import harvest_to_store, rows_per_prompt
 from riebench.dictionaries.prompts import world_prompts
-from riebench.generation.lens import block_module
 from riebench.generation.sampler import Sampler, load_sampler
 from sae_models import activation_store
 from sae_models.activation_store import ActivationStore, Rows
+
+BLOCK_NAMES = SDXL.default_blocks
+BLOCKS = {block: SDXL.places[block].path for block in SDXL.default_blocks}
 
 BACKBONE, SEED, BATCH, PUBLISHED_BATCH, BAR, REPEATS = "tinyworld-turbo@1", 0, 64, 50, 5.0, 3
 PUBLISHED, OURS, OURS_HALF = "published", "ours, float32", "ours, bfloat16"
@@ -116,7 +119,7 @@ def full_size(count: int) -> dict:
         OURS_HALF: ours(sampler, prompts, torch.bfloat16),
     }
     start = time.process_time()
-    digest = weights_sha256(sampler.unet, sampler.pipeline.text_encoder, sampler.pipeline.text_encoder_2)
+    digest = weights_sha256(sampler.denoiser, sampler.pipeline.text_encoder, sampler.pipeline.text_encoder_2)
     once = time.process_time() - start
     with mock.patch.object(harvest, "weights_sha256", lambda *_: digest):
         return compare(ways, sampler, prompts, 1) | {"processor_seconds_once": once}
@@ -126,8 +129,8 @@ def ours(sampler: Sampler, prompts: Sequence[str], dtype: torch.dtype = torch.fl
     """Makes the sampler's networks of that type, then gives the way."""
 
     def prepare() -> Way:
-        if sampler.unet.dtype != dtype:
-            for part in (sampler.unet, sampler.pipeline.text_encoder, sampler.pipeline.text_encoder_2):
+        if sampler.denoiser.dtype != dtype:
+            for part in (sampler.denoiser, sampler.pipeline.text_encoder, sampler.pipeline.text_encoder_2):
                 part.to(dtype)
         return partial(harvest_to_store, sampler, BLOCK_NAMES, prompts, SEED)
 

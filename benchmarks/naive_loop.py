@@ -28,11 +28,11 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from riebench.backbones.table import BACKBONES, BLOCK_NAMES, BLOCKS, blocks_text
+from riebench.backbones.family import Site, blocks_text
+from riebench.backbones.table import BACKBONES
 from riebench.core.errors import UserError
 from riebench.core.files import data_folder, replacing
 from riebench.edits.edit import CATEGORY_NAMES, Edit, load_edits
-from riebench.generation.lens import Site
 from riebench.methods.method import Case, Method
 from riebench.metrics import METRICS, ScoreBatch, default_metrics, score_batch
 from riebench.metrics.models import ScoringModels
@@ -40,6 +40,9 @@ from riebench.regions.grounders import GROUNDERS
 from riebench.regions.grounding import dilate, ground, mask_to_grid
 from riebench.runs.config import RunConfig, read_config
 from sae_models import index
+
+BLOCK_NAMES = SDXL.default_blocks
+BLOCKS = {block: SDXL.places[block].path for block in SDXL.default_blocks}
 
 OUTSIDE_PX, OUTSIDE_REFERENCE_PX = 12, 512  # protocol §7
 

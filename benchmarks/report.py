@@ -26,9 +26,10 @@ from playwright.sync_api import Browser, sync_playwright
 from riebench.analysis import summarise
 from riebench.analysis.coalitions import subset_names
 from riebench.analysis.frames import COLUMNS, SCORES
-from riebench.backbones.table import BLOCK_NAMES
 from riebench.edits.edit import CATEGORY_NAMES
 from riebench.report import write_report
+
+BLOCK_NAMES = SDXL.default_blocks
 
 SEEDS = (42, 43, 44)
 PICTURES = ("original", "edited", "regions")

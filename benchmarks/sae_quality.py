@@ -21,11 +21,12 @@ import torch
 from sae_peers import Plain, plain_optimiser, plain_step
 from torch import Tensor
 
-from riebench.backbones.table import BLOCK_NAMES
 from riebench.dictionaries.settings import DEFAULTS, generated_data
 from sae_models import Architecture, TopK, TrainConfig, train
 from sae_models.evaluation import Tally
 from sae_models.normalisation import geometric_median
+
+BLOCK_NAMES = SDXL.default_blocks
 
 BACKBONE, K, EXPANSION = "tinyworld-turbo@1", 16, 8
 FIGURES = ["explained_variance_pooled", "dead_share"]

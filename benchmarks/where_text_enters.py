@@ -14,11 +14,12 @@ import pandas as pd
 import torch
 from torch import nn
 
-from riebench.backbones.table import BACKBONES, BLOCK_NAMES
+from riebench.backbones.table import BACKBONES
 from riebench.edits.edit import Edit, load_edits
-from riebench.generation.lens import block_module
 from riebench.generation.sampler import Request, Sampler, load_sampler
 from riebench.metrics import ScoreBatch, scorers
+
+BLOCK_NAMES = SDXL.default_blocks
 
 EDITS_PER_CATEGORY, SEED, BATCH = 20, 42, 30
 
@@ -59,7 +60,7 @@ def success(sampler: Sampler, modules: Sequence[nn.Module], edits: Sequence[Edit
 def main() -> None:
     edits = [edit for edit in load_edits("tinyworld") if int(edit.id.rsplit("-", 1)[1]) < EDITS_PER_CATEGORY]
     sampler = load_sampler(BACKBONES.get("tinyworld-turbo@1"), torch.device("cpu"), BATCH)
-    groups = attention_groups(sampler.unet)
+    groups = attention_groups(sampler.denoiser)
     print(pd.DataFrame({name: success(sampler, modules, edits) for name, modules in groups.items()}).round(2))
 
 

@@ -13,9 +13,10 @@ import numpy as np
 from PIL import Image
 
 from riebench.backbones.loading import choose_device, choose_dtype
-from riebench.backbones.table import BLOCK_NAMES, check_blocks
 from riebench.core.errors import UserError
+from riebench.core.pictures import mask_picture, to_picture
 from riebench.edits.edit import Edit
+from riebench.generation.interventions import Intervention
 from riebench.methods.method import Method
 from riebench.runs import run as runs
 from riebench.runs.config import MethodConfig, RunConfig, read_config
@@ -82,7 +83,7 @@ def edit(
     region: str | np.ndarray = "everything",
     edited_region: str | np.ndarray | None = None,
     method: str | Method = "sae",
-    blocks: Sequence[str] = BLOCK_NAMES,
+    blocks: Sequence[str] = (),
     seed: int = 42,
     category: str = "change_object",
     backbone: str | Mapping[str, Any] = "tinyworld-turbo@1",
@@ -103,37 +104,53 @@ def edit(
     if not isinstance(method, str) and settings:
         raise UserError(f"{', '.join(settings)} cannot be given beside a method", remedy="set them in the method")
     chosen = MethodConfig(method, settings).build() if isinstance(method, str) else method
-    wanted = variant_of(chosen, check_blocks(list(blocks)))
     with tempfile.TemporaryDirectory() as folder:
         regions = [_phrase(region, Path(folder) / "original.png")]
         regions.append(regions[0] if edited_region is None else _phrase(edited_region, Path(folder) / "edited.png"))
         item = Edit("custom", category, original_prompt, edited_prompt, *regions)
-        engine = engine or _open(backbone, dictionaries, device)
+        engine = engine or _open(backbone, dictionaries, device, blocks)
         kind = kind_of_donor(chosen)
         cases = [(item, seed), *([find_donor((item, seed), kind, ())] if kind else [])]
         reference, *donors = engine.references(cases, [chosen])
     reference = dataclasses.replace(reference, donors=dict(zip([kind], donors, strict=False)))
-    (result,) = engine.results([(reference, [wanted])])
+    wanted = engine.backbone.family.in_order(blocks or engine.backbone.blocks)
+    (result,) = engine.results([(reference, [variant_of(chosen, wanted)])])
     if result.image is None:
         raise UserError(f"this edit cannot be made: {result.row['reason']}", remedy="change the region or the seed")
     shown = (reference.pictures.original, reference.pictures.edited, result.image)
     masks = (Image.fromarray(mask.numpy()).convert("L") for mask in reference.pictures.regions)
-    return Edited(*map(runs.to_picture, shown), tuple(masks), result.chosen, result.row)
+    return Edited(*map(to_picture, shown), tuple(masks), result.chosen, result.row)
 
 
-def _open(backbone: str | Mapping[str, Any], dictionaries: str | Path, device: str) -> Engine:
-    config = RunConfig(backbone=backbone, dictionaries=str(dictionaries))
+def generate(
+    prompt: str,
+    *,
+    seed: int = 42,
+    intervention: Intervention | None = None,
+    backbone: str | Mapping[str, Any] = "tinyworld-turbo@1",
+    device: str = "auto",
+    engine: Engine | None = None,
+) -> Image.Image:
+    """Returns one image of a prompt, with what is added while it is generated; no grounder and no judge is loaded.
+
+    intervention: for instance of `Engine.generation.intervention({"up.0.1": {12: 3.0}})`. engine: an open one, to spare
+    loading again, in place of `backbone` and `device`. Raises `UserError` where a name is unknown or weights are
+    missing.
+    """
+    engine = engine or _open(backbone, "", device, ())
+    return to_picture(engine.generation.image(prompt, seed, intervention))
+
+
+def _open(backbone: str | Mapping[str, Any], dictionaries: str | Path, device: str, blocks: Sequence[str]) -> Engine:
+    config = RunConfig(backbone=backbone, dictionaries=str(dictionaries), blocks=tuple(blocks))
     found = config.open_backbone()
     dtype = dtype_name(choose_dtype(found, choose_device(device)))
     return open_engine(found, device, setup=config.setup(dtype), batch_size=2)
 
 
 def _phrase(region: str | np.ndarray, path: Path) -> str:
-    """The region's phrase; a mask is written to `path` for it."""
+    """Returns the region's phrase; a mask is written to `path` for it."""
     if isinstance(region, str):
         return region
-    mask = np.asarray(region)
-    if mask.ndim != 2:
-        raise UserError(f"a mask has shape {mask.shape}", remedy="give [height, width]")
-    Image.fromarray(np.where(mask.astype(bool), 255, 0).astype(np.uint8)).save(path)
+    mask_picture(region).save(path)
     return f"mask:{path}"

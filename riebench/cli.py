@@ -316,7 +316,7 @@ def _run(arguments) -> None:
         address=arguments.address,
         compile=arguments.compile,
     )
-    made = f"{done.manifest['made']} made now, {done.manifest['unet_forwards']:.0f} U-Net forwards"
+    made = f"{done.manifest['made']} made now, {done.manifest['forwards']:.0f} forwards"
     print(f"\n{block_table(done.summary)}\n")
     print(f"{done.manifest['results']} results in {done.manifest['seconds']:.0f} s ({made})")
     print(f"report: {done.report.resolve()}")
@@ -326,7 +326,7 @@ def _edit(arguments) -> None:
     import yaml
 
     from riebench.api import edit
-    from riebench.backbones.table import BACKBONES, BLOCK_NAMES
+    from riebench.backbones.table import BACKBONES
     from riebench.metrics import default_metrics, describe
 
     settings = {}
@@ -341,7 +341,7 @@ def _edit(arguments) -> None:
         region=arguments.region,
         edited_region=arguments.edited_region,
         method=arguments.method,
-        blocks=arguments.blocks.split(",") if arguments.blocks else BLOCK_NAMES,
+        blocks=arguments.blocks.split(",") if arguments.blocks else (),
         seed=arguments.seed,
         backbone=arguments.backbone,
         dictionaries=arguments.dictionaries,
@@ -494,9 +494,9 @@ def _ls(arguments) -> None:
 
 def _listed(kind: str) -> list[tuple[str, str]]:
     if kind == "blocks":
-        from riebench.backbones.table import BLOCKS
+        from riebench.backbones.sdxl import SDXL
 
-        return list(BLOCKS.items())
+        return [(block, place.path) for block, place in SDXL.places.items()]
     if kind == "categories":
         from riebench.edits.edit import CATEGORIES
 
@@ -529,14 +529,14 @@ def _registries() -> dict:
 
 def _harvest(arguments) -> None:
     from riebench.backbones.loading import choose_device, choose_dtype
-    from riebench.backbones.table import BACKBONES, BLOCK_NAMES, check_blocks
+    from riebench.backbones.table import BACKBONES
     from riebench.dictionaries.harvest import harvest_to_store
     from riebench.dictionaries.prompts import read_prompts
     from riebench.generation.sampler import load_sampler
 
     backbone, device = BACKBONES.get(arguments.backbone), choose_device(arguments.device)
     dtype = choose_dtype(backbone, device, arguments.dtype)
-    blocks = check_blocks(arguments.blocks.split(",")) if arguments.blocks else BLOCK_NAMES
+    blocks = backbone.family.in_order(arguments.blocks.split(",")) if arguments.blocks else backbone.blocks
     prompts = read_prompts(
         arguments.prompts,
         column=arguments.column,

@@ -10,7 +10,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from riebench.backbones.table import BACKBONES, VAES, Backbone, backbone_folder, fetch_name, is_shipped, weights_for
+from riebench.backbones.folders import backbone_folder, fetch_name, is_shipped, weights_for
+from riebench.backbones.released import VAES
+from riebench.backbones.table import BACKBONES, Backbone
 from riebench.core.errors import UserError
 from riebench.core.hub import Weights, missing_files
 from riebench.metrics.weights import METRIC_WEIGHTS

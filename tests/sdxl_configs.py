@@ -21,11 +21,12 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from riebench.backbones.family import Site
 from riebench.backbones.loading import block_grids, cast_decoder_input
 from riebench.backbones.table import Backbone
 from riebench.core.files import data_folder
 from riebench.generation.interventions import Intervention
-from riebench.generation.lens import Lens, Site
+from riebench.generation.lens import Lens
 from riebench.generation.sampler import Request, Sampler
 
 UNET = {

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import riebench
-from riebench.backbones.table import BACKBONES, is_shipped
+from riebench.backbones.folders import is_shipped
+from riebench.backbones.table import BACKBONES
 from riebench.runs.engine import open_engine
 
 RED = "flat poster of a standing red plain heart in the sky"

@@ -11,11 +11,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from riebench.backbones.table import Backbone, check_blocks
+from riebench.backbones.table import Backbone
 from riebench.core.errors import UserError
 from riebench.dictionaries.harvest import made_by, rows_per_prompt, stream
 from riebench.dictionaries.streaming import StreamedBatches
-from riebench.generation.lens import block_module
 from riebench.generation.sampler import Sampler, load_sampler
 from sae_models.activation_store import ActivationStore, StoreBatches
 
@@ -27,6 +26,8 @@ class TrainingData(Protocol):
     """Rows of several blocks of one backbone."""
 
     backbone: str
+    site: str
+    """Kind of the sites that the rows are of."""
     blocks: tuple[str, ...]
     widths: dict[str, int]
     """Block -> C."""
@@ -68,12 +69,14 @@ class Generated:
         seed: int,
         *,
         branch: str = "both",
+        site: str = "update",
         buffer_rows: int = BUFFER_ROWS,
     ) -> None:
         self.sampler, self.prompts, self.seed = sampler, prompts, seed
-        self.branch, self.buffer_rows = branch, buffer_rows
-        self.backbone, self.blocks, self.device = sampler.backbone.name, check_blocks(tuple(blocks)), sampler.device
-        self.widths = {block: block_module(sampler.unet, block).out_channels for block in self.blocks}
+        self.branch, self.site, self.buffer_rows = branch, site, buffer_rows
+        self.backbone, self.device = sampler.backbone.name, sampler.device
+        self.blocks = sampler.backbone.family.in_order(blocks)
+        self.widths = {one.block: sampler.blocks.width(one) for one in sampler.blocks.sites(self.blocks, site)}
         _refuse_unlike({block: rows_per_prompt(sampler, block, branch) for block in self.blocks}, self.widths)
         self._trained_on = len(prompts) - _held_back(len(prompts))
 
@@ -81,7 +84,8 @@ class Generated:
         return self._trained_on * rows_per_prompt(self.sampler, self.blocks[0], self.branch)
 
     def made_by(self) -> dict[str, Any]:
-        return made_by(self.sampler, self.prompts, self.seed, self.branch) | {"buffer_rows": self.buffer_rows}
+        found = made_by(self.sampler, self.blocks, self.prompts, self.seed, self.branch, self.site)
+        return found | {"buffer_rows": self.buffer_rows}
 
     def batches(self, blocks: Sequence[str], batch_size: int) -> StreamedBatches:
         return StreamedBatches(self.sampler, **self._words(blocks, batch_size))
@@ -97,11 +101,12 @@ class Generated:
             "batch_size": batch_size,
             "buffer_rows": self.buffer_rows,
             "branch": self.branch,
+            "site": self.site,
         }
 
     def held_back(self, blocks: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-        chunks = stream(self.sampler, blocks, self.prompts, self.seed, start=self._trained_on, branch=self.branch)
-        for chunk in chunks:
+        of = {"start": self._trained_on, "branch": self.branch, "site": self.site}
+        for chunk in stream(self.sampler, blocks, self.prompts, self.seed, **of):
             yield {block: rows.values for block, rows in chunk.items()}
 
 
@@ -129,6 +134,7 @@ class Stored:
             store.expect(block=block)
         self.store, self.seed, self.device = store, seed, torch.device(device)
         self.backbone, self.blocks = store.backbone, tuple(blocks) or store.blocks
+        self.site = store.origin.made_by.get("site", "update")
         self.widths = {block: store.origin.widths[block] for block in self.blocks}
         _refuse_unlike({block: store.rows[block] for block in self.blocks}, self.widths)
         self._prompts = store.origin.made_by["prompts"]

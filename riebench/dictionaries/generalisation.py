@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from riebench.backbones.loading import choose_device
-from riebench.backbones.table import BLOCK_NAMES, Backbone
+from riebench.backbones.sdxl import SDXL
+from riebench.backbones.table import BACKBONES, Backbone
 from riebench.core.errors import UserError, did_you_mean
 from riebench.core.progress import Progress
 from riebench.dictionaries.prompts import world_prompts
-from riebench.generation.lens import find_sites
 from riebench.generation.sampler import Request, Sampler, load_sampler
 from sae_models import index
 from sae_models.comparison import active_overlap
@@ -84,7 +84,15 @@ def find_entries(trained_on: str, names: Sequence[str], root: Path | None) -> li
                 remedy=f"take one of {', '.join(there)}",
             )
     named = [entry for entry in known if entry.name in (names or there)]
-    return sorted(named, key=lambda entry: (BLOCK_NAMES.index(entry.block), entry.num_features, entry.k))
+    order = _block_order(trained_on)
+    return sorted(named, key=lambda entry: (order.index(entry.block), entry.num_features, entry.k))
+
+
+def _block_order(backbone: str) -> list[str]:
+    """Returns the blocks that dictionaries of a backbone may be of, in its order; of SDXL where it is not known
+    here."""
+    family = BACKBONES.get(backbone).family if backbone in BACKBONES.names() else SDXL
+    return list(family.places)
 
 
 def evaluate_steps(
@@ -101,7 +109,8 @@ def evaluate_steps(
     courses = [
         {branch: _Tallies(dictionary, sampler.backbone.steps) for branch in branches} for _, dictionary in dictionaries
     ]
-    sites = find_sites(sampler.unet, list(dict.fromkeys(block for block, _ in dictionaries)), "update")
+    blocks = dict.fromkeys(block for block, _ in dictionaries)
+    sites = sampler.blocks.sites(blocks, sampler.backbone.family.default_site)
     with Progress(f"evaluating on {sampler.backbone.name}", total=len(prompts), unit="prompt") as progress:
         for start in range(0, len(prompts), sampler.batch_size):
             chunk = prompts[start : start + sampler.batch_size]
@@ -127,10 +136,10 @@ class _Tallies:
         self._cosine_sums, self._overlap_sums = [0.0] * (steps - 1), [0.0] * (steps - 1)
 
     def add(self, updates: Tensor) -> None:
-        """Counts in updates `[n, steps, C, h, w]`."""
+        """Counts in updates `[n, steps, cells, C]`."""
         latents_before = None
         for step, tally in enumerate(self._tallies):
-            latents = tally.add(updates[:, step].permute(0, 2, 3, 1).flatten(0, 2))
+            latents = tally.add(updates[:, step].flatten(0, 1))
             if step:
                 cosine = cosine_similarity(latents_before, latents, dim=1)
                 self._cosine_sums[step - 1] += float(cosine.sum(dtype=torch.float64))

@@ -2,8 +2,8 @@
 
 Prompt number i (from 0, in the list as a whole) is generated from noise of its own, drawn from `seed + i`. Batches are
 padded to one size, in the text encoders too, so a row's bits do not depend on its company: what is harvested from the
-middle on is what a harvest from the beginning has there. The U-Net stops behind the last block that is wanted at the
-last step, and the VAE is never run. Rows are converted from what the U-Net computes in to bfloat16.
+middle on is what a harvest from the beginning has there. The denoiser stops behind the last block that is wanted at the
+last step, and the VAE is never run. Rows are converted from what the denoiser computes in to bfloat16.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from queue import SimpleQueue
 import torch
 from torch import Tensor
 
-from riebench.backbones.loading import block_grids, weights_sha256
-from riebench.backbones.table import check_blocks
+from riebench.backbones.family import Site
+from riebench.backbones.loading import weights_sha256
 from riebench.core.batches import fixed_batches, halving
 from riebench.core.errors import UserError
 from riebench.core.progress import Progress
 from riebench.core.threads import MOST, threads, usable_cores
-from riebench.edits.edit import strip_marks
-from riebench.generation.lens import Lens, Trace, block_module, find_sites
+from riebench.generation.lens import Lens
 from riebench.generation.sampler import Sampler
 from sae_models.activation_store import BRANCHES, COLUMNS, DTYPE, ActivationStore, Origin, Rows, StoreWriter
 from sae_models.tensors import dtype_name
@@ -49,20 +48,24 @@ def stream(
     start: int = 0,
     stop: int | None = None,
     branch: str = "both",
+    site: str = "update",
 ) -> Iterator[Chunk]:
-    """Rows of prompts `start` to `stop`, a batch of the sampler at a time; values on its device, columns on the CPU.
+    """Yields rows of prompts `start` to `stop`, a batch of the sampler at a time; values on its device, columns on the
+    CPU.
 
-    branch: of guidance, "cond", "uncond" or "both"; without guidance there is only "cond". Where memory runs out the
-    sampler's batch size is halved, for good; then a harvest equals another up to rounding. Raises `UserError` for an
-    unknown block, for branches that the backbone has not, and naming prompt and step for rows that are not finite.
+    site: "update" or "stream", what is read of a block. branch: of guidance, "cond", "uncond" or "both"; without
+    guidance there is only "cond". Where memory runs out the sampler's batch size is halved, for good; then a harvest
+    equals another up to rounding. Raises `UserError` for an unknown block, for branches that the backbone has not, and
+    naming prompt and step for rows that are not finite.
     """
-    blocks, codes = check_blocks(tuple(blocks)), _branches(sampler, branch)
+    codes = _branches(sampler, branch)
+    sites = sampler.blocks.sites(sampler.backbone.family.in_order(blocks), site)
     stop = len(prompts) if stop is None else stop
     done = start
     while done < stop:
 
         def work(size: int, done: int = done) -> Chunk:
-            return _chunk(sampler, blocks, prompts, range(done, min(done + size, stop)), seed, codes, size)
+            return _chunk(sampler, sites, prompts, range(done, min(done + size, stop)), seed, codes, size)
 
         what = f"harvesting from {sampler.backbone.name}"
         chunk, sampler.batch_size = halving(work, sampler.batch_size, what)
@@ -73,8 +76,8 @@ def stream(
 
 
 def rows_per_prompt(sampler: Sampler, block: str, branch: str = "both") -> int:
-    """Rows that a prompt gives at a block: branches * steps * cells."""
-    height, width = _grids(sampler)[block]
+    """Returns the rows that a prompt gives at a block: branches * steps * cells."""
+    height, width = sampler.grids([block])[block]
     return len(_branches(sampler, branch)) * sampler.backbone.steps * height * width
 
 
@@ -86,6 +89,7 @@ def harvest_to_store(
     folder: Path,
     *,
     branch: str = "both",
+    site: str = "update",
     shard_bytes: int = SHARD_BYTES,
 ) -> ActivationStore:
     """Harvests into a store, and returns it complete. Goes on where a killed harvest of the same settings stopped, and
@@ -101,17 +105,17 @@ def harvest_to_store(
     full at the latest; what was written stays, and what was handed to be written before another error or Ctrl-C is
     written.
     """
-    blocks = check_blocks(tuple(blocks))
+    blocks = sampler.backbone.family.in_order(blocks)
     if not blocks or not prompts:
         raise UserError("there is nothing to harvest", remedy="give at least one block and one prompt")
-    widths = {block: block_module(sampler.unet, block).out_channels for block in blocks}
+    widths = {one.block: sampler.blocks.width(one) for one in sampler.blocks.sites(blocks, site)}
     row_bytes = {block: rows_per_prompt(sampler, block, branch) * widths[block] * DTYPE.itemsize for block in blocks}
     each = min(max(1, shard_bytes // max(row_bytes.values())), len(prompts))  # prompts a shard
     origin = Origin(
         sampler.backbone.name,
         widths,
         -(-len(prompts) // each),
-        made_by(sampler, prompts, seed, branch) | {"shard_prompts": each},
+        made_by(sampler, blocks, prompts, seed, branch, site) | {"shard_prompts": each},
     )
     gigabytes = len(prompts) * sum(row_bytes.values()) / 1e9
     with StoreWriter(folder, origin) as writer:
@@ -124,7 +128,7 @@ def harvest_to_store(
             for _, group in groupby(enumerate(missing), lambda item: item[1] - item[0]):  # neighbouring shards
                 numbers = [number for _, number in group]
                 first, last = numbers[0] * each, min((numbers[-1] + 1) * each, len(prompts))
-                with closing(_shared(samplers, blocks, prompts, seed, first, last, branch)) as chunks:
+                with closing(_shared(samplers, blocks, prompts, seed, (first, last), branch, site)) as chunks:
                     for number, shard in zip(numbers, _cut(chunks, each), strict=True):
                         writer.write_behind(number, shard)
                         left -= min(each, len(prompts) - number * each)
@@ -153,13 +157,14 @@ def _shared(
     blocks: Sequence[str],
     prompts: Sequence[str],
     seed: int,
-    start: int,
-    stop: int,
+    span: tuple[int, int],
     branch: str,
+    site: str,
 ) -> Iterator[Chunk]:
-    """What `stream` gives, in its order; each batch is made, in a thread, by the sampler that is free first. Holds at
-    most a batch more than there are samplers. Closing it waits for the batches in hand."""
-    size = samplers[0].batch_size
+    """Yields what `stream` gives of the prompts of a span, in its order; each batch is made, in a thread, by the
+    sampler that is free first. Holds at most a batch more than there are samplers. Closing it waits for the batches
+    in hand."""
+    (start, stop), size = span, samplers[0].batch_size
     idle: SimpleQueue[Sampler] = SimpleQueue()
     for sampler in samplers:
         idle.put(sampler)
@@ -168,7 +173,7 @@ def _shared(
         sampler = idle.get()
         try:
             last = min(first + size, stop)
-            return list(stream(sampler, blocks, prompts, seed, start=first, stop=last, branch=branch))
+            return list(stream(sampler, blocks, prompts, seed, start=first, stop=last, branch=branch, site=site))
         finally:
             idle.put(sampler)
 
@@ -192,59 +197,41 @@ class _Enough(Exception):
 @torch.no_grad()
 def _chunk(
     sampler: Sampler,
-    blocks: tuple[str, ...],
+    sites: Sequence[Site],
     prompts: Sequence[str],
     numbers: range,
     seed: int,
     codes: Sequence[int],
     size: int,
 ) -> Chunk:
-    """Rows of the prompts of those numbers, which fit into one batch of `size`. codes: of the branches wanted."""
+    """Returns rows of the prompts of those numbers, which fit into one batch of `size`. codes: of the branches
+    wanted."""
     ((padded, count),) = fixed_batches(list(numbers), size)
     found = {}
-    for block, steps in _updates(sampler, blocks, [prompts[i] for i in padded], [seed + i for i in padded]).items():
-        by_branch = torch.stack(steps, dim=1).unflatten(0, (-1, size))  # under guidance the rows are [uncond, cond]
-        values = by_branch[[len(by_branch) - 1 - code for code in codes], :count].transpose(0, 1)
+    branches = [sampler.backbone.branches.index(BRANCHES[code]) for code in codes]
+    for block, steps in _values(sampler, sites, [prompts[i] for i in padded], [seed + i for i in padded]).items():
+        by_branch = torch.stack(steps, dim=1).unflatten(0, (-1, size))
+        values = by_branch[branches, :count].transpose(0, 1)
         found[block] = _rows(values, numbers.start, codes)
     return found
 
 
-def _updates(
-    sampler: Sampler, blocks: tuple[str, ...], prompts: list[str], seeds: list[int]
-) -> dict[str, list[Tensor]]:
-    """Block -> for each step `[rows, cells, C]` in bfloat16; under guidance twice as many rows, [uncond, cond]."""
-    pipeline, backbone = sampler.pipeline, sampler.backbone
-    states, _, pooled, _ = pipeline.encode_prompt([strip_marks(p) for p in prompts], do_classifier_free_guidance=False)
-    kept: dict[str, list[Tensor]] = {block: [] for block in blocks}
+def _values(sampler: Sampler, sites: Sequence[Site], prompts: list[str], seeds: list[int]) -> dict[str, list[Tensor]]:
+    """Returns block -> for each step `[rows, cells, C]` in bfloat16; under guidance each branch has all rows."""
+    kept: dict[str, list[Tensor]] = {site.block: [] for site in sites}
 
     def keep() -> None:
-        for site, (update_bchw,) in lens.trace.values.items():
-            kept[site.block].append(update_bchw.permute(0, 2, 3, 1).flatten(1, 2).to(DTYPE))
-        lens.trace = Trace()
-
-    def on_step_end(_pipeline, step, _timestep, tensors):
-        keep()
-        lens.step = step + 1
-        return tensors
+        for site, (value_bnc,) in lens.take().items():
+            kept[site.block].append(value_bnc.to(DTYPE))
 
     def stop_after_last(*_args) -> None:
-        if lens.step == backbone.steps - 1:
+        if lens.step == sampler.backbone.steps - 1:
             raise _Enough
 
-    with Lens(sampler.unet, find_sites(sampler.unet, blocks, "update")) as lens:
-        last = block_module(sampler.unet, blocks[-1])
+    with Lens(sampler.blocks, sites) as lens:
+        last = sampler.blocks.module(sites[-1].block)
         with last.register_forward_hook(stop_after_last), suppress(_Enough):
-            pipeline(
-                prompt_embeds=states,
-                pooled_prompt_embeds=pooled,
-                num_inference_steps=backbone.steps,
-                guidance_scale=backbone.guidance,
-                height=sampler.height,
-                width=sampler.width,
-                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-                callback_on_step_end=on_step_end,
-                output_type="latent",
-            )
+            sampler.run_pipeline(sampler.encode(prompts), seeds, lens, output_type="latent", after_step=keep)
         keep()
     return kept
 
@@ -266,7 +253,7 @@ def _rows(values: Tensor, first: int, codes: Sequence[int]) -> Rows:
 
 
 def _cut(chunks: Iterator[Chunk], each: int) -> Iterator[dict[str, Rows]]:
-    """Shards of `each` prompts, on the CPU; the last one may hold fewer. A row is copied once, to its place."""
+    """Yields shards of `each` prompts, on the CPU; the last one may hold fewer. A row is copied once, to its place."""
     shard: dict[str, Rows] = {}
     done = 0  # prompts in it
     for chunk in chunks:
@@ -289,7 +276,7 @@ def _cut(chunks: Iterator[Chunk], each: int) -> Iterator[dict[str, Rows]]:
 
 
 def _branches(sampler: Sampler, branch: str) -> list[int]:
-    """Codes of the branches wanted, as in the column `branch`."""
+    """Returns the codes of the branches wanted, as in the column `branch`."""
     if branch not in (*BRANCHES, "both"):
         raise UserError(f"branch is {branch!r}", remedy="use cond, uncond or both")
     if not sampler.backbone.guided:
@@ -302,22 +289,21 @@ def _branches(sampler: Sampler, branch: str) -> list[int]:
     return [code for code, name in enumerate(BRANCHES) if branch in (name, "both")]
 
 
-def _grids(sampler: Sampler) -> dict[str, tuple[int, int]]:
-    return block_grids(sampler.unet, sampler.height, sampler.width, sampler.pipeline.vae_scale_factor)
-
-
-def made_by(sampler: Sampler, prompts: Sequence[str], seed: int, branch: str) -> dict[str, object]:
-    """What decides the rows beside backbone and blocks, as JSON has it."""
-    pipeline = sampler.pipeline
+def made_by(
+    sampler: Sampler, blocks: Sequence[str], prompts: Sequence[str], seed: int, branch: str, site: str
+) -> dict[str, object]:
+    """Returns what decides the rows beside the backbone, as JSON has it."""
+    family, pipeline = sampler.backbone.family, sampler.pipeline
     return {
-        "weights_sha256": weights_sha256(pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2),
+        "weights_sha256": weights_sha256(sampler.denoiser, *(getattr(pipeline, part) for part in family.text_encoders)),
         "prompts": len(prompts),
         "prompts_sha256": hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest(),
         "seed": seed,
         "steps": sampler.backbone.steps,
         "guidance": sampler.backbone.guidance,
         "branch": branch if sampler.backbone.guided else "cond",
-        "dtype": dtype_name(sampler.unet.dtype),
+        "site": site,
+        "dtype": dtype_name(sampler.denoiser.dtype),
         "pixels": [sampler.height, sampler.width],
-        "grids": {block: list(grid) for block, grid in _grids(sampler).items()},
+        "grids": {block: list(grid) for block, grid in sampler.grids(blocks).items()},
     }

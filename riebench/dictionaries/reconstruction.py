@@ -13,14 +13,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from riebench.backbones.table import blocks_text, check_blocks
+from riebench.backbones.family import Family, Site, blocks_text
 from riebench.core.errors import UserError
+from riebench.core.pictures import eight_bits
 from riebench.core.progress import Progress
-from riebench.generation.lens import Site, block_module
 from riebench.generation.replacement import Scope, recorded_outputs, replaced
 from riebench.generation.sampler import Request, Sample, Sampler
 from riebench.metrics.models import ScoringModels
-from riebench.runs.scoring import eight_bits
 from sae_models.dictionary import Dictionary
 from sae_models.pca import PCA
 
@@ -53,12 +52,12 @@ def reconstruction_effect(
     """
     _check(sampler, dictionaries, prompts, seeds, scopes)
     requests = [Request(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
-    places = _places(dictionaries)
+    places = _places(dictionaries, sampler.backbone.family)
     conditions = len(scopes) * sum(2 + len(names) for names in places.values())
     rows, done = [], 0
     with Progress(f"replacing on {sampler.backbone.name}", len(requests) * (1 + conditions), unit="image") as progress:
         undisturbed = []
-        blocks = check_blocks([block for by_block in dictionaries.values() for block in by_block])
+        blocks = sampler.backbone.family.in_order(block for by_block in dictionaries.values() for block in by_block)
         for chunk in _chunks(sampler, requests):
             undisturbed.append(_generate_undisturbed(sampler, chunk, blocks))
             progress.update(done := done + len(chunk))
@@ -101,14 +100,14 @@ class _Undisturbed:
     """Block -> the sum `[C]` over images and rows of the mean update over steps and cells, float64."""
     num_rows: int
     outputs: Sequence[Tensor]
-    """The U-Net's, a step each; none where memory ran out and the batch was halved."""
+    """The denoiser's, a step each; none where memory ran out and the batch was halved."""
 
 
 def _generate_undisturbed(sampler: Sampler, requests: Sequence[Request], blocks: Sequence[str]) -> _Undisturbed:
-    with recorded_outputs(sampler.unet) as outputs:
+    with recorded_outputs(sampler.denoiser) as outputs:
         samples = sampler.generate(requests, [Site(block) for block in blocks])
     traces = [trace for sample in samples for trace in (sample.trace, sample.uncond_trace) if trace]
-    sums = {block: sum(trace[Site(block)].double().mean(dim=(0, 2, 3)) for trace in traces) for block in blocks}
+    sums = {block: sum(trace[Site(block)].double().mean(dim=(0, 1)) for trace in traces) for block in blocks}
     whole = len(outputs) == sampler.backbone.steps
     return _Undisturbed(requests, _images(samples), sums, len(traces), outputs if whole else ())
 
@@ -120,11 +119,11 @@ def _means(undisturbed: Sequence[_Undisturbed], device: torch.device) -> dict[st
     return {block: (sum_c / count).float().to(device) for block, sum_c in sums.items()}
 
 
-def _places(dictionaries: Mapping[str, Mapping[str, Dictionary]]) -> dict[tuple[str, ...], list[str]]:
-    """Blocks that are replaced together -> the names that have a dictionary of each."""
+def _places(dictionaries: Mapping[str, Mapping[str, Dictionary]], family: Family) -> dict[tuple[str, ...], list[str]]:
+    """Returns blocks that are replaced together -> the names that have a dictionary of each."""
     places: dict[tuple[str, ...], list[str]] = {}
     for name, by_block in dictionaries.items():
-        blocks_of_name = check_blocks(tuple(by_block))
+        blocks_of_name = family.in_order(by_block)
         for blocks in dict.fromkeys([*((block,) for block in blocks_of_name), blocks_of_name]):
             places.setdefault(blocks, []).append(name)
     return places
@@ -190,7 +189,7 @@ def _check(
         scope.steps(sampler.backbone)
     for name, by_block in dictionaries.items():
         for block, dictionary in by_block.items():
-            channels = block_module(sampler.unet, block).config.in_channels
+            channels = sampler.blocks.width(Site(block))
             if dictionary.width != channels:
                 raise UserError(
                     f"the dictionary {name} of {block} codes {dictionary.width} values, the block's update has "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from riebench.backbones.loading import choose_device
-from riebench.backbones.table import BACKBONES, BLOCK_NAMES, Backbone, check_blocks
+from riebench.backbones.table import BACKBONES, Backbone
 from riebench.core.errors import UserError, did_you_mean
 from riebench.dictionaries.data import BUFFER_ROWS, Generated, Stored, TrainingData
 from riebench.dictionaries.prompts import read_prompts
@@ -53,18 +53,20 @@ def generated_data(
     column: str = "",
     count: int = 0,
     branch: str = "both",
+    site: str = "",
     seed: int = 0,
     buffer_rows: int = BUFFER_ROWS,
     device: str = "auto",
 ) -> Generated:
-    """Updates of a backbone's blocks (default: all four), for prompts as `read_prompts` takes them (default: how many
-    suits the backbone). Raises `UserError` as that, and as `Generated` does."""
+    """Returns the activations of a backbone's blocks (default: its own), at sites of a kind (default: its family's),
+    for prompts as `read_prompts` takes them (default: how many suits the backbone). Raises `UserError` as that, and
+    as `Generated` does."""
     backbone = BACKBONES.get(backbone) if isinstance(backbone, str) else backbone
     count = count or (0 if prompts else DEFAULTS[backbone.judges].prompts)
     texts = read_prompts(prompts, column=column, count=count, seed=seed, family=backbone.judges)
     sampler = load_sampler(backbone, choose_device(device), HARVEST_BATCH)
-    blocks = check_blocks(tuple(blocks) or BLOCK_NAMES)
-    return Generated(sampler, blocks, texts, seed, branch=branch, buffer_rows=buffer_rows)
+    blocks, site = tuple(blocks) or backbone.blocks, site or backbone.family.default_site
+    return Generated(sampler, blocks, texts, seed, branch=branch, site=site, buffer_rows=buffer_rows)
 
 
 def stored_data(

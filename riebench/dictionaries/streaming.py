@@ -9,11 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riebench.backbones.table import check_blocks
 from riebench.core.errors import UserError
 from riebench.core.progress import Progress
 from riebench.dictionaries.harvest import rows_per_prompt, stream
-from riebench.generation.lens import block_module
 from riebench.generation.sampler import Sampler
 from sae_models.buffer import ShufflingBuffer
 
@@ -21,12 +19,12 @@ from sae_models.buffer import ShufflingBuffer
 class StreamedBatches:
     """Batches for training, straight from generation: no disk, a shuffling buffer for each block.
 
-    An endless iterator over `[blocks, batch_size, C]` bfloat16, blocks in U-Net order, of every block the same prompts,
-    steps and positions. A batch depends on its step alone: in each epoch the prompts go through in windows that fill
-    the buffers once, and the order of a window is drawn from the seed, the epoch and its number. So a training that
-    resumes (`seek`) generates one window again, not all before it. What is held generates nothing: going back in a
-    window, and another epoch where one window holds all prompts. Every row comes once an epoch, but those that do not
-    fill its last batch.
+    An endless iterator over `[blocks, batch_size, C]` bfloat16, blocks in the model's order, of every block the same
+    prompts, steps and positions. A batch depends on its step alone: in each epoch the prompts go through in windows
+    that fill the buffers once, and the order of a window is drawn from the seed, the epoch and its number. So a
+    training that resumes (`seek`) generates one window again, not all before it. What is held generates nothing: going
+    back in a window, and another epoch where one window holds all prompts. Every row comes once an epoch, but those
+    that do not fill its last batch.
 
     buffer_rows: room of a block's buffer, at most; as much of it is used as makes windows of whole prompts and whole
     batches. device: of the buffers, by default the sampler's. Raises `UserError` for settings that cannot be meant, for
@@ -43,10 +41,11 @@ class StreamedBatches:
         *,
         buffer_rows: int,
         branch: str = "both",
+        site: str = "update",
         device: torch.device | None = None,
     ) -> None:
-        self.sampler, self.blocks, self.prompts = sampler, check_blocks(tuple(blocks)), prompts
-        self.seed, self.batch_size, self.branch = seed, batch_size, branch
+        self.sampler, self.blocks, self.prompts = sampler, sampler.backbone.family.in_order(blocks), prompts
+        self.seed, self.batch_size, self.branch, self.site = seed, batch_size, branch, site
         if batch_size < 1 or not self.blocks:
             raise UserError("there are no batches to make", remedy="give at least one block, and batch_size from 1 on")
         each = rows_per_prompt(sampler, self.blocks[0], branch)
@@ -67,12 +66,10 @@ class StreamedBatches:
                 remedy="give more prompts, or lower batch_size",
             )
         self._buffers = {
-            block: ShufflingBuffer(
-                self.window_prompts * each,
-                block_module(sampler.unet, block).out_channels,
-                device=device or sampler.device,
+            one.block: ShufflingBuffer(
+                self.window_prompts * each, sampler.blocks.width(one), device=device or sampler.device
             )
-            for block in self.blocks
+            for one in sampler.blocks.sites(self.blocks, site)
         }
         self._window_steps = self.window_prompts * each // batch_size
         self._epoch, self._window, self._drawn = -1, -1, 0
@@ -131,9 +128,8 @@ class StreamedBatches:
         label = f"generating prompts {start + 1} to {stop} of {len(self.prompts)}"
         with Progress(label, total=stop - start, unit="prompt") as progress:
             done = 0
-            for chunk in stream(
-                self.sampler, self.blocks, self.prompts, self.seed, start=start, stop=stop, branch=self.branch
-            ):
+            span, of = {"start": start, "stop": stop}, {"branch": self.branch, "site": self.site}
+            for chunk in stream(self.sampler, self.blocks, self.prompts, self.seed, **span, **of):
                 for block, rows in chunk.items():
                     self._buffers[block].add(rows.values)
                 done += len(chunk[self.blocks[0]]) // rows_per_prompt(self.sampler, self.blocks[0], self.branch)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from riebench.backbones.table import BLOCK_NAMES, blocks_text
 from riebench.dictionaries.evaluate import OWN_ROWS, shown_steps
 from riebench.dictionaries.generalisation import ALL_STEPS, FEATURE_COSINE, FEATURE_OVERLAP
 from riebench.dictionaries.reconstruction import ZERO
@@ -150,6 +149,7 @@ def _of_steps(found: dict, without: Sequence[str] = ()) -> dict[str, pd.DataFram
 def _of_images(found: dict) -> dict[str, pd.DataFrame]:
     """A table a figure, of what replaces which blocks, at all steps and at the shown ones of each backbone."""
     tables = {}
+    every = max((effect["blocks"] for effect in found["effects"]), key=lambda blocks: blocks.count("+"), default="")
     for field, title in OF_IMAGES.items():
         columns: dict[tuple[str, str], dict[tuple[str, str], float]] = {}
         for effect in found["effects"]:
@@ -159,7 +159,7 @@ def _of_images(found: dict) -> dict[str, pd.DataFrame]:
             head = (
                 step if effect["branch"] == _whole_branch(found, effect["backbone"]) else f"{step} {effect['branch']}"
             )
-            blocks = "all" if effect["blocks"] == blocks_text(BLOCK_NAMES) else effect["blocks"]
+            blocks = "all" if effect["blocks"] == every else effect["blocks"]
             key = blocks, effect["dictionary"] or effect["replacement"]
             columns.setdefault((effect["backbone"], head), {})[key] = effect[field]
         if columns:

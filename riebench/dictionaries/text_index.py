@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from riebench.backbones.loading import choose_device
-from riebench.backbones.table import BACKBONES, BLOCK_NAMES
+from riebench.backbones.table import BACKBONES
 from riebench.core.errors import UserError
 from riebench.core.progress import Progress
 from riebench.dictionaries.prompts import world_prompts
-from riebench.generation.lens import find_sites
 from riebench.generation.sampler import Request, Sampler, load_sampler
 from riebench.methods.text_index import TextIndex, cache_folder, save_text_index
 from sae_models import index
@@ -38,7 +37,7 @@ def build_text_index(
     """
     if len(prompts) < 2:
         raise UserError(f"{len(prompts)} prompts show no contrast", remedy="give some thousands")
-    sites = find_sites(sampler.unet, list(dictionaries), "update")
+    sites = sampler.blocks.sites(dictionaries, sampler.backbone.family.default_site)
     text = _Moments()
     sums = {block: _FeatureSums() for block in dictionaries}
     with Progress("relating features to words", total=len(prompts), unit="prompt") as progress:
@@ -48,7 +47,7 @@ def build_text_index(
             text.add(text_pe, text_pe)
             traces = sampler.trace([Request(prompt, seed + start + i) for i, prompt in enumerate(chunk)], sites)
             for site in sites:
-                rows_pnc = torch.stack([trace[site].permute(0, 2, 3, 1).flatten(0, 2) for trace in traces])
+                rows_pnc = torch.stack([trace[site].flatten(0, 1) for trace in traces])
                 rows = rows_pnc.flatten(0, 1).float().to(sampler.device)
                 z_pnf = dictionaries[site.block].encode(rows).unflatten(0, rows_pnc.shape[:2]).cpu()
                 sums[site.block].add(z_pnf, text_pe)
@@ -112,7 +111,7 @@ def index_text(
     found = BACKBONES.get(backbone)
     texts = _read_prompts(Path(prompts)) if not isinstance(prompts, int) else _captions(found.judges, backbone, prompts)
     where, folder = choose_device(device), Path(out) if out else cache_folder()
-    entries = {block: index.find(found.dictionaries or found.name, block) for block in BLOCK_NAMES}
+    entries = {block: index.find(found.dictionaries or found.name, block) for block in found.blocks}
     dictionaries = {block: index.open(entry, device=str(where)) for block, entry in entries.items()}
     indices = build_text_index(load_sampler(found, where, BATCH), dictionaries, texts, FIRST_SEED)
     paths = {block: folder / f"{index.fingerprint(entry)[:16]}.safetensors" for block, entry in entries.items()}

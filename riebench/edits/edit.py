@@ -22,10 +22,14 @@ class Category:
     id: int
     name: str
     title: str
+    region: str = "own"
+    """Whose region counts: "own", each image its own; or that of the "original" or the "edited" image, on both."""
 
 
+#: Category -> whose region counts, of those where it is not each image's own.
+_SHARED_REGION = {"add_object": "edited", "delete_object": "original"}
 CATEGORIES = tuple(
-    Category(number, name, name.replace("_", " "))
+    Category(number, name, name.replace("_", " "), _SHARED_REGION.get(name, "own"))
     for number, name in enumerate(
         (
             "change_object",
@@ -84,6 +88,11 @@ class Placed:
     edit: Edit
     file: str
     line: int
+
+
+def region_of(category: str) -> str:
+    """Returns whose region counts in a category (`Category.region`); in one of one's own, each image's own."""
+    return next((one.region for one in CATEGORIES if one.name == category), "own")
 
 
 def strip_marks(prompt: str) -> str:

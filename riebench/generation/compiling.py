@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from diffusers import StableDiffusionXLPipeline
-from diffusers.models.attention_processor import Attention
-from diffusers.models.resnet import ResnetBlock2D
+from diffusers import DiffusionPipeline
 
-RECOMPILATIONS = 64  # torch gives up after 8 of one function; SDXL's blocks come in more shapes
+from riebench.backbones.family import Family
+
+RECOMPILATIONS = 64  # torch gives up after 8 of one function; a pipeline's blocks come in more shapes
 
 
-def compile_parts(pipeline: StableDiffusionXLPipeline, **options) -> None:
-    """Compiles the residual blocks and attentions of the U-Net, and the decoder. What is traced, edited or replayed,
-    the transformers with their feed-forwards and the U-Net as a whole, stays as it is, so hooks go on working.
+def compile_parts(family: Family, pipeline: DiffusionPipeline, **options: Any) -> None:
+    """Compiles the modules that the family names (`Family.compilable`). What is traced, edited or replayed stays as it
+    is, so hooks go on working.
 
     options: of `torch.compile`. The first batch takes minutes; images differ from uncompiled ones by rounding.
     """
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILATIONS)
-    parts = [module for module in pipeline.unet.modules() if isinstance(module, ResnetBlock2D | Attention)]
-    for module in [*parts, pipeline.vae.decoder]:
-        module.forward = torch.compile(module.forward, **options)
+    for module in family.compilable(pipeline):
+        module.forward = _patient(torch.compile(module.forward, **options))
+
+
+def _patient(compiled: Callable) -> Callable:
+    """Returns the function with torch's limit of recompilations raised while it runs, and at no other time."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with torch._dynamo.config.patch(recompile_limit=max(torch._dynamo.config.recompile_limit, RECOMPILATIONS)):
+            return compiled(*args, **kwargs)
+
+    return forward

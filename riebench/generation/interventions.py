@@ -1,4 +1,4 @@
-"""Intervention: a serialisable description of a change to one generation."""
+"""Intervention: a description of a change to one generation, which can be saved."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from riebench.backbones.family import Site
 from riebench.core.errors import UserError
 from riebench.core.files import write_bytes
-from riebench.generation.lens import Site
 from riebench.generation.live import Rewrite
+from sae_models.dictionary import Dictionary
 
 BRANCHES = ("cond", "uncond", "both")
 
 
 def window_steps(window: str, steps: int) -> tuple[int, ...]:
-    """The steps of a window, counted from 0: "all", "first", "first 3", "last 5", or a list as "0,2,7".
+    """Returns the steps of a window, counted from 0: "all", "first", "first 3", "last 5", or a list as "0,2,7".
 
     Raises `UserError` for what is none of these, and for a step that a generation of so many `steps` does not have.
     """
@@ -42,12 +43,64 @@ def window_steps(window: str, steps: int) -> tuple[int, ...]:
     return tuple(sorted(set(numbers))) if numbers else tuple(range(steps))
 
 
+@dataclass(frozen=True, eq=False)
+class Addition:
+    """What is added at one site: a vector for some of its cells, at each step. Raises `UserError` for other shapes, and
+    for values that are not finite."""
+
+    cells: Tensor
+    """int64 `[n]`: numbers of cells, in reading order, each once."""
+    values: Tensor
+    """`[steps, n, C]`."""
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 3 or self.cells.shape != self.values.shape[1:2]:
+            raise UserError(
+                f"an addition of shape {list(self.values.shape)} is for {list(self.cells.shape)} cells",
+                remedy="give values [steps, n, C] and the numbers of n cells",
+            )
+        if not torch.isfinite(self.values).all():
+            raise UserError(
+                "an addition holds NaN or infinite values", remedy="check the dictionary and the method's strength"
+            )
+
+    @classmethod
+    def of(cls, dense_tnc: Tensor) -> Addition:
+        """Returns the addition of a tensor `[steps, cells, C]` over all cells of a site, without those that are
+        zero."""
+        if dense_tnc.ndim != 3:
+            raise UserError(f"an addition has shape {list(dense_tnc.shape)}", remedy="give [steps, cells, C]")
+        cells = (dense_tnc != 0).any(dim=2).any(dim=0).nonzero().flatten()
+        return cls(cells, dense_tnc[:, cells])
+
+    def dense(self, num_cells: int) -> Tensor:
+        """Returns `[steps, num_cells, C]`, zero where nothing is added."""
+        dense_tnc = self.values.new_zeros(len(self.values), num_cells, self.values.shape[-1])
+        dense_tnc[:, self.cells] = self.values
+        return dense_tnc
+
+    def scaled(self, factor: float) -> Addition:
+        """Returns the same addition, times a factor."""
+        return replace(self, values=factor * self.values)
+
+
+@dataclass(frozen=True)
+class Push:
+    """How hard a feature is pushed, and when (`Intervention.from_features`)."""
+
+    value: float
+    """In units of the dictionary's latents; negative to take away."""
+    window: str = "all"
+    """As in `Intervention.window`."""
+
+
 @dataclass(frozen=True)
 class Intervention:
     """What is added where. No additions and the original prompt is the original image itself."""
 
-    additions: Mapping[Site, Tensor] = field(default_factory=dict)
-    """Site -> `[steps, C, h, w]`, added to that site's value at each step."""
+    additions: Mapping[Site, Addition] = field(default_factory=dict)
+    """Site -> what is added to that site's value at each step. A tensor `[steps, cells, C]` over all cells of the site
+    may be given for it."""
     rewrites: Mapping[Site, tuple[Rewrite, ...]] = field(default_factory=dict)
     """Site -> what is computed there from the running value and added, at each step."""
     features: Mapping[str, int] = field(default_factory=dict)
@@ -72,30 +125,68 @@ class Intervention:
             raise UserError(f"an intervention cannot have prompt {self.prompt!r}", remedy="use 'original' or 'edited'")
         if self.prompt == "edited" and self.sites:
             raise UserError("an intervention on the edited prompt adds nothing", remedy="leave its additions out")
-        for site, value in self.additions.items():
-            if value.ndim != 4:
-                raise UserError(
-                    f"the addition at {site.name} has shape {list(value.shape)}", remedy="give [steps, C, h, w]"
-                )
-            if not torch.isfinite(value).all():
-                raise UserError(
-                    f"the addition at {site.name} holds NaN or infinite values",
-                    remedy="check the dictionary and the method's strength",
-                )
+        given = {site: _addition(site, value) for site, value in self.additions.items()}
+        object.__setattr__(self, "additions", given)
+
+    @classmethod
+    def from_features(
+        cls,
+        features: Mapping[Site | str, Mapping[int, float | Push]],
+        cells: Mapping[str, Tensor],
+        dictionaries: Mapping[Site, Dictionary],
+        steps: int,
+        branch: str = "both",
+    ) -> Intervention:
+        """Returns the intervention that adds features, each with a value, a sign and steps of its own.
+
+        features: site, or its name, -> number of a feature -> its value at every cell, or a `Push`. cells: block -> the
+        cells that they are added at, bool `[cells]`. dictionaries: site -> what decodes them, without its bias. steps:
+        of a generation. Raises `UserError` for a site without dictionary or cells, a number that the dictionary has
+        not, a value that is not finite and a window that the generation has not.
+        """
+        additions, chosen = {}, {}
+        for place, pushes in features.items():
+            site = Site.parse(place) if isinstance(place, str) else place
+            if site not in dictionaries or site.block not in cells:
+                raise UserError(f"there is no dictionary, or no cell, for {site.name}", remedy="give both")
+            dictionary = dictionaries[site]
+            latents_tf = torch.zeros(steps, dictionary.num_features)
+            for number, push in pushes.items():
+                if not 0 <= number < dictionary.num_features:
+                    raise UserError(
+                        f"{site.name} has no feature {number}",
+                        remedy=f"use numbers from 0 to {dictionary.num_features - 1}",
+                    )
+                push = push if isinstance(push, Push) else Push(push)
+                latents_tf[list(window_steps(push.window, steps)), number] = push.value
+            where = cells[site.block].flatten().nonzero().flatten()
+            with torch.no_grad():
+                vectors_tc = dictionary.decode_linear(latents_tf)
+            additions[site] = Addition(where, vectors_tc[:, None].expand(-1, len(where), -1).clone())
+            values = {n: push.value if isinstance(push, Push) else push for n, push in pushes.items()}
+            chosen[site.name] = {
+                "on": sorted(n for n, value in values.items() if value > 0),
+                "off": sorted(n for n, value in values.items() if value < 0),
+            }
+        counts: dict[str, int] = {}
+        for name, sides in chosen.items():
+            block = Site.parse(name).block
+            counts[block] = counts.get(block, 0) + sum(map(len, sides.values()))
+        return cls(additions, features=counts, chosen=chosen, branch=branch)
 
     def restricted(self, blocks: tuple[str, ...]) -> Intervention:
-        """The same change, in these blocks only."""
+        """Returns the same change, in these blocks only."""
         return replace(
             self,
             additions={site: value for site, value in self.additions.items() if site.block in blocks},
             rewrites={site: value for site, value in self.rewrites.items() if site.block in blocks},
             features={block: count for block, count in self.features.items() if block in blocks},
-            chosen={name: numbers for name, numbers in self.chosen.items() if _site(name).block in blocks},
+            chosen={name: numbers for name, numbers in self.chosen.items() if Site.parse(name).block in blocks},
         )
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """Where anything is added."""
+        """The sites where anything is added."""
         return tuple(dict.fromkeys((*self.additions, *self.rewrites)))
 
     @property
@@ -108,12 +199,13 @@ class Intervention:
         known only when the image is generated."""
         if self.rewrites:
             return float("nan")
-        values = (value[list(window_steps(self.window, len(value)))] for value in self.additions.values())
-        return float(sum(value.double().square().sum() for value in values) ** 0.5)
+        values = (added.values for added in self.additions.values())
+        seen = (value_tnc[list(window_steps(self.window, len(value_tnc)))] for value_tnc in values)
+        return float(sum(value_tnc.double().square().sum() for value_tnc in seen) ** 0.5)
 
     def equalised(self) -> Intervention:
-        """The same change with one L2 norm in every block that is changed, and the `norm` of the whole as it was: a
-        block's additions are multiplied by the root mean square of the blocks' norms over their own. Raises
+        """Returns the same change with one L2 norm in every block that is changed, and the `norm` of the whole as it
+        was: a block's additions are multiplied by the root mean square of the blocks' norms over their own. Raises
         `UserError` where the norms are known only when the image is generated."""
         if self.rewrites:
             raise UserError(
@@ -122,13 +214,16 @@ class Intervention:
         norms = {block: self.restricted((block,)).norm for block in self.blocks}
         changed = {block: norm for block, norm in norms.items() if norm > 0}
         scale = {block: self.norm / len(changed) ** 0.5 / norm for block, norm in changed.items()}
-        return replace(self, additions={site: scale.get(site.block, 1.0) * v for site, v in self.additions.items()})
+        additions = {site: added.scaled(scale.get(site.block, 1.0)) for site, added in self.additions.items()}
+        return replace(self, additions=additions)
 
     def save(self, path: Path) -> None:
         """Writes the intervention as safetensors, whole: also the dictionaries of its rewrites; what is not a tensor
-        goes into the header. Raises `UserError` for a dictionary of a kind that cannot be written."""
+        goes into the header. Raises `UserError` for a dictionary of a kind that is not ours."""
         words = {name: getattr(self, name) for name in _WORDS}
-        tensors = {site.name: value for site, value in self.additions.items()}
+        tensors = {}
+        for site, added in self.additions.items():
+            tensors |= {f"{site.name}{_CELLS}": added.cells, f"{site.name}{_VALUES}": added.values}
         words["rewrites"] = {}
         for site, rewrites in self.rewrites.items():
             described = []
@@ -142,7 +237,7 @@ class Intervention:
 
     @classmethod
     def load(cls, path: Path) -> Intervention:
-        """Raises `UserError` for a file that is missing or not an intervention."""
+        """Returns what `save` wrote. Raises `UserError` for a file that is missing or not an intervention."""
         try:
             with safe_open(path, framework="pt") as opened:
                 words = json.loads(opened.metadata()["riebench"])
@@ -151,19 +246,24 @@ class Intervention:
             for name, described in words.pop("rewrites").items():
                 starts = [f"{name}{_REWRITE}{i}." for i in range(len(described))]
                 parts = [{n.removeprefix(s): tensors.pop(n) for n in list(tensors) if n.startswith(s)} for s in starts]
-                rewrites[_site(name)] = tuple(map(Rewrite.rebuild, described, parts))
-            additions = {_site(name): value for name, value in tensors.items()}
+                rewrites[Site.parse(name)] = tuple(map(Rewrite.rebuild, described, parts))
+            names = [name.removesuffix(_CELLS) for name in tensors if name.endswith(_CELLS)]
+            additions = {Site.parse(n): Addition(tensors[n + _CELLS], tensors[n + _VALUES]) for n in names}
             return cls(additions=additions, rewrites=rewrites, **words)
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"{path} is not an intervention: {error}", remedy="write it with Intervention.save"
             ) from error
 
 
 _WORDS = ("features", "chosen", "prompt", "branch", "window")
+_CELLS, _VALUES = "/cells", "/values"  # behind a site's name, in a saved file
 _REWRITE = "/rewrite."  # between a site's name and the number of a rewrite, in a saved file
 
 
-def _site(name: str) -> Site:
-    block, _, layer = name.partition("/neurons.")
-    return Site(block, int(layer) if layer else None)
+def _addition(site: Site, value: Addition | Tensor) -> Addition:
+    """Returns what is added at a site, of what was given for it. Raises `UserError` naming the site."""
+    try:
+        return value if isinstance(value, Addition) else Addition.of(value)
+    except UserError as error:
+        raise UserError(f"at {site.name}: {error}") from error

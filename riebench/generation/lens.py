@@ -1,100 +1,73 @@
-"""SDLens: see and edit what a U-Net's spatial transformers add to their input, while images are generated.
+"""SDLens: see and edit what the blocks of a denoiser compute, while images are generated.
 
-A *site* is a place that can be traced and added to:
-- the update of a block: output - input of a `Transformer2DModel`, `[batch, C, h, w]`;
-- the neurons of one layer of a block: the GEGLU output `transformer_blocks.{l}.ff.net.0`, `[batch, h*w, width]`
-  in the model, `[batch, width, h, w]` here.
-Hooks are on only inside `with Lens(...)`, and come off after an exception too.
+A `Site` is a place that can be traced and added to: the update of a block (output - input), its stream (output), or the
+neurons of one of its layers. Here all of them are `[batch, cells, C]`, cells in reading order. Hooks are on only inside
+`with Lens(...)`, and come off after an exception too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from riebench.backbones.table import BLOCKS
-from riebench.core.errors import UserError
+from riebench.backbones.blocks import Blocks, to_cells
+from riebench.backbones.family import Site
+
+#: (Value at a site `[batch, cells, C]`, step) -> what is added there, of the same shape.
+Live = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(frozen=True)
-class Site:
-    """A traced and editable place. `layer` is None for the block's update, else the layer whose neurons are meant."""
+class RowAdditions:
+    """What is added at one site of a batch: m pairs of a row and a cell, each pair once, with a vector a step."""
 
-    block: str
-    layer: int | None = None
+    batch: int
+    """How many rows there are."""
+    rows: Tensor
+    """int64 `[m]`."""
+    cells: Tensor
+    """int64 `[m]`."""
+    values: Tensor
+    """`[steps, m, C]`."""
 
-    @property
-    def kind(self) -> str:
-        """As in `find_sites` and `Method.sites`."""
-        return "update" if self.layer is None else "neurons"
-
-    @property
-    def name(self) -> str:
-        return self.block if self.layer is None else f"{self.block}/neurons.{self.layer}"
-
-
-def block_module(unet: nn.Module, block: str) -> nn.Module:
-    """The `Transformer2DModel` of a block. Raises `UserError` when this U-Net has none there."""
-    try:
-        return unet.get_submodule(BLOCKS[block])
-    except (KeyError, AttributeError) as error:
-        raise UserError(
-            f"this U-Net has no block {block!r}", remedy=f"use an SDXL-shaped U-Net and blocks of {', '.join(BLOCKS)}"
-        ) from error
-
-
-def find_sites(unet: nn.Module, blocks: Sequence[str], kind: str) -> tuple[Site, ...]:
-    """The sites of a kind ("update" or "neurons") in these blocks; layers are counted in the model."""
-    if kind == "update":
-        return tuple(Site(block) for block in blocks)
-    if kind == "neurons":
-        layers = {block: len(block_module(unet, block).transformer_blocks) for block in blocks}
-        return tuple(Site(block, layer) for block in blocks for layer in range(layers[block]))
-    raise UserError(f"there are no sites of kind {kind!r}", remedy="use 'update' or 'neurons'")
-
-
-@dataclass
-class Trace:
-    """What was seen at each site: one tensor `[batch, C, h, w]` a step."""
-
-    values: dict[Site, list[Tensor]] = field(default_factory=dict)
-    inputs: dict[Site, list[Tensor]] = field(default_factory=dict)
-    """Inputs of the blocks, for update sites; a block's output is its input + its update."""
-
-    def stacked(self) -> dict[Site, Tensor]:
-        """Site -> `[batch, steps, C, h, w]`."""
-        return {site: torch.stack(steps, dim=1) for site, steps in self.values.items()}
+    def add_to(self, stream_bnc: Tensor, step: int) -> None:
+        """Adds in place, to a tensor or a view of one. Raises `ValueError` for a batch of another size."""
+        if len(stream_bnc) != self.batch:
+            raise ValueError(f"additions for {self.batch} rows meet a batch of {len(stream_bnc)}")
+        stream_bnc[self.rows, self.cells] += self.values[step].to(stream_bnc)
 
 
 class Lens:
     """Captures sites, and adds to sites, while active. The sampler sets `step`; nothing here counts calls.
 
-    capture: sites to record, as the U-Net itself made them: a recorded update does not hold what the lens adds.
-    additions: site -> `[batch, steps, C, h, w]`, added at the step that the sampler says it is at.
-    rewrites: site -> functions (running value `[batch, C, h, w]`, step) -> what is added to it, of the same shape.
+    capture: sites to record, as the denoiser itself made them: what is recorded does not hold what the lens adds there.
+    additions: site -> what is added, at the step that the sampler says it is at. live: site -> functions of the value
+    there. Raises `UserError` on entering where the denoiser has no such site.
     """
 
     def __init__(
         self,
-        unet: nn.Module,
+        blocks: Blocks,
         capture: Sequence[Site] = (),
-        additions: Mapping[Site, Tensor] | None = None,
-        rewrites: Mapping[Site, Sequence[Callable[[Tensor, int], Tensor]]] | None = None,
+        additions: Mapping[Site, RowAdditions] | None = None,
+        live: Mapping[Site, Sequence[Live]] | None = None,
     ) -> None:
-        self.unet, self.capture = unet, tuple(capture)
-        self.additions, self.rewrites = dict(additions or {}), dict(rewrites or {})
+        self.blocks, self.capture = blocks, tuple(capture)
+        self.additions, self.live = dict(additions or {}), dict(live or {})
         self.step = 0
-        self.trace = Trace()
-        self._grids: dict[str, tuple[int, int]] = {}
+        self.seen: dict[Site, list[Tensor]] = {}
+        """Site -> `[batch, cells, C]` of each call so far."""
         self._handles: list = []
 
     def __enter__(self) -> Lens:
         try:
-            for site in dict.fromkeys((*self.capture, *self.additions, *self.rewrites)):
-                self._attach(site)
+            sites = dict.fromkeys((*self.capture, *self.additions, *self.live))
+            for block in dict.fromkeys(site.block for site in sites):
+                self._attach(block, [site for site in sites if site.block == block])
         except BaseException:
             self._detach()
             raise
@@ -103,59 +76,72 @@ class Lens:
     def __exit__(self, *exc) -> None:
         self._detach()
 
+    def trace(self) -> dict[Site, Tensor]:
+        """Returns site -> `[batch, steps, cells, C]` of the calls so far, each of which is taken for a step."""
+        return {site: torch.stack(steps, dim=1) for site, steps in self.seen.items()}
+
+    def take(self) -> dict[Site, list[Tensor]]:
+        """Returns what was `seen`, and forgets it."""
+        seen, self.seen = self.seen, {}
+        return seen
+
     def _detach(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
-    def _attach(self, site: Site) -> None:
-        block = block_module(self.unet, site.block)
-        if site.layer is None:
-            hook = block.register_forward_hook(lambda _m, a, k, out: self._on_block(site, a, k, out), with_kwargs=True)
-            self._handles.append(hook)
-            return
-        self._handles.append(
-            block.register_forward_pre_hook(lambda _m, a, k: self._note_grid(site.block, a, k), with_kwargs=True)
-        )
-        neurons = block.transformer_blocks[site.layer].ff.net[0]
-        self._handles.append(neurons.register_forward_hook(lambda _m, _a, out: self._on_neurons(site, out)))
+    def _attach(self, block: str, sites: Sequence[Site]) -> None:
+        for site in sites:
+            if site.layer is not None:
+                module = self.blocks.neurons(block, site.layer)
+                self._handles.append(module.register_forward_hook(self._neuron_hook(site)))
+        whole = [site for site in sites if site.layer is None]
+        if whole:
+            module = self.blocks.module(block)
+            self._handles.append(module.register_forward_hook(self._block_hook(block, whole), with_kwargs=True))
 
-    def _note_grid(self, block: str, args: tuple, kwargs: dict) -> None:
-        self._grids[block] = tuple(_hidden_states(args, kwargs).shape[-2:])
+    def _block_hook(self, block: str, sites: Sequence[Site]) -> Callable:
+        place = self.blocks.family.place(block)
 
-    def _on_block(self, site: Site, args: tuple, kwargs: dict, output):
-        hidden = _hidden_states(args, kwargs)
-        tensor = output[0] if isinstance(output, tuple) else output.sample
-        if site in self.capture:
-            self.trace.inputs.setdefault(site, []).append(hidden.detach())
-            self.trace.values.setdefault(site, []).append((tensor - hidden).detach())
-        if site not in self.additions and site not in self.rewrites:
-            return None
-        edited = tensor + self._added(site, tensor, lambda: tensor - hidden)
-        return (edited, *output[1:]) if isinstance(output, tuple) else type(output)(sample=edited)
+        def hook(_module, args: tuple, kwargs: dict, output: Any) -> Any:
+            stream = self.blocks.stream_of(block, output)
+            hidden = args[0] if args else kwargs["hidden_states"]
+            values = {
+                "update": lambda: to_cells(stream - hidden, place),
+                "stream": lambda: to_cells(stream, place),
+            }
+            edited = self._edited(stream, lambda found: to_cells(found, place), {s: values[s.kind] for s in sites})
+            return None if edited is stream else self.blocks.with_stream(block, output, edited)
 
-    def _on_neurons(self, site: Site, output: Tensor):
-        height, width = self._grids[site.block]
-        grid = output.detach().transpose(1, 2).reshape(len(output), -1, height, width)
-        if site in self.capture:
-            self.trace.values.setdefault(site, []).append(grid)
-        if site not in self.additions and site not in self.rewrites:
-            return None
-        return output + self._added(site, grid, lambda: grid).flatten(2).transpose(1, 2)
+        return hook
 
-    def _added(self, site: Site, like: Tensor, running: Callable[[], Tensor]) -> Tensor:
-        """What is added at a site, `[batch, C, h, w]`. running: the value there, as the U-Net itself makes it."""
-        parts = []
-        if site in self.additions:
-            rows = self.additions[site]
-            if len(rows) != len(like):
-                raise ValueError(f"{site.name}: additions for {len(rows)} rows meet a batch of {len(like)}")
-            parts.append(rows[:, self.step].to(like))
-        if self.rewrites.get(site):
-            value = running()
-            parts += [rewrite(value, self.step) for rewrite in self.rewrites[site]]
-        return sum(parts)
+    def _neuron_hook(self, site: Site) -> Callable:
+        def hook(_module, _args, output: Tensor) -> Tensor | None:
+            edited = self._edited(output, lambda found: found, {site: lambda: output.detach()})
+            return None if edited is output else edited
 
+        return hook
 
-def _hidden_states(args: tuple, kwargs: dict) -> Tensor:
-    return args[0] if args else kwargs["hidden_states"]
+    def _edited(
+        self, stream: Tensor, cells_of: Callable[[Tensor], Tensor], values: Mapping[Site, Callable[[], Tensor]]
+    ) -> Tensor:
+        """Returns the stream with what is added to it at these sites; the same object where nothing is.
+
+        cells_of: stream -> a view of it, `[b, cells, C]`. values: site -> the value there,
+        as the denoiser itself made it.
+        """
+        for site, value in values.items():
+            if site in self.capture:
+                self.seen.setdefault(site, []).append(value().detach())
+        edited = stream
+        for site in values:
+            if site not in self.additions and not self.live.get(site):
+                continue
+            if edited is stream:
+                edited = stream.clone()
+            view = cells_of(edited)
+            if site in self.additions:
+                self.additions[site].add_to(view, self.step)
+            for live in self.live.get(site, ()):
+                view += live(values[site](), self.step)
+        return edited

@@ -1,4 +1,4 @@
-"""What is computed while the image is generated, from what the U-Net makes at that moment.
+"""What is computed while the image is generated, from what the model makes at that moment.
 
 `Rewrite` sets latents, for an intervention; `Reconstruct` puts a reconstruction in the value's place, for evaluation.
 """
@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from riebench.core.errors import UserError
-from sae_models.dictionary import Dictionary, Identity
-from sae_models.topk import TopKConfig, TopKSAE
+from sae_models.dictionary import Dictionary
+from sae_models.saved import describe_dictionary, rebuild_dictionary
+
+_DICTIONARY = "dictionary."  # before the names of a dictionary's tensors
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,9 @@ class Rewrite:
     features: Tensor
     """The chosen latents, int64 `[n]`."""
     cells: Tensor
-    """The region, bool `[h, w]`."""
+    """The region, bool `[cells]`."""
     target: Tensor | None = None
-    """`[steps, cells, n]`, cells in reading order; None is 0."""
+    """`[steps, region's cells, n]`; None is 0."""
     strength: float = 1.0
     mean: bool = False
     """Whether z is the region's mean in place of each cell's own value."""
@@ -47,47 +49,33 @@ class Rewrite:
             raise UserError("the target of a rewrite holds NaN or infinite values", remedy="check the dictionary")
 
     @torch.no_grad()
-    def delta(self, value_chw: Tensor, step: int) -> Tensor:
-        """What is added to the running value `[C, h, w]` at a step, of its dtype and on its device."""
-        rows_nc = value_chw[:, self.cells.to(value_chw.device)].T
-        z_nf = self.dictionary.encode(rows_nc.float().cpu())
+    def delta(self, value_nc: Tensor, step: int) -> Tensor:
+        """Returns what is added to the running value `[cells, C]` at a step, of its dtype and on its device."""
+        cells = self.cells.to(value_nc.device)
+        z_nf = self.dictionary.encode(value_nc[cells].float().cpu())
         chosen = z_nf[:, self.features]
         if self.mean and len(chosen):
             chosen = chosen.mean(dim=0, keepdim=True)
         change = torch.zeros_like(z_nf)
         change[:, self.features] = self.strength * ((0 if self.target is None else self.target[step]) - chosen)
-        added = torch.zeros_like(value_chw)
-        added[:, self.cells.to(value_chw.device)] = self.dictionary.decode_linear(change).T.to(value_chw)
+        added = torch.zeros_like(value_nc)
+        added[cells] = self.dictionary.decode_linear(change).to(value_nc)
         return added
 
     def describe(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """(What JSON can hold, tensors), of which `rebuild` makes the rewrite again."""
+        """Returns what JSON can hold, and tensors, of which `rebuild` makes the rewrite again."""
+        words, weights = describe_dictionary(self.dictionary)
         parts = {"features": self.features, "cells": self.cells}
         if self.target is not None:
             parts["target"] = self.target
-        words: dict[str, Any] = {"strength": self.strength, "mean": self.mean}
-        match self.dictionary:
-            case TopKSAE() as sae:
-                words["k"] = sae.config.k
-                parts |= {f"dictionary.{name}": value for name, value in sae.state_dict().items()}
-            case Identity(width=width):
-                words["width"] = width
-            case other:
-                raise UserError(
-                    f"a dictionary of kind {type(other).__name__} cannot be written", remedy="use TopKSAE or Identity"
-                )
-        return words, parts
+        parts |= {f"{_DICTIONARY}{name}": value for name, value in weights.items()}
+        return {"strength": self.strength, "mean": self.mean, "dictionary": words}, parts
 
     @classmethod
     def rebuild(cls, words: dict[str, Any], parts: dict[str, Tensor]) -> Rewrite:
-        if "k" in words:
-            weights = {name.removeprefix("dictionary."): parts[name] for name in parts if name.startswith("dictionary")}
-            num_features, width = weights["W_dec"].shape
-            dictionary: Dictionary = TopKSAE(TopKConfig(width=width, num_features=num_features, k=words["k"]))
-            dictionary.load_state_dict(weights)
-            dictionary.requires_grad_(False)
-        else:
-            dictionary = Identity(words["width"])
+        """Returns the rewrite that `describe` described. Raises `UserError` where it is of no kind that is known."""
+        weights = {name.removeprefix(_DICTIONARY): parts[name] for name in parts if name.startswith(_DICTIONARY)}
+        dictionary = rebuild_dictionary(words["dictionary"], weights)
         return cls(dictionary, parts["features"], parts["cells"], parts.get("target"), words["strength"], words["mean"])
 
 
@@ -103,8 +91,7 @@ class Reconstruct:
     """On the device of the values."""
 
     @torch.no_grad()
-    def delta(self, value_chw: Tensor, _step: int) -> Tensor:
-        """What is added to the running value `[C, h, w]`, or to each of a batch `[b, C, h, w]`, of its dtype."""
-        rows_hwc = value_chw.movedim(-3, -1).float()
-        change_hwc = self.dictionary.decode(self.dictionary.encode(rows_hwc)) - rows_hwc
-        return change_hwc.movedim(-1, -3).to(value_chw)
+    def delta(self, value_nc: Tensor, _step: int) -> Tensor:
+        """Returns what is added to the running value `[..., cells, C]`, of its dtype."""
+        rows_nc = value_nc.float()
+        return (self.dictionary.decode(self.dictionary.encode(rows_nc)) - rows_nc).to(value_nc)

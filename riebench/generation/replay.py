@@ -2,9 +2,9 @@
 
 At the first step a generation and its edited copies have the same latents and the same prompt, so every module before
 the earliest edit returns what it returned for the unedited image. `Recorder` keeps those outputs; `Replay.predict` puts
-them in the modules' places and lets the U-Net's own `forward` compute the rest. Rows whose edits begin alike share what
-they have in common: the work is a tree that branches behind each block, so the 15 subsets of four blocks cost 6.3
-forwards of SDXL's U-Net and not 15 (counted in `tests/generation/test_replay.py`).
+them in the modules' places and lets the denoiser's own `forward` compute the rest. Rows whose edits begin alike share
+what they have in common: the work is a tree that branches behind each block, so the 15 subsets of four blocks cost 6.3
+forwards of SDXL and not 15 (counted in `tests/generation/test_replay.py`).
 """
 
 from __future__ import annotations
@@ -19,80 +19,85 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
-from riebench.backbones.table import BLOCKS
+from riebench.backbones.blocks import Blocks, to_cells
+from riebench.backbones.family import Site
 from riebench.core.batches import fixed_batches
-from riebench.generation.lens import Lens, Site
+from riebench.generation.lens import Lens, RowAdditions
 
-_WHOLE = ""  # the U-Net itself, among the names of its units
+_WHOLE = ""  # the denoiser itself, among the names of its units
 
 
 @dataclass(frozen=True)
 class FirstStep:
-    """One row of a U-Net's first call, without any edit. Tensors keep a batch dimension of 1."""
+    """One row of a denoiser's first call, without any edit. Tensors keep a batch dimension of 1."""
 
     arguments: tuple[tuple, dict]
-    """What the U-Net was called with: positional, by name."""
+    """What the denoiser was called with: positional, by name."""
     outputs: Mapping[str, Any]
-    """Unit (see `find_units`) -> its output, in the order in which they ran, up to the last block; then the U-Net's."""
+    """Unit (`Family.units`) -> its output, in the order in which they ran, up to the last block; then the
+    denoiser's."""
+
+
+@dataclass(frozen=True, eq=False)
+class FirstAddition:
+    """What is added at one site at the first step."""
+
+    cells: Tensor
+    """int64 `[n]`."""
+    values: Tensor
+    """`[n, C]`."""
 
 
 @dataclass(frozen=True)
 class Edited:
-    """A row to compute: a recorded first step, and what is added to each site, `[C, h, w]`. Rows share their beginnings
-    where the recorded steps and the added tensors are the same objects."""
+    """A row to compute: a recorded first step, and what is added to each site. Rows share their beginnings where the
+    recorded steps and the additions are the same objects."""
 
     recorded: FirstStep
-    additions: Mapping[Site, Tensor]
+    additions: Mapping[Site, FirstAddition]
 
-    def inside(self, block: str) -> dict[Site, Tensor]:
-        """The additions to sites within a block, and not to its update."""
-        return {site: value for site, value in self.additions.items() if site.block == block and site.layer is not None}
+    def inside(self, block: str) -> dict[Site, FirstAddition]:
+        """Returns the additions to sites within a block, and not to what it puts out."""
+        return {site: added for site, added in self.additions.items() if site.block == block and site.layer is not None}
 
-
-def find_units(unet: nn.Module) -> dict[str, nn.Module]:
-    """Name -> module of what is recorded and replayed as a whole. The parts of the U-Net that hold a block under test
-    are taken apart, so that the block is a unit; the others are units themselves."""
-    parts = ["conv_in", *(f"down_blocks.{i}" for i in range(len(unet.down_blocks))), "mid_block"]
-    parts += [f"up_blocks.{i}" for i in range(len(unet.up_blocks))]
-    units: dict[str, nn.Module] = {}
-    for part in parts:
-        module = unet.get_submodule(part)
-        if any(path.startswith(f"{part}.") for path in BLOCKS.values()):
-            lists = {name: child for name, child in module.named_children() if isinstance(child, nn.ModuleList)}
-            units |= {f"{part}.{name}.{i}": unit for name, child in lists.items() for i, unit in enumerate(child)}
-        else:
-            units[part] = module
-    return units
+    def behind(self, block: str) -> dict[Site, FirstAddition]:
+        """Returns the additions to what a block puts out: to its update, or its stream."""
+        return {site: added for site, added in self.additions.items() if site.block == block and site.layer is None}
 
 
 class Recorder:
-    """While active, records the first call of a U-Net."""
+    """While active, records the first call of a denoiser.
 
-    def __init__(self, unet: nn.Module) -> None:
-        self.unet = unet
+    names: the blocks that are edited later; what runs behind the last of them is not kept.
+    """
+
+    def __init__(self, blocks: Blocks, names: Sequence[str]) -> None:
+        self.denoiser = blocks.denoiser
+        self._paths = [blocks.family.place(name).path for name in names]
+        self._units = blocks.family.units(blocks.denoiser, self._paths)
         self._arguments: tuple[tuple, dict] = ((), {})
         self._outputs: dict[str, Any] = {}
         self._hooks = ExitStack()
 
     def __enter__(self) -> Recorder:
-        for name, module in find_units(self.unet).items():
+        for name, module in self._units.items():
             self._hooks.enter_context(_keep(self._outputs, name, module))
-        self._hooks.enter_context(self.unet.register_forward_hook(self._on_call, with_kwargs=True))
+        self._hooks.enter_context(self.denoiser.register_forward_hook(self._on_call, with_kwargs=True))
         return self
 
     def __exit__(self, *exc) -> None:
         self._hooks.close()
 
-    def _on_call(self, _unet, args: tuple, kwargs: dict, output: tuple) -> None:
+    def _on_call(self, _denoiser, args: tuple, kwargs: dict, output: tuple) -> None:
         names = list(self._outputs)
-        last = max(i for i, name in enumerate(names) if name in BLOCKS.values())
+        last = max(i for i, name in enumerate(names) if name in self._paths)
         for name in names[last + 1 :]:
             del self._outputs[name]
         self._arguments, self._outputs[_WHOLE] = (args, kwargs), output
         self._hooks.close()
 
     def row(self, index: int) -> FirstStep:
-        """What was recorded of one row of the batch."""
+        """Returns what was recorded of one row of the batch."""
         size = len(self._outputs[_WHOLE][0])
 
         def take(value):
@@ -109,7 +114,7 @@ class _Node:
 
     recorded: FirstStep
     edits: tuple = ()
-    """(Site, id of the added tensor) of the edits so far: what tells nodes of a row apart."""
+    """(Site, id of the addition) of the edits so far: what tells nodes of a row apart."""
     changed: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -119,25 +124,28 @@ class _Node:
     def output(self, name: str) -> Any:
         return self.changed[name] if name in self.changed else self.recorded.outputs[name]
 
-    def edited(self, additions: Mapping[Site, Tensor], outputs: Mapping[str, Any] | None = None) -> _Node:
-        edits = (*self.edits, *((site, id(value)) for site, value in additions.items()))
+    def edited(self, additions: Mapping[Site, FirstAddition], outputs: Mapping[str, Any] | None = None) -> _Node:
+        edits = (*self.edits, *((site, id(added)) for site, added in additions.items()))
         return _Node(self.recorded, edits, {**self.changed, **(outputs or {})})
 
 
 class Replay:
-    """Computes first steps of edited rows on one U-Net, and counts what that costs."""
+    """Computes first steps of rows on one denoiser that are edited in some blocks, and counts what that costs."""
 
-    def __init__(self, unet: nn.Module) -> None:
-        self._units = find_units(unet) | {_WHOLE: unet}
+    def __init__(self, blocks: Blocks, names: Sequence[str]) -> None:
+        self._blocks, self._paths = blocks, {name: blocks.family.place(name).path for name in names}
+        self._units = blocks.family.units(blocks.denoiser, self._paths.values()) | {_WHOLE: blocks.denoiser}
         self.shares: dict[str, float] = {}
-        """Unit -> its share of a forward's floating-point operations; of the U-Net itself, what is left to the rest."""
+        """Unit -> its share of a forward's floating-point operations; of the denoiser itself, what is left to the
+        rest."""
         self.forwards = 0.0
         """Rows computed so far, each weighted with the share of a whole forward's multiplications that it took."""
 
     @torch.no_grad()
     def predict(self, rows: Sequence[Edited], batch_size: int) -> list[Tensor]:
-        """The U-Net's output `[1, 4, h, w]` at the first step for each row, equal to that of a whole forward with the
-        same additions: every stage runs in batches of `batch_size` rows, padded, as whole forwards do."""
+        """Returns the denoiser's output, with a batch dimension of 1, at the first step for each row, equal to that
+        of a whole forward with the same additions: every stage runs in batches of `batch_size` rows, padded, as
+        whole forwards do."""
         if not rows:
             return []
         if not self.shares:
@@ -145,18 +153,18 @@ class Replay:
         order = list(rows[0].recorded.outputs)
         nodes = [_Node(row.recorded) for row in rows]
         start = 0
-        for block, path in sorted(BLOCKS.items(), key=lambda item: order.index(item[1])):
+        for block, path in sorted(self._paths.items(), key=lambda item: order.index(item[1])):
             stop = order.index(path) + 1
             inside = [row.inside(block) for row in rows]
             nodes = self._advance(nodes, inside, order[:start], order[start:stop], batch_size)
-            nodes = [_behind(node, block, row.additions) for node, row in zip(nodes, rows, strict=True)]
+            nodes = [self._behind(node, block, row.behind(block)) for node, row in zip(nodes, rows, strict=True)]
             start = stop
         nodes = self._advance(nodes, [{}] * len(rows), order[:start], [_WHOLE], batch_size)
         return [node.output(_WHOLE)[0] for node in nodes]
 
     @torch.no_grad()
     def count(self, recorded: FirstStep) -> None:
-        """Finds the shares, by a forward of a recorded row. Modules called in other threads would be counted in."""
+        """Finds the `shares`, by a forward of a recorded row. Modules called in other threads would be counted in."""
         args, kwargs = recorded.arguments
         with FlopCounterMode(display=False) as counter:
             self._units[_WHOLE](*args, **kwargs)
@@ -168,12 +176,12 @@ class Replay:
     def _advance(
         self,
         nodes: Sequence[_Node],
-        inside: Sequence[Mapping[Site, Tensor]],
+        inside: Sequence[Mapping[Site, FirstAddition]],
         replayed: Sequence[str],
         computed: Sequence[str],
         batch_size: int,
     ) -> list[_Node]:
-        """The nodes behind the units `computed`, which come right after those `replayed`. Each distinct node is
+        """Returns the nodes behind the units `computed`, which come right after those `replayed`. Each distinct node is
         computed once; what is not edited keeps its recording."""
         entered = [node.edited(additions) for node, additions in zip(nodes, inside, strict=True)]
         distinct = {node.key: (node, added) for node, added in zip(entered, inside, strict=True) if node.edits}
@@ -186,14 +194,17 @@ class Replay:
         return [done.get(node.key, node) for node in entered]
 
     def _run(
-        self, batch: Sequence[tuple[_Node, Mapping[Site, Tensor]]], replayed: Sequence[str], computed: Sequence[str]
+        self,
+        batch: Sequence[tuple[_Node, Mapping[Site, FirstAddition]]],
+        replayed: Sequence[str],
+        computed: Sequence[str],
     ) -> dict[str, Any]:
-        """The outputs of the units `computed` for a batch of nodes."""
-        unet, outputs = self._units[_WHOLE], {}
+        """Returns the outputs of the units `computed` for a batch of nodes."""
+        outputs: dict[str, Any] = {}
         nodes = [node for node, _ in batch]
         args, kwargs = _map(_join, *(node.recorded.arguments for node in nodes))
         with ExitStack() as stack:
-            stack.enter_context(Lens(unet, (), _stacked([additions for _, additions in batch])))
+            stack.enter_context(Lens(self._blocks, (), _stacked([additions for _, additions in batch])))
             for name in replayed:
                 value = _map(_join, *(node.output(name) for node in nodes))
                 stack.enter_context(calling(self._units[name], lambda *_args, _value=value, **_kwargs: _value))
@@ -202,18 +213,19 @@ class Replay:
             if computed[-1] != _WHOLE:
                 stack.enter_context(self._units[computed[-1]].register_forward_hook(_stop))
             with suppress(_Reached):
-                unet(*args, **kwargs)
+                self._units[_WHOLE](*args, **kwargs)
         return outputs
 
-
-def _behind(node: _Node, block: str, additions: Mapping[Site, Tensor]) -> _Node:
-    """The node behind a block, with what is added to the block's update."""
-    site = Site(block)
-    if site not in additions:
-        return node
-    hidden, *rest = node.output(BLOCKS[block])
-    edited = hidden + additions[site].to(hidden)
-    return node.edited({site: additions[site]}, {BLOCKS[block]: (edited, *rest)})
+    def _behind(self, node: _Node, block: str, additions: Mapping[Site, FirstAddition]) -> _Node:
+        """Returns the node behind a block, with what is added to what the block puts out."""
+        if not additions:
+            return node
+        output = node.output(self._paths[block])
+        stream = self._blocks.stream_of(block, output).clone()
+        view = to_cells(stream, self._blocks.family.place(block))
+        for added in additions.values():
+            view[0, added.cells.to(view.device)] += added.values.to(view)
+        return node.edited(additions, {self._paths[block]: self._blocks.with_stream(block, output, stream)})
 
 
 class _Reached(Exception):
@@ -225,7 +237,7 @@ def _stop(*_args) -> None:
 
 
 def _keep(outputs: dict[str, Any], name: str, module: nn.Module) -> RemovableHandle:
-    """A hook that keeps the module's output in `outputs`."""
+    """Puts on a hook that keeps the module's output in `outputs`."""
 
     def hook(_module, _args, output) -> None:
         outputs[name] = output
@@ -235,7 +247,7 @@ def _keep(outputs: dict[str, Any], name: str, module: nn.Module) -> RemovableHan
 
 @contextmanager
 def calling(module: nn.Module, forward: Callable) -> Iterator[None]:
-    """The module computes with another function in the place of its own."""
+    """Has a module compute with another function in the place of its own."""
     own = vars(module).get("forward")
     module.forward = forward
     try:
@@ -247,34 +259,42 @@ def calling(module: nn.Module, forward: Callable) -> Iterator[None]:
 
 
 @contextmanager
-def first_output(unet: nn.Module, output_bchw: Tensor) -> Iterator[None]:
-    """The U-Net's first call returns `output_bchw`, and later ones what they compute."""
+def first_output(denoiser: nn.Module, output: Tensor) -> Iterator[None]:
+    """Has the denoiser's first call return `output`, and later ones what they compute."""
     with ExitStack() as stack:
 
         def given(*_args, **_kwargs) -> tuple[Tensor]:
             stack.close()
-            return (output_bchw,)
+            return (output,)
 
-        stack.enter_context(calling(unet, given))
+        stack.enter_context(calling(denoiser, given))
         yield
 
 
-def _stacked(additions: Sequence[Mapping[Site, Tensor]]) -> dict[Site, Tensor]:
-    """Site -> `[rows, 1, C, h, w]`, zero for a row that adds nothing there."""
-    first = {site: value for row in additions for site, value in row.items()}
+def _stacked(additions: Sequence[Mapping[Site, FirstAddition]]) -> dict[Site, RowAdditions]:
+    """Returns what is added at each site of a batch; its step is the first."""
+    found: dict[Site, list[tuple[int, FirstAddition]]] = {}
+    for row, by_site in enumerate(additions):
+        for site, added in by_site.items():
+            found.setdefault(site, []).append((row, added))
     return {
-        site: torch.stack([row.get(site, torch.zeros_like(value)) for row in additions])[:, None]
-        for site, value in first.items()
+        site: RowAdditions(
+            len(additions),
+            torch.cat([torch.full_like(added.cells, row) for row, added in rows]),
+            torch.cat([added.cells for _, added in rows]),
+            torch.cat([added.values for _, added in rows])[None],
+        )
+        for site, rows in found.items()
     }
 
 
 def _join(*values: Any) -> Any:
-    """One batch of the rows' values; what has no rows is the same for all."""
+    """Returns one batch of the rows' values; what has no rows is the same for all."""
     return torch.cat(values) if isinstance(values[0], Tensor) and values[0].ndim else values[0]
 
 
 def _map(function: Callable, *trees: Any) -> Any:
-    """`function` of the leaves of equal nestings of tuples and dictionaries."""
+    """Returns `function` of the leaves of equal nestings of tuples and dictionaries."""
     first = trees[0]
     if isinstance(first, tuple):
         return tuple(_map(function, *parts) for parts in zip(*trees, strict=True))

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from diffusers import StableDiffusionXLPipeline
-from torch import Tensor
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
 
+from riebench.backbones.blocks import Blocks
+from riebench.backbones.family import Site
 from riebench.backbones.loading import choose_dtype, load_pipeline
 from riebench.backbones.table import Backbone
 from riebench.core.batches import fixed_batches, halving
 from riebench.core.errors import UserError
 from riebench.edits.edit import strip_marks
-from riebench.generation.interventions import Intervention, window_steps
-from riebench.generation.lens import Lens, Site
+from riebench.generation.interventions import Addition, Intervention, window_steps
+from riebench.generation.lens import Lens, Live, RowAdditions
 from riebench.generation.live import Rewrite
-from riebench.generation.replay import Edited, FirstStep, Recorder, Replay, first_output
+from riebench.generation.replay import Edited, FirstAddition, FirstStep, Recorder, Replay, first_output
+from riebench.generation.sharing import twin_of
 
 #: Images generated at once where nothing is asked for: on the CPU more gain nothing (`docs/performance.md`).
 BATCH_SIZES = {"cpu": 16, "cuda": 32}
 REMEMBERED_PROMPTS = 256  # whose embeddings are kept
+#: Branch of an intervention -> branch of a row -> the sign that additions go to it with.
+SIGNS = {"cond": {"cond": 1}, "uncond": {"uncond": 1}, "both": {"cond": 1, "uncond": -1}}
 
 
 @dataclass(frozen=True)
@@ -42,15 +46,15 @@ class Sample:
 
     image: Tensor
     trace: dict[Site, Tensor]
-    """Site -> `[steps, C, h, w]`, of the row that sees the prompt."""
+    """Site -> `[steps, cells, C]`, of the row that sees the prompt; cells in reading order."""
     uncond_trace: dict[Site, Tensor] = field(default_factory=dict)
     """The same of the row without a prompt, under guidance; empty without guidance."""
     first_steps: tuple[FirstStep, ...] = ()
-    """The recorded first step of each of its rows, where it was to be recorded: under guidance [uncond, cond]."""
+    """The recorded first step of each of its rows, in the order of `Backbone.branches`, where it was to be recorded."""
 
 
 class Sampler:
-    """Generates with a `StableDiffusionXLPipeline`, exactly as its own `__call__` does.
+    """Generates with a pipeline of diffusers, exactly as its own `__call__` does.
 
     Every request has its own `torch.Generator("cpu")`, which draws the starting latents and then each step's
     ancestral noise; so a seed means the same noise in any batch. Batches are padded to `batch_size`, so a row does
@@ -58,38 +62,40 @@ class Sampler:
     batch size is halved, for good.
     """
 
-    def __init__(self, backbone: Backbone, pipeline: StableDiffusionXLPipeline, batch_size: int = 0) -> None:
+    def __init__(self, backbone: Backbone, pipeline: DiffusionPipeline, batch_size: int = 0) -> None:
         if batch_size < 0:
             raise UserError(f"batch size {batch_size} is too small", remedy="use at least 1, or 0 for the usual one")
         self.backbone, self.pipeline = backbone, pipeline
-        self.device = pipeline.unet.device
+        self.denoiser: nn.Module = getattr(pipeline, backbone.family.denoiser)
+        self.blocks = Blocks(backbone.family, self.denoiser)
+        self.device = self.denoiser.device
         self.batch_size = batch_size or BATCH_SIZES.get(self.device.type, BATCH_SIZES["cpu"])
-        self._texts: dict[str, tuple[Tensor, Tensor]] = {}
-        self._replay = Replay(pipeline.unet)
+        self._texts: dict[str, dict[str, Tensor]] = {}
+        self._replay = Replay(self.blocks, backbone.blocks)
         self._whole_forwards = 0
 
     @property
-    def unet(self):
-        return self.pipeline.unet
-
-    @property
     def height(self) -> int:
-        """Of its images, in pixels."""
-        return self.backbone.height or self.unet.config.sample_size * self.pipeline.vae_scale_factor
+        """The height of its images, in pixels."""
+        return self.backbone.height or self.denoiser.config.sample_size * self.pipeline.vae_scale_factor
 
     @property
     def width(self) -> int:
-        return self.backbone.width or self.unet.config.sample_size * self.pipeline.vae_scale_factor
+        """The width of its images, in pixels."""
+        return self.backbone.width or self.denoiser.config.sample_size * self.pipeline.vae_scale_factor
+
+    def grids(self, blocks: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Returns block -> cells (high, wide) of its sites."""
+        return self.blocks.grids(blocks, self.height, self.width, self.pipeline.vae_scale_factor)
 
     def twin(self) -> Sampler:
-        """Another sampler of the same weights, for another thread. What keeps a state while it runs is its own."""
+        """Returns another sampler of the same weights, for another thread. What keeps a state while it runs is its
+        own."""
         if not self._replay.shares:  # counting listens to every module of the process, so before there are threads
             self._replay.count(self.generate([Request("", 0)], record=True, decode=False)[0].first_steps[0])
-        parts = self.pipeline.components
-        own = {name: copy.deepcopy(parts[name]) for name in ("scheduler", "tokenizer", "tokenizer_2")}
-        shared = {id(value): value for value in (*self.unet.parameters(), *self.unet.buffers())}
-        own["unet"] = copy.deepcopy(self.unet, memo=shared)
-        pipeline = type(self.pipeline)(**{**parts, **own}, add_watermarker=False)
+        family, parts = self.backbone.family, self.pipeline.components
+        own = {name: twin_of(parts[name]) for name in ("scheduler", *family.tokenizers, family.denoiser)}
+        pipeline = type(self.pipeline)(**{**parts, **own}, **family.options)
         pipeline.set_progress_bar_config(disable=True)
         other = Sampler(self.backbone, pipeline, self.batch_size)
         other._replay.shares = self._replay.shares
@@ -97,13 +103,13 @@ class Sampler:
 
     @property
     def forwards(self) -> float:
-        """U-Net forwards of one row that were computed so far; a replayed row counts as the share that was computed."""
+        """The forwards of one row that were computed so far; a replayed row counts as the share that was computed."""
         return self._whole_forwards + self._replay.forwards
 
     def generate(
         self, requests: Sequence[Request], capture: Sequence[Site] = (), *, decode: bool = True, record: bool = False
     ) -> list[Sample]:
-        """Images of the requests, in their order.
+        """Returns images of the requests, in their order.
 
         capture: sites to trace. Without decode, images are the latents. record: keep the first step of each sample, so
         that `regenerate` may start from it.
@@ -119,10 +125,10 @@ class Sampler:
         return self._shrinking(work)
 
     def regenerate(self, requests: Sequence[Request], originals: Sequence[Sample]) -> Iterator[Tensor]:
-        """Images `[3, height, width]` of requests, each equal to what `generate` makes of it, faster: the first step is
-        computed from the earliest edit on, but where an intervention rewrites. originals: for each request the recorded
-        sample of the same prompt and seed without an intervention; requests of one original share what they have in
-        common."""
+        """Yields images `[3, height, width]` of requests, each equal to what `generate` makes of it, faster: the
+        first step is computed from the earliest edit on, but where an intervention rewrites. originals: for each
+        request the recorded sample of the same prompt and seed without an intervention; requests of one original
+        share what they have in common."""
         if not all(original.first_steps for original in originals):
             raise ValueError("the first step of an original was not recorded")
         live = [bool(request.intervention and request.intervention.rewrites) for request in requests]
@@ -137,7 +143,7 @@ class Sampler:
             yield next(images[is_live])
 
     def _whole(self, requests: Sequence[Request], _originals: Sequence[Sample]) -> Iterator[Tensor]:
-        """Images of requests whose edits depend on what the U-Net makes at that moment: nothing is replayed."""
+        """Yields images of requests whose edits depend on what is computed at that moment: nothing is replayed."""
         done = 0
         while done < len(requests):
             samples = self.generate(requests[done : done + self.batch_size])
@@ -145,7 +151,7 @@ class Sampler:
             done += len(samples)
 
     def _replayed(self, requests: Sequence[Request], originals: Sequence[Sample]) -> Iterator[Tensor]:
-        """Images of requests whose first step begins as that of their originals."""
+        """Yields images of requests whose first step begins as that of their originals."""
         predictions = self._shrinking(lambda size: self._first_predictions(requests, originals, size))
         done = 0
         while done < len(requests):
@@ -154,12 +160,12 @@ class Sampler:
             done += len(images)
 
     def trace(self, requests: Sequence[Request], capture: Sequence[Site]) -> list[dict[Site, Tensor]]:
-        """What `generate` captures, without decoding the images."""
+        """Returns what `generate` captures, without decoding the images."""
         return [sample.trace for sample in self.generate(requests, capture, decode=False)]
 
     @property
     def _rows_each(self) -> int:
-        return 2 if self.backbone.guided else 1
+        return len(self.backbone.branches)
 
     def _shrinking(self, work: Callable[[int], list]) -> list:
         done, self.batch_size = halving(work, self.batch_size, f"generating with {self.backbone.name}")
@@ -168,17 +174,18 @@ class Sampler:
     def _first_predictions(
         self, requests: Sequence[Request], originals: Sequence[Sample], size: int
     ) -> list[tuple[Tensor, ...]]:
-        """For each request the U-Net's output `[1, 4, h, w]` at the first step of each of its rows."""
-        signed: dict[tuple[int, int], Tensor] = {}  # so that requests with one addition share one tensor
+        """Returns for each request the denoiser's output at the first step of each of its rows."""
+        signed: dict[tuple[int, int], FirstAddition] = {}  # so that requests with one addition share one object
 
-        def first(value: Tensor, sign: int) -> Tensor:
-            key = (id(value), sign)
+        def first(added: Addition, sign: int) -> FirstAddition:
+            key = (id(added), sign)
             if key not in signed:
-                signed[key] = sign * value[0].to(self.device)
+                cells, values = added.cells.to(self.device), sign * added.values[0].to(self.device)
+                signed[key] = FirstAddition(cells, values)
             return signed[key]
 
         rows = [
-            Edited(step, {site: first(value, sign) for site, value in self._first_additions(request).items() if sign})
+            Edited(step, {site: first(added, sign) for site, added in self._first_additions(request).items() if sign})
             for request, original in zip(requests, originals, strict=True)
             for step, sign in zip(original.first_steps, self._signs(request), strict=True)
         ]
@@ -188,7 +195,7 @@ class Sampler:
     def _finish(
         self, requests: Sequence[Request], predictions: Sequence[tuple[Tensor, ...]], size: int
     ) -> list[Tensor]:
-        """Images of the first `size` requests, whose first step is known: the other steps, and decoding."""
+        """Returns images of the first `size` requests, whose first step is known: the other steps, and decoding."""
         batch, count = next(fixed_batches(list(zip(requests, predictions, strict=True)), size))
         rows, given = zip(*batch, strict=True)
         first = torch.cat([prediction for branch in zip(*given, strict=True) for prediction in branch])
@@ -205,112 +212,148 @@ class Sampler:
         record: bool = False,
         first: Tensor | None = None,
     ) -> list[Sample]:
-        """One batch through the pipeline. first: the U-Net's output at the first step, where it is known."""
-        states, pooled = (torch.cat(parts) for parts in zip(*(self._text(row.prompt) for row in rows), strict=True))
-        additions, rewrites = self._merged(rows) if first is None or self.backbone.steps > 1 else ({}, {})
-        recorder = Recorder(self.unet)
+        """Returns one batch that went through the pipeline. first: the denoiser's output at the first step, where it is
+        known."""
+        texts = [self._text(row.prompt) for row in rows]
+        additions, live = self._merged(rows) if first is None or self.backbone.steps > 1 else ({}, {})
+        recorder = Recorder(self.blocks, self.backbone.blocks)
         with (
-            Lens(self.unet, capture, additions, rewrites) as lens,  # under guidance the rows are [uncond, cond]
+            Lens(self.blocks, capture, additions, live) as lens,
             recorder if record else nullcontext(),
-            nullcontext() if first is None else first_output(self.unet, first),
+            nullcontext() if first is None else first_output(self.denoiser, first),
         ):
-
-            def on_step_end(_pipeline, step, _timestep, tensors):
-                lens.step = step + 1
-                return tensors
-
-            images = self.pipeline(
-                prompt_embeds=states,
-                pooled_prompt_embeds=pooled,
-                num_inference_steps=self.backbone.steps,
-                guidance_scale=self.backbone.guidance,
-                height=self.height,
-                width=self.width,
-                generator=[torch.Generator("cpu").manual_seed(row.seed) for row in rows],
-                callback_on_step_end=on_step_end,
+            images = self.run_pipeline(
+                {name: torch.cat([text[name] for text in texts]) for name in texts[0]},
+                [row.seed for row in rows],
+                lens,
                 output_type="pt" if decode else "latent",
-            ).images.float()
-        traces = {site: value.cpu() for site, value in lens.trace.stacked().items()}
-        uncond = len(rows) if self.backbone.guided else 0  # rows before those that see a prompt
+            )
+        traces = {site: value.cpu() for site, value in lens.trace().items()}
+        starts = {branch: i * len(rows) for i, branch in enumerate(self.backbone.branches)}
+        uncond = starts.get("uncond")
         return [
             Sample(
                 image,
-                {site: value[uncond + i] for site, value in traces.items()},
-                {site: value[i] for site, value in traces.items()} if uncond else {},
-                tuple(recorder.row(i + start) for start in dict.fromkeys((0, uncond))) if record else (),
+                {site: value[starts["cond"] + i] for site, value in traces.items()},
+                {site: value[uncond + i] for site, value in traces.items()} if uncond is not None else {},
+                tuple(recorder.row(i + start) for start in starts.values()) if record else (),
             )
-            for i, image in enumerate(images.cpu())
+            for i, image in enumerate(images.float().cpu())
         ]
 
-    def text_vector(self, prompt: str) -> Tensor:
-        """What the U-Net reads of a prompt, the mean `[e]` over its tokens, float32 on the CPU."""
-        with torch.no_grad():
-            return self._text(prompt)[0][0].float().mean(dim=0).cpu()
+    def run_pipeline(
+        self,
+        texts: Mapping[str, Tensor],
+        seeds: Sequence[int],
+        lens: Lens,
+        *,
+        output_type: str,
+        after_step: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """Returns what one call of the pipeline makes, with the lens told of every step.
 
-    def _text(self, prompt: str) -> tuple[Tensor, Tensor]:
-        prompt = strip_marks(prompt)
+        texts: as `Family.encode` gives them, a row for each seed. output_type: as the pipeline takes it. after_step:
+        called at the end of each step, before the lens is told of the next.
+        """
+
+        def on_step_end(_pipeline, step, _timestep, tensors):
+            after_step()
+            lens.step = step + 1
+            return tensors
+
+        return self.pipeline(
+            **texts,
+            num_inference_steps=self.backbone.steps,
+            guidance_scale=self.backbone.guidance,
+            height=self.height,
+            width=self.width,
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            callback_on_step_end=on_step_end,
+            output_type=output_type,
+        ).images
+
+    def text_vector(self, prompt: str) -> Tensor:
+        """Returns what the denoiser reads of a prompt, the mean `[e]` over its tokens, float32 on the CPU."""
+        with torch.no_grad():
+            return self._text(prompt)[self.backbone.family.text][0].float().mean(dim=0).cpu()
+
+    def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Returns what the pipeline takes of prompts (`Family.encode`); the `[ ]` in them are not read."""
+        return self.backbone.family.encode(self.pipeline, [strip_marks(prompt) for prompt in prompts])
+
+    def _text(self, prompt: str) -> dict[str, Tensor]:
         if prompt not in self._texts:
-            states, _, pooled, _ = self.pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)
-            self._texts[prompt] = (states, pooled)
+            self._texts[prompt] = self.encode([prompt])
             for oldest in list(self._texts)[:-REMEMBERED_PROMPTS]:
                 del self._texts[oldest]
         return self._texts[prompt]
 
     def _checked(self, request: Request) -> Intervention:
-        """A request's intervention, checked against the backbone; one that adds nothing where it has none."""
+        """Returns a request's intervention, checked against the backbone; one that adds nothing where it has none."""
         intervention = request.intervention or Intervention()
         if not self.backbone.guided and intervention.branch == "uncond" and intervention.sites:
             raise UserError(
                 f"{self.backbone.name} is sampled without guidance and has no unconditional row",
                 remedy="use branch 'cond' or 'both'",
             )
-        for site, value in intervention.additions.items():
-            if len(value) != self.backbone.steps:
+        for site, added in intervention.additions.items():
+            if len(added.values) != self.backbone.steps:
                 raise UserError(
-                    f"the addition at {site.name} has {len(value)} steps, the backbone {self.backbone.steps}",
+                    f"the addition at {site.name} has {len(added.values)} steps, the backbone {self.backbone.steps}",
                     remedy="plan it from a trace of this backbone",
                 )
         return intervention
 
-    def _first_additions(self, request: Request) -> Mapping[Site, Tensor]:
-        """What a request adds at the first step, `[steps, C, h, w]` of every site."""
+    def _first_additions(self, request: Request) -> Mapping[Site, Addition]:
+        """Returns what a request adds at the first step."""
         intervention = self._checked(request)
         return intervention.additions if 0 in window_steps(intervention.window, self.backbone.steps) else {}
 
     def _signs(self, request: Request) -> tuple[int, ...]:
-        """How a request's additions go to each of its rows: branch "both" adds to the row with the prompt, the second,
-        and takes away from the other."""
+        """Returns how a request's additions go to each of its rows, in the order of the branches."""
+        branch = request.intervention.branch if request.intervention else "cond"
         if not self.backbone.guided:
             return (1,)
-        branch = request.intervention.branch if request.intervention else "cond"
-        return {"cond": (0, 1), "uncond": (1, 0), "both": (-1, 1)}[branch]
+        return tuple(SIGNS[branch].get(row, 0) for row in self.backbone.branches)
 
-    def _merged(self, rows: list[Request]) -> tuple[dict[Site, Tensor], dict[Site, list[Callable]]]:
-        """(Site -> `[rows, steps, C, h, w]`, zero where a row adds nothing; site -> functions as `Lens` takes them);
-        under guidance twice as many rows."""
-        merged: dict[Site, Tensor] = {}
-        rewrites: dict[Site, list[Callable]] = {}
+    def _merged(self, rows: Sequence[Request]) -> tuple[dict[Site, RowAdditions], dict[Site, list[Live]]]:
+        """Returns what is added in a batch: site -> additions, on the device, and site -> functions as `Lens` takes
+        them. Under guidance each branch has all rows."""
+        found: dict[Site, list[tuple[int, int, Addition, list[int]]]] = {}
+        live: dict[Site, list[Live]] = {}
         for index, row in enumerate(rows):
             intervention = self._checked(row)
             steps = list(window_steps(intervention.window, self.backbone.steps))
             places = [(branch * len(rows) + index, sign) for branch, sign in enumerate(self._signs(row)) if sign]
-            for site, value in intervention.additions.items():
-                if site not in merged:
-                    merged[site] = torch.zeros(self._rows_each * len(rows), *value.shape, dtype=value.dtype)
-                for place, sign in places:
-                    merged[site][place, steps] = sign * value[steps]
+            for site, added in intervention.additions.items():
+                found.setdefault(site, []).extend((place, sign, added, steps) for place, sign in places)
             for site, items in intervention.rewrites.items():
-                rewrites.setdefault(site, []).append(_rewriting(items, places, steps))
-        return {site: value.to(self.device) for site, value in merged.items()}, rewrites
+                live.setdefault(site, []).append(_rewriting(items, places, steps))
+        batch = self._rows_each * len(rows)
+        return {site: self._row_additions(batch, parts) for site, parts in found.items()}, live
+
+    def _row_additions(self, batch: int, parts: Sequence[tuple[int, int, Addition, list[int]]]) -> RowAdditions:
+        """Returns the additions at one site. parts: (row, sign, addition, the steps at which it is added)."""
+        values = []
+        for _, sign, added, steps in parts:
+            windowed = torch.zeros_like(added.values)
+            windowed[steps] = sign * added.values[steps]
+            values.append(windowed)
+        return RowAdditions(
+            batch,
+            torch.cat([torch.full_like(added.cells, row) for row, _, added, _ in parts]).to(self.device),
+            torch.cat([added.cells for _, _, added, _ in parts]).to(self.device),
+            torch.cat(values, dim=1).to(self.device),
+        )
 
 
-def _rewriting(rewrites: Sequence[Rewrite], places: Sequence[tuple[int, int]], steps: Sequence[int]) -> Callable:
-    """The rewrites of one request as `Lens` takes them. places: its rows in the batch, each with a sign."""
+def _rewriting(rewrites: Sequence[Rewrite], places: Sequence[tuple[int, int]], steps: Sequence[int]) -> Live:
+    """Returns the rewrites of one request as `Lens` takes them. places: its rows in the batch, each with a sign."""
 
-    def added(value_bchw: Tensor, step: int) -> Tensor:
-        found = torch.zeros_like(value_bchw)
+    def added(value_bnc: Tensor, step: int) -> Tensor:
+        found = torch.zeros_like(value_bnc)
         for place, sign in places if step in steps else ():
-            found[place] = sign * sum(rewrite.delta(value_bchw[place], step) for rewrite in rewrites)
+            found[place] = sign * sum(rewrite.delta(value_bnc[place], step) for rewrite in rewrites)
         return found
 
     return added
@@ -319,9 +362,10 @@ def _rewriting(rewrites: Sequence[Rewrite], places: Sequence[tuple[int, int]], s
 def load_sampler(
     backbone: Backbone, device: torch.device, batch_size: int = 0, dtype: torch.dtype | None = None
 ) -> Sampler:
-    """The backbone's pipeline on a device. Raises `UserError` when its weights are missing or broken.
+    """Returns a sampler of the backbone's pipeline on a device. Raises `UserError` when its weights are missing or
+    broken.
 
-    batch_size: of images generated at once; 0 takes what suits the device (`BATCH_SIZES`). dtype: of the U-Net; None
+    batch_size: of images generated at once; 0 takes what suits the device (`BATCH_SIZES`). dtype: of the denoiser; None
     takes the backbone's own.
     """
     pipeline = load_pipeline(backbone, device, dtype or choose_dtype(backbone, device))

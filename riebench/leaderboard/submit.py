@@ -234,7 +234,7 @@ def _cost_of_run(manifest: Mapping) -> dict:
     """What a result of the run took on average, over all its methods; None where the command made none."""
     made = manifest["made"]
     return {
-        "unet_forwards_per_image": round(manifest["unet_forwards"] / made, 3) if made else None,
+        "unet_forwards_per_image": round(manifest["forwards"] / made, 3) if made else None,
         "seconds_per_image": round(manifest["seconds"] / made, 5) if made else None,
         "device": manifest["device"],
         "machine": manifest["machine"],

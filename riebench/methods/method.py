@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from riebench.core.registry import Registry
 from riebench.edits.edit import Edit
+from riebench.methods.modes import MODES, Mode
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from riebench.backbones.family import Site
     from riebench.generation.interventions import Intervention
-    from riebench.generation.lens import Site
     from riebench.methods.text_index import TextIndex
     from sae_models.dictionary import Dictionary
 
@@ -25,17 +26,17 @@ class Case:
     edit: Edit
     seed: int
     original: Mapping[Site, Tensor]
-    """Trace of the original image: site -> `[steps, C, h, w]`."""
+    """Trace of the original image: site -> `[steps, cells, C]`, cells in reading order."""
     edited: Mapping[Site, Tensor]
     """Trace of the edited image, from the same noise."""
     original_cells: Mapping[str, Tensor]
-    """Block -> the original image's region on that block's grid, bool `[h, w]`."""
+    """Block -> the original image's region, bool `[cells]`."""
     edited_cells: Mapping[str, Tensor]
     """Block -> the edited image's region."""
     sae: Callable[[str], Dictionary]
     """Block -> its sparse autoencoder."""
-    mode: str = "strict"
-    """"strict", or "reference": as the published code does (`docs/reference-mode.md`)."""
+    mode: Mode = MODES["strict"]
+    """The protocol's, or the published code's (`docs/reference-mode.md`)."""
     select_on: Case | None = None
     """The case that features are to be chosen on, for a method whose `select_on` is "seed" (the same edit with another
     seed) or "edit" (another edit)."""
@@ -43,12 +44,16 @@ class Case:
     """Prompt -> its vector `[e]` (`Sampler.text_vector`)."""
     text_index: Callable[[str], TextIndex] | None = None
     """Block -> which features go with which words, for a method whose `select_on` is "text"."""
+    grids: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Block -> its cells (high, wide)."""
 
 
 @runtime_checkable
 class Method(Protocol):
-    """One way of editing. `name` is its name in tables; `strength` its strength there; `sites` is the kind of trace
-    it needs: "update" or "neurons", or "" where it adds nothing to any block.
+    """One way of editing. `name` is its name in tables; `strength` its strength there; `sites` is what it reads and
+    adds to: "block" (the kind of site that the run's dictionaries read), or one of `riebench.backbones.family.KINDS`
+    whatever the run does, or "" where it adds nothing to any block. `sites` and `select_on` are no settings: a class
+    has them.
 
     A method may also have `uses_sae`, False where it does not ask for `Case.sae`, so that none need be there; and
     `select_on`, see `Case.select_on` and `Case.text_index`."""
@@ -58,7 +63,7 @@ class Method(Protocol):
     sites: str
 
     def plan(self, case: Case) -> Intervention:
-        """The intervention on all blocks; the benchmark restricts it to subsets of blocks."""
+        """Returns the intervention on all blocks; the benchmark restricts it to subsets of blocks."""
         ...
 
 

@@ -11,23 +11,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riebench.generation.lens import Site
+from riebench.backbones.family import Site
+from riebench.backbones.sdxl import PUBLISHED_ORDER
 from riebench.methods.selection import Selected
-
-#: The order in which the published code strings the blocks' features together: where scores are equal, it decides.
-BLOCK_ORDER = ("down.2.1", "up.0.1", "up.0.0", "mid.0")
+from sae_models.dictionary import Dictionary
 
 
 def select_published(
     edited: Mapping[Site, Tensor], original: Mapping[Site, Tensor], k: int, pool: str, steps: str, unit_norm: bool
 ) -> dict[Site, Selected]:
-    """On and off features of each site from features `[steps, cells, F]`, as the published code selects them.
+    """Returns on and off features of each site from features `[steps, cells, F]`, as the published code selects them.
 
     The sums under the score are of signed values, and may be near zero; where one unit is zero on every cell of a
     region, its 0/0 makes all scores NaN. Ties and NaN are sorted as `numpy.argsort` does.
     """
-    sites = sorted(edited, key=lambda site: (BLOCK_ORDER.index(site.block), site.layer or 0))
-    groups = [sites] if pool == "all" else [[s for s in sites if s.block == block] for block in BLOCK_ORDER]
+    blocks = sorted(
+        {site.block for site in edited}, key=lambda block: (PUBLISHED_ORDER.get(block, len(PUBLISHED_ORDER)), block)
+    )
+    sites = sorted(edited, key=lambda site: (blocks.index(site.block), site.layer or 0))
+    groups = [sites] if pool == "all" else [[s for s in sites if s.block == block] for block in blocks]
     chosen: dict[Site, Selected] = {}
     for group in filter(None, groups):
         mu_edited, mu_original = (
@@ -54,3 +56,13 @@ def _prepared(features_tnf: Tensor, steps: str, unit_norm: bool) -> Tensor:
 
 def _mean(features_nf: Tensor) -> Tensor:
     return features_nf.mean(dim=0)
+
+
+def norm_ratio(dictionary: Dictionary, on: Tensor, off: Tensor) -> float:
+    """Returns the sum of the on features' decoder norms over that of the off features; 0 where there are none."""
+    norms = []
+    for numbers in (on, off):
+        units_nf = torch.zeros(len(numbers), dictionary.num_features)
+        units_nf[torch.arange(len(numbers)), numbers] = 1
+        norms.append(dictionary.decode_linear(units_nf).norm(dim=-1).sum())
+    return float(norms[0] / norms[1]) if norms[1] > 0 else 0.0

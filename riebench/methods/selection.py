@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from riebench.backbones.family import Site
 from riebench.core.errors import UserError
-from riebench.generation.lens import Site
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from riebench.backbones.family import Site
 from riebench.core.errors import UserError, did_you_mean
-from riebench.generation.interventions import BRANCHES, Intervention
-from riebench.generation.lens import Site
+from riebench.generation.interventions import BRANCHES, Addition, Intervention
 from riebench.generation.live import Rewrite
 from riebench.methods.method import Case
-from riebench.methods.published import select_published
-from riebench.methods.selection import Selected, mean_features, select
+from riebench.methods.selection import Selected
 from sae_models.dictionary import Dictionary
 
 MODES = ("static", "adaptive", "replace")
@@ -85,14 +84,12 @@ class Encoded:
 
 @torch.no_grad()
 def encode_regions(case: Case, dictionaries: Mapping[Site, Dictionary]) -> Encoded:
-    """The features of both images' updates, each in its own region."""
+    """Returns the features of both images' traces, each in its own region."""
+    sides = (case.edited, case.edited_cells), (case.original, case.original_cells)
     return Encoded(
         *(
-            {
-                site: _encode(dictionary, trace[site].permute(0, 2, 3, 1)[:, cells[site.block]])
-                for site, dictionary in dictionaries.items()
-            }
-            for trace, cells in ((case.edited, case.edited_cells), (case.original, case.original_cells))
+            {site: _encode(dictionary, trace[site][:, cells[site.block]]) for site, dictionary in dictionaries.items()}
+            for trace, cells in sides
         )
     )
 
@@ -104,30 +101,25 @@ def _encode(dictionary: Dictionary, rows_tnc: Tensor) -> Tensor:
 def select_features(
     case: Case, dictionaries: Mapping[Site, Dictionary], *, k: int, pool: str, steps: str, unit_norm: bool = False
 ) -> dict[Site, Selected]:
-    """On and off features at every site (`riebench.methods.selection.select`), chosen on the case itself, or on the one
-    that its method asked to choose on. pool: "block", "all", or "" for the mode's own: each block its k in strict mode,
-    all blocks together in reference mode."""
+    """Returns on and off features at every site (`riebench.methods.selection.select`), chosen on the case itself, or
+    on the one that its method asked to choose on. pool: "block", "all", or "" for the mode's own: each block its k
+    in strict mode, all blocks together in reference mode."""
     encoded = encode_regions(case.select_on or case, dictionaries)
-    if case.mode == "reference":
-        return select_published(encoded.edited, encoded.original, k, pool or "all", steps, unit_norm)
-    mu_edited, mu_original = (
-        {site: mean_features(features, steps, unit_norm) for site, features in side.items()}
-        for side in (encoded.edited, encoded.original)
-    )
-    return select(mu_edited, mu_original, k, pool or "block")
+    return case.mode.select(encoded.edited, encoded.original, k, pool, steps, unit_norm)
 
 
 @torch.no_grad()
 def transport(
     case: Case, dictionaries: Mapping[Site, Dictionary], selected: Mapping[Site, Selected], how: Transport
 ) -> Intervention:
-    """The intervention that moves the selected features of each site, as `how` says. No bias is moved."""
+    """Returns the intervention that moves the selected features of each site, as `how` says. No bias is moved."""
+    how = case.mode.settings(how, case.edit.category)
     encoded = encode_regions(case, dictionaries)
     additions, rewrites = {}, {}
     for site, dictionary in dictionaries.items():
         on, off = selected[site].on, selected[site].off
         on_cells, off_cells = case.edited_cells[site.block], case.original_cells[site.block]
-        to_original = how.placement == "original" or _deletes_as_published(case)
+        to_original = how.placement == "original"
         on_tnk = _values(encoded.edited[site][..., on], how, how.keep_spatial and not to_original)
         if to_original:
             on_cells = off_cells
@@ -141,12 +133,12 @@ def transport(
                 Rewrite(dictionary, off, off_cells, None, how.strength),
             )
             continue
-        additions[site] = torch.zeros_like(case.original[site])
-        _add(additions[site], on_cells, how.strength * _decode(dictionary, on, on_tnk))
+        parts = [(on_cells, how.strength * decode_some(dictionary, on, on_tnk))]
         if how.mode == "static":
-            _add(additions[site], off_cells, -how.strength * _decode(dictionary, off, off_tnk))
-        else:
-            scale = _norm_ratio(dictionary, on, off) if case.mode == "reference" else 1.0
+            parts.append((off_cells, -how.strength * decode_some(dictionary, off, off_tnk)))
+        additions[site] = _summed(parts, case.original[site])
+        if how.mode == "adaptive":
+            scale = case.mode.off_scale(dictionary, on, off)
             rewrites[site] = (
                 Rewrite(dictionary, off, off_cells, None, how.strength * scale, mean=not how.keep_spatial),
             )
@@ -161,36 +153,32 @@ def transport(
     return made.equalised() if how.budget == "norm" else made
 
 
-def _deletes_as_published(case: Case) -> bool:
-    """The published code deletes an object by filling its place with what is around it."""
-    return case.mode == "reference" and case.edit.category == "delete_object"
-
-
 def _values(features_tnk: Tensor, how: Transport, own: bool) -> Tensor:
-    """`[steps, cells, k]`, or `[steps, 1, k]` where all cells get the region's value."""
+    """Returns `[steps, cells, k]`, or `[steps, 1, k]` where all cells get the region's value."""
     return features_tnk if own else STATISTICS[how.statistic](features_tnk).to(features_tnk)
 
 
-def _decode(dictionary: Dictionary, numbers: Tensor, z_tnk: Tensor) -> Tensor:
-    """z W_dec of some features, `[steps, cells, C]`."""
+def decode_some(dictionary: Dictionary, numbers: Tensor, z_tnk: Tensor) -> Tensor:
+    """Returns z W_dec of some features, `[steps, cells, C]`."""
     z_tnf = z_tnk.new_zeros(*z_tnk.shape[:2], dictionary.num_features)
     z_tnf[..., numbers] = z_tnk
     return dictionary.decode_linear(z_tnf.flatten(0, 1)).unflatten(0, z_tnf.shape[:2])
 
 
-def _add(added_tchw: Tensor, cells: Tensor, rows_tnc: Tensor) -> None:
-    """Adds rows `[steps, cells or 1, C]` to the cells."""
-    added_tchw[:, :, cells] += rows_tnc.permute(0, 2, 1).to(added_tchw)
+def _summed(parts: Sequence[tuple[Tensor, Tensor]], like_tnc: Tensor) -> Addition:
+    """Returns the addition that is the sum of parts: (cells, bool `[cells]`; rows `[steps, cells or 1, C]`).
 
-
-def _norm_ratio(dictionary: Dictionary, on: Tensor, off: Tensor) -> float:
-    """Sum of the on features' decoder norms over that of the off features; 0 where there are none (published)."""
-    on_norm, off_norm = (_decode(dictionary, n, torch.eye(len(n))[None]).norm(dim=-1).sum() for n in (on, off))
-    return float(on_norm / off_norm) if off_norm > 0 else 0.0
+    like_tnc: the trace of the site, whose dtype it gets.
+    """
+    touched = torch.stack([cells for cells, _ in parts]).any(dim=0)
+    values_tnc = like_tnc.new_zeros(len(like_tnc), int(touched.sum()), like_tnc.shape[-1])
+    for cells, rows_tnc in parts:
+        values_tnc[:, cells[touched]] += rows_tnc.to(values_tnc)
+    return Addition(touched.nonzero().flatten(), values_tnc)
 
 
 def everything(dictionaries: Mapping[Site, Dictionary]) -> dict[Site, Selected]:
-    """Every feature on and off: with `Identity` dictionaries, the dense patch."""
+    """Returns every feature, on and off: with `Identity` dictionaries, the dense patch."""
     return {
         site: Selected(torch.arange(dictionary.num_features), torch.arange(dictionary.num_features))
         for site, dictionary in dictionaries.items()
@@ -198,7 +186,7 @@ def everything(dictionaries: Mapping[Site, Dictionary]) -> dict[Site, Selected]:
 
 
 def count_features(selected: Mapping[Site, Selected], only_on: bool = False) -> dict[str, int]:
-    """Block -> features turned on and off there."""
+    """Returns block -> features turned on and off there."""
     counts: dict[str, int] = {}
     for site, chosen in selected.items():
         counts[site.block] = counts.get(site.block, 0) + (len(chosen.on) if only_on else chosen.count)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from riebench.edits.phrases import parse_phrase
 from riebench.metrics import ScoreBatch
 from riebench.metrics.clip import SIDES, ClipMetric, Side
-from riebench.regions.grounding import parse_phrase
 
 if TYPE_CHECKING:
     from riebench.metrics.models import ScoringModels

@@ -59,7 +59,7 @@ def run_section(manifest: Mapping) -> str:
             for name, what in (("results", "in all"), ("made", "made by this command"))
             if name in manifest
         ),
-        "U-Net forwards": _text(manifest.get("unet_forwards", "")),
+        "forwards": _text(manifest.get("forwards", "")),
     }
     whole = _wrapped(table("The run’s manifest", ("what", "value"), _flat(manifest), file_name="manifest"))
     return definitions({key: text for key, text in said.items() if text}, short=True) + details(

@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from riebench.backbones.table import BACKBONES, BLOCK_NAMES, DTYPES, Backbone, backbone_from, check_blocks
+from riebench.backbones.own import backbone_from
+from riebench.backbones.table import BACKBONES, DTYPES, Backbone
 from riebench.core.errors import UserError, did_you_mean
 from riebench.methods.method import METHODS
 from riebench.regions.grounders import GROUNDERS, grounder_settings
@@ -74,8 +75,11 @@ class RunConfig:
     """Seeds of the noise: a case is an edit with a seed."""
     methods: tuple[MethodConfig, ...] = (MethodConfig("noop"), MethodConfig("sae"))
     """Methods, in the order of the tables. `noop` must be among them: gains are measured from it."""
-    blocks: tuple[str, ...] = BLOCK_NAMES
-    """The blocks that methods act on."""
+    blocks: tuple[str, ...] = ()
+    """The blocks that are traced, that dictionaries are wanted of and that methods act on; empty for the backbone's
+    own."""
+    site: str = ""
+    """What methods are given of a block: update or stream; empty for what the backbone's dictionaries read."""
     subsets_of: tuple[str, ...] | str = ("sae",)
     """The methods that are run on every subset of the blocks, to attribute their effects to them, at the strength
     nearest 1; the first gives the headline table. One name may be written without brackets."""
@@ -92,7 +96,6 @@ class RunConfig:
         if isinstance(self.subsets_of, str):
             object.__setattr__(self, "subsets_of", (self.subsets_of,))
         names = [method.label or method.name for method in self.methods]
-        check_blocks(self.blocks)
         for needed in ("noop", *self.subsets_of):
             if needed not in names:
                 raise UserError(f"the run has no method {needed!r}", remedy=f"add {needed!r} to methods")
@@ -119,6 +122,7 @@ class RunConfig:
             if isinstance(self.backbone, Mapping)
             else BACKBONES.get(self.backbone)
         )
+        found = dataclasses.replace(found, blocks=self.blocks or found.blocks)
         name = self._grounder.get("name")
         if name is None:
             return found
@@ -131,6 +135,7 @@ class RunConfig:
         return Setup(
             mode=self.mode,
             mask_rule="published" if self.mode == "reference" else self.mask_rule,
+            site=self.site,
             grounder={key: value for key, value in self._grounder.items() if key != "name"},
             dictionary=self.dictionary,
             dictionaries=self.dictionaries,

@@ -7,50 +7,35 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
 
-import numpy as np
 import psutil
 import torch
 from torch import Tensor
 
-from riebench.backbones.loading import choose_device, choose_dtype, is_black, trace_bytes
-from riebench.backbones.table import BACKBONES, BLOCK_NAMES, Backbone, blocks_text
+from riebench.backbones.family import blocks_text
+from riebench.backbones.loading import choose_device, choose_dtype
+from riebench.backbones.table import BACKBONES, Backbone
 from riebench.core.errors import UserError
+from riebench.core.pictures import eight_bits, regions_to_array, to_array, unusable
 from riebench.edits.edit import Edit
 from riebench.generation.compiling import compile_parts
 from riebench.generation.interventions import Intervention
-from riebench.generation.lens import find_sites
-from riebench.generation.sampler import Request, Sample, Sampler, load_sampler
-from riebench.methods.method import Case, Method
-from riebench.methods.text_index import TextIndex, find_text_index
-from riebench.regions.find import find_regions, region_cells
+from riebench.generation.sampler import Request, load_sampler
+from riebench.generation.sharing import twin_of
+from riebench.methods.method import Method
+from riebench.regions.find import Regions
 from riebench.regions.grounders import GROUNDERS
-from riebench.runs.plan import Task, Variant, kind_of_donor
-from riebench.runs.scoring import Pictures, Scorer, eight_bits
+from riebench.runs.pictures import Pictures
+from riebench.runs.plan import Task, Variant, kind_of_donor, site_of
+from riebench.runs.reference import SIDES, Generation, Reference, seen_by
+from riebench.runs.scoring import Scorer
 from riebench.runs.setup import Setup
 from riebench.runs.store import Batch
-from sae_models import index
 from sae_models.tensors import dtype_name
 
 GROUP = 8  # the most cases whose results go through the U-Net together
 TRACES_SHARE = 0.25  # of the free memory, that the traces of a group may take
-SIDES = ("original", "edited")
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What all settings of a case share."""
-
-    case: Case
-    pictures: Pictures
-    sample: Sample
-    """The original image's, with its first step recorded."""
-    failure: str
-    """Why the case cannot be run; empty where it can."""
-    donors: Mapping[str, Reference] = field(default_factory=dict)
-    """"seed" or "edit" -> the case that features are chosen on, for methods that ask for another than this one."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +49,7 @@ class Planned:
 
     @property
     def request(self) -> Request:
-        case = self.reference.case
-        return Request(case.edit.original_prompt, case.seed, self.intervention)
+        return self.reference.request(self.intervention)
 
     @property
     def shows(self) -> str:
@@ -89,26 +73,41 @@ class Result:
 
 
 class Engine:
-    """A loaded backbone with its grounder, dictionaries and metrics."""
+    """Does the stages of a run, in three parts: generation, regions and scores. Grounder and judges are loaded when
+    they are first needed, or by `load`."""
 
-    def __init__(self, sampler: Sampler, setup: Setup) -> None:
-        self.sampler, self.backbone, self.setup = sampler, sampler.backbone, setup
-        self.grounder = GROUNDERS.get(self.backbone.grounder)(sampler.device, **setup.grounder)
-        judges, names = self.backbone.judges, setup.metric_names(self.backbone.judges)
-        self.scorer = Scorer(judges, sampler.device, keep_marks=setup.keeps_marks, names=names)
-        self.sae, self.text_index = cache(self._open_sae), cache(self._open_text_index)
+    def __init__(self, generation: Generation, regions: Regions | None = None, scorer: Scorer | None = None) -> None:
+        self.generation, self.setup = generation, generation.setup
+        self.sampler, self.backbone = generation.sampler, generation.backbone
+        self._regions, self._scorer = regions, scorer
+
+    @property
+    def regions(self) -> Regions:
+        """What finds regions. Raises `UserError` where the grounder's weights are missing."""
+        if self._regions is None:
+            grounder = GROUNDERS.get(self.backbone.grounder)(self.sampler.device, **self.setup.grounder)
+            self._regions = Regions(grounder, self.setup.rules.look, self.setup.mask_rule)
+        return self._regions
+
+    @property
+    def scorer(self) -> Scorer:
+        """What scores. Raises `UserError` where the judges' weights are missing."""
+        if self._scorer is None:
+            judges, names = self.backbone.judges, self.setup.metric_names(self.backbone.judges)
+            self._scorer = Scorer(judges, self.sampler.device, keep_marks=self.setup.keeps_marks, names=names)
+        return self._scorer
+
+    def load(self) -> Engine:
+        """Loads grounder and judges now, so that what is missing is said before anything is generated."""
+        _ = self.regions, self.scorer
+        return self
 
     def twin(self) -> Engine:
-        """Another engine of the same weights, for another thread."""
-        return Engine(self.sampler.twin(), self.setup)
-
-    def _open_sae(self, block: str):
-        entry, root = self.setup.dictionary_of(self.backbone, block)
-        return index.open(entry, root=root, device="cpu")
-
-    def _open_text_index(self, block: str) -> TextIndex:
-        entry, root = self.setup.dictionary_of(self.backbone, block)
-        return find_text_index(index.fingerprint(entry, root=root))
+        """Returns another engine for another thread. All weights are shared: the model's, the dictionaries', the
+        grounder's and the judges'."""
+        found = self.regions
+        regions = Regions(twin_of(found.grounder), found.look, found.mask_rule)
+        return Engine(self.generation.twin(), regions, self.scorer.twin())
 
     def work(self, tasks: Sequence[Task], judges: str = "") -> Iterator[Batch]:
         """Everything that the tasks want, in batches to be written: first the reference pictures, then results; in
@@ -122,14 +121,23 @@ class Engine:
             yield from self._work(tasks[start : start + size], methods, judges)
 
     def _cases_at_once(self, methods: Sequence[Method]) -> int:
-        """How many cases' traces fit into the share of the free memory that is theirs: of two images each, under
-        guidance of two rows each, and an addition as large; as much again for each other case that is looked at."""
-        sampler, kinds = self.sampler, {"update", *(method.sites for method in methods if method.sites)}
-        shape = self.backbone.steps, sampler.height, sampler.width, sampler.unet.dtype
-        one = sum(trace_bytes(sampler.unet, kind, *shape, sampler.pipeline.vae_scale_factor) for kind in kinds)
+        """Returns how many cases' traces fit into the share of the free memory that is theirs: of two images each,
+        under guidance of two rows each, and an addition as large; as much again for each other case that is looked
+        at."""
+        sampler, blocks = self.sampler, self.backbone.blocks
+        size, pixels = (sampler.height, sampler.width), sampler.pipeline.vae_scale_factor
+        one = sum(
+            sampler.blocks.trace_bytes(blocks, kind, self.backbone.steps, size, pixels, sampler.denoiser.dtype)
+            for kind in self._kinds(methods)
+        )
         looked_at = {kind_of_donor(method) for method in methods} | {""}
         each = one * (5 if self.backbone.guided else 3) * len(looked_at)
         return max(1, int(TRACES_SHARE * psutil.virtual_memory().available / each))
+
+    def _kinds(self, methods: Sequence[Method]) -> tuple[str, ...]:
+        """Returns the kinds of sites that methods are to see traces of, the blocks' own first."""
+        kinds = (site_of(method, self.generation.site) for method in methods if method.sites)
+        return tuple(dict.fromkeys([self.generation.site, *kinds]))
 
     def _work(self, tasks: Sequence[Task], methods: Sequence[Method], judges: str) -> Iterator[Batch]:
         before = self.sampler.forwards
@@ -164,66 +172,19 @@ class Engine:
         methods: Sequence[Method] = (),
         known: Sequence[Pictures | None] = (),
     ) -> list[Reference]:
-        """Original and edited image, updates and what else the methods trace, and regions of every (edit, seed).
+        """Returns the references of cases, with traces of what the methods ask for (`Generation.references`)."""
+        return self.generation.references(cases, self._kinds(methods), self.regions, known)
 
-        known: for each case its pictures, where they were made before: they are not decoded and grounded again.
-        """
-        known = list(known) or [None] * len(cases)
-        kinds = dict.fromkeys(["update", *(method.sites for method in methods if method.sites)])
-        sites = [site for kind in kinds for site in find_sites(self.sampler.unet, BLOCK_NAMES, kind)]
-        sides = [[Request(getattr(edit, f"{side}_prompt"), seed) for edit, seed in cases] for side in SIDES]
-        made: dict[Request, Sample] = {}
-        for is_known in (False, True):
-            asked = [side[i] for side in sides for i, pictures in enumerate(known) if bool(pictures) == is_known]
-            distinct = [request for request in dict.fromkeys(asked) if request not in made]
-            samples = self.sampler.generate(distinct, sites, decode=not is_known, record=True)
-            made |= dict(zip(distinct, samples, strict=True))
-        originals, edited = ([made[request] for request in requests] for requests in sides)
-        new = [i for i, pictures in enumerate(known) if pictures is None]
-        found = dict(zip(new, self._look([(cases[i][0], originals[i], edited[i]) for i in new]), strict=True))
-        return [self._reference(*case, originals[i], edited[i], known[i] or found[i]) for i, case in enumerate(cases)]
-
-    def _look(self, cases: Sequence[tuple[Edit, Sample, Sample]]) -> list[Pictures]:
-        """The pictures of cases, with the regions that are found in them."""
-        if not cases:
-            return []
-        shown = [(edit, eight_bits(original.image), eight_bits(edited.image)) for edit, original, edited in cases]
-        grid = next(iter(cases[0][1].trace.values())).shape[-2:]
-        there = [(e, *(image.to(self.sampler.device).nan_to_num() for image in images)) for e, *images in shown]
-        regions = find_regions(self.grounder, there, self.setup.mode, tuple(grid))
-        return [Pictures(o, e, region) for (_, o, e), region in zip(shown, regions, strict=True)]
-
-    def _reference(self, edit: Edit, seed: int, original: Sample, edited: Sample, pictures: Pictures) -> Reference:
-        grids = {site.block: tuple(value.shape[-2:]) for site, value in original.trace.items()}
-        cells_o, cells_e = (
-            {block: region_cells(region, grid, self.setup.mask_rule) for block, grid in grids.items()}
-            for region in pictures.regions
-        )
-        empty = [
-            name for name, cells in zip(SIDES, (cells_o, cells_e), strict=True) if not next(iter(cells.values())).any()
-        ]
-        failure = f"no region found in the {' and '.join(empty)} image" if empty else ""
-        for image in (pictures.original, pictures.edited):
-            failure = _unusable(image, "a reference image") or failure
-        if self.setup.mode == "reference" and edit.category == "delete_object":
-            edited = original  # the published code deletes an object with what lies around it in the original image
-        case = Case(
-            edit,
-            seed,
-            original.trace,
-            edited.trace,
-            cells_o,
-            cells_e,
-            self.sae,
-            self.setup.mode,
-            text=self.sampler.text_vector,
-            text_index=self.text_index,
-        )
-        return Reference(case, pictures, original, failure)
+    def plan(self, reference: Reference, method: Method) -> Intervention:
+        """Returns what a method does to a case, in all blocks. Raises `UserError` where it cannot do anything."""
+        intervention, failure = self._ask(method, reference)
+        if failure or reference.failure:
+            raise UserError(reference.failure or failure, remedy="change the region, the seed or the method")
+        return intervention
 
     def results(self, asked: Sequence[tuple[Reference, Sequence[Variant]]]) -> Iterator[Result]:
         """Generates and scores every variant that is asked of each reference, in batches, in their order."""
-        planned = [item for reference, variants in asked for item in _plan(reference, variants)]
+        planned = [item for reference, variants in asked for item in self._plan(reference, variants)]
         edited = [item for item in planned if item.shows == "intervened"]
         images = self.sampler.regenerate([item.request for item in edited], [item.reference.sample for item in edited])
         for start in range(0, len(planned), self.sampler.batch_size):
@@ -235,7 +196,7 @@ class Engine:
             next(images) if item.shows == "intervened" else getattr(item.reference.pictures, item.shows, None)
             for item in planned
         ]
-        broken = ["" if image is None else _unusable(image, "the image") for image in shown]
+        broken = ["" if image is None else unusable(image, "the image") for image in shown]
         shown = [image if image is None or bad else eight_bits(image) for image, bad in zip(shown, broken, strict=True)]
         whole = [i for i, image in enumerate(shown) if image is not None and not broken[i]]
         rows = [(planned[i].reference.case.edit, planned[i].reference.pictures, shown[i]) for i in whole]
@@ -276,44 +237,32 @@ class Engine:
             "reason": reason,
         }
 
+    def _plan(self, reference: Reference, variants: Sequence[Variant]) -> Iterator[Planned]:
+        """Yields every variant of a reference. Each method plans once, on all blocks; a variant is that plan
+        restricted."""
+        plans: dict[int, tuple[Intervention, str]] = {}
+        for variant in variants:
+            method = variant.method
+            if id(method) not in plans:
+                blocked = reference.failure
+                plans[id(method)] = (Intervention(), blocked) if blocked else self._ask(method, reference)
+            intervention, failure = plans[id(method)]
+            yield Planned(reference, variant, intervention.restricted(variant.blocks), failure)
 
-def _plan(reference: Reference, variants: Sequence[Variant]) -> Iterator[Planned]:
-    """Every variant of a reference. Each method plans once, on all blocks; a variant is that plan restricted."""
-    plans: dict[int, tuple[Intervention, str]] = {}
-    for variant in variants:
-        method = variant.method
-        if id(method) not in plans:
-            plans[id(method)] = (Intervention(), reference.failure) if reference.failure else _ask(method, reference)
-        intervention, failure = plans[id(method)]
-        yield Planned(reference, variant, intervention.restricted(variant.blocks), failure)
-
-
-def _ask(method: Method, reference: Reference) -> tuple[Intervention, str]:
-    """A method's plan of a case, of which it sees the sites it asked for; or why it has none."""
-    case = _seen(reference.case, method.sites)
-    kind = kind_of_donor(method)
-    if kind:
-        donor = reference.donors[kind]
-        if donor.failure:
-            return Intervention(), f"{method.name}: the case to choose features on cannot be used: {donor.failure}"
-        case = dataclasses.replace(case, select_on=_seen(donor.case, method.sites))
-    try:
-        return method.plan(case), ""
-    except UserError as error:
-        return Intervention(), f"{method.name}: {error}"
-
-
-def _seen(case: Case, kind: str) -> Case:
-    """The case with the traces of one kind of site."""
-    traces = {side: {site: value for site, value in getattr(case, side).items() if site.kind == kind} for side in SIDES}
-    return dataclasses.replace(case, **traces)
-
-
-def _unusable(image_chw: Tensor, what: str) -> str:
-    """Why an image cannot be scored; empty where it can."""
-    if not torch.isfinite(image_chw).all():
-        return f"{what} holds NaN: half precision overflowed; use dtype bfloat16 or float32"
-    return f"{what} is black: the decoder overflowed; use dtype bfloat16 or float32" if is_black(image_chw) else ""
+    def _ask(self, method: Method, reference: Reference) -> tuple[Intervention, str]:
+        """Returns a method's plan of a case, of which it sees the sites it asked for; or why it has none."""
+        kind = site_of(method, self.generation.site)
+        case = seen_by(reference.case, kind)
+        donor_kind = kind_of_donor(method)
+        if donor_kind:
+            donor = reference.donors[donor_kind]
+            if donor.failure:
+                return Intervention(), f"{method.name}: the case to choose features on cannot be used: {donor.failure}"
+            case = dataclasses.replace(case, select_on=seen_by(donor.case, kind))
+        try:
+            return method.plan(case), ""
+        except UserError as error:
+            return Intervention(), f"{method.name}: {error}"
 
 
 def open_engine(
@@ -324,7 +273,7 @@ def open_engine(
     batch_size: int = 0,
     compiled: bool = False,
 ) -> Engine:
-    """Loads a backbone by name, with all that judges its pictures.
+    """Returns an engine of a backbone, by name. What judges its pictures is loaded when it is first asked for.
 
     setup: strict mode in the backbone's own dtype where nothing else is asked for. batch_size: 0 takes what suits the
     device. compiled: with torch.compile. Raises `UserError` where something is missing.
@@ -334,28 +283,8 @@ def open_engine(
     setup = setup or Setup(dtype=dtype_name(choose_dtype(found, where)))
     sampler = load_sampler(found, where, batch_size, getattr(torch, setup.dtype))
     if compiled:
-        compile_parts(sampler.pipeline)
-    return Engine(sampler, setup)
-
-
-def to_array(image_chw: Tensor) -> np.ndarray:
-    """uint8 `[h, w, 3]` of an image of 8 bits in [0, 1]."""
-    return (image_chw * 255).round().byte().permute(1, 2, 0).numpy()
-
-
-def from_array(array_hwc: np.ndarray) -> Tensor:
-    """The image that `to_array` was given."""
-    return torch.from_numpy(array_hwc).permute(2, 0, 1).float() / 255
-
-
-def regions_to_array(regions: Tensor) -> np.ndarray:
-    """uint8 `[h, w]` of the two regions `[2, h, w]`: 85 where only the original's is, 170 the edited's, 255 both."""
-    return (85 * regions[0].byte() + 170 * regions[1].byte()).numpy()
-
-
-def regions_from_array(array_hw: np.ndarray) -> Tensor:
-    """The regions that `regions_to_array` was given."""
-    return torch.from_numpy(np.stack([array_hw & 1, array_hw & 2]) > 0)
+        compile_parts(found.family, sampler.pipeline)
+    return Engine(Generation(sampler, setup))
 
 
 def _shared_batch(tasks: Sequence[Task], references: Sequence[Reference], forwards: float) -> Batch:

@@ -36,7 +36,7 @@ def work_here(
     cores = usable_cores() if device == "cpu" else 1
     count = 1 if options.get("compiled") else min(cores, MOST_ENGINES)
     with threads(max(1, cores // count)) if device == "cpu" else nullcontext():
-        engine = open_engine(backbone, device, **options)
+        engine = open_engine(backbone, device, **options).load()
         engines = [engine, *(engine.twin() for _ in range(count - 1))]
         yield from _share(engines, takewhile(lambda _: not stop(), groups), judges, stop)
 

@@ -8,31 +8,26 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from riebench.analysis.coalitions import needed_subsets
-from riebench.backbones.table import (
-    BLOCK_NAMES,
-    VAES,
-    Backbone,
-    backbone_folder,
-    blocks_text,
-    check_blocks,
-    weights_for,
-)
-from riebench.core.errors import UserError
+from riebench.backbones.family import KINDS, blocks_text
+from riebench.backbones.folders import backbone_folder, weights_for
+from riebench.backbones.released import VAES
+from riebench.backbones.table import Backbone
+from riebench.core.errors import UserError, did_you_mean
 from riebench.core.files import data_folder
 from riebench.core.keys import digest
 from riebench.core.versions import code_of, code_version, file_sha256, folder_digest
 from riebench.edits.edit import Edit
+from riebench.edits.phrases import mask_files
 from riebench.generation.interventions import window_steps
 from riebench.methods.method import Method
 from riebench.methods.text_index import find_text_index
 from riebench.regions.grounders import GROUNDER_WEIGHTS, GROUNDERS, SHIPPED_WEIGHTS, grounder_settings
-from riebench.regions.grounding import mask_files
 from riebench.runs.setup import Setup
 from riebench.runs.store import picture_path
 from sae_models import index
 
 if TYPE_CHECKING:
-    from riebench.runs.scoring import Pictures
+    from riebench.runs.pictures import Pictures
 
 DONORS = ("seed", "edit")  # a method's `select_on` that asks for another case
 TEXT = "text"  # the one that asks for the prompts alone, and an index of what features go with which words
@@ -88,12 +83,10 @@ class Task:
         return self.original, self.edited, self.regions
 
 
-def plan_variants(
-    methods: Sequence[Method], subsets_of: Collection[str], blocks: Sequence[str] = BLOCK_NAMES
-) -> list[Variant]:
-    """Each method on all of the blocks, and those named on the subsets that their effects are told from
-    (`needed_subsets`), at the strength nearest 1."""
-    blocks = check_blocks(tuple(blocks))
+def plan_variants(methods: Sequence[Method], subsets_of: Collection[str], blocks: Sequence[str]) -> list[Variant]:
+    """Returns each method on all of the blocks, and those named on the subsets that their effects are told from
+    (`needed_subsets`), at the strength nearest 1. blocks: in the order of the model."""
+    blocks = tuple(blocks)
     nearest = {
         name: min((m.strength for m in methods if m.name == name), key=lambda strength: (abs(strength - 1), strength))
         for name in {method.name for method in methods}.intersection(subsets_of)
@@ -108,7 +101,7 @@ def plan_variants(
 
 
 def variant_of(method: Method, blocks: tuple[str, ...]) -> Variant:
-    """A method on some blocks; one that adds nothing has no blocks."""
+    """Returns a method on some blocks; one that adds nothing has no blocks."""
     return Variant(method, blocks if method.sites else ())
 
 
@@ -119,7 +112,7 @@ def plan(
     setup: Setup,
     others: Sequence[Edit] = (),
 ) -> list[Task]:
-    """The tasks of a run, with the keys of what they make.
+    """Returns the tasks of a run, with the keys of what they make.
 
     others: the edits out of which methods that ask for it are given another one to choose features on; by default those
     of the cases. Raises `UserError` where a method holds what cannot be part of a key or what the backbone cannot do,
@@ -139,7 +132,7 @@ def plan(
         "mode": setup.mode,
     }
     uses_sae = any(variant.blocks and _uses_sae(variant.method) for variant in variants)
-    dictionaries = {block: _fingerprint(backbone, setup, block) for block in BLOCK_NAMES} if uses_sae else {}
+    dictionaries = {block: _fingerprint(backbone, setup, block) for block in backbone.blocks} if uses_sae else {}
     code = digest([code_version(), code_of(GROUNDERS.get(backbone.grounder))])
     settings = []
     for variant in variants:
@@ -147,6 +140,7 @@ def plan(
             "method": variant.method,
             "settings": _settings(variant.method),
             "blocks": variant.blocks,
+            "sees": [site_of(variant.method, setup.site or backbone.family.default_site), backbone.blocks],
             "dictionaries": dictionaries if variant.blocks and _uses_sae(variant.method) else {},
         }
         if getattr(variant.method, "select_on", "") == TEXT:
@@ -162,9 +156,23 @@ def plan(
     return [_task(common, *item, code, settings) for item in zip(cases, donors, strict=True)]
 
 
+def site_of(method: Method, of_blocks: str) -> str:
+    """Returns the kind of site that a method is to see and add to; "" for none.
+
+    of_blocks: what it gets where it asks for "block". Raises `UserError` for an unknown `sites`.
+    """
+    kind = of_blocks if method.sites == "block" else method.sites
+    if kind and kind not in KINDS:
+        raise UserError(
+            f"method {method.name!r} works on sites {kind!r}{did_you_mean(kind, KINDS)}",
+            remedy=f"use block, {', '.join(KINDS)}, or '' where it adds nothing",
+        )
+    return kind
+
+
 def kind_of_donor(method: Method) -> str:
-    """What other case a method chooses its features on: out of `DONORS`, or "" for none. Raises `UserError` for an
-    unknown `select_on`."""
+    """Returns what other case a method chooses its features on: out of `DONORS`, or "" for none. Raises `UserError`
+    for an unknown `select_on`."""
     kind = getattr(method, "select_on", "")
     if kind not in ("", *DONORS, TEXT):
         raise UserError(f"method {method.name!r} selects on {kind!r}", remedy=f"use {', '.join(DONORS)} or {TEXT}")
@@ -172,7 +180,7 @@ def kind_of_donor(method: Method) -> str:
 
 
 def find_donor(case: tuple[Edit, int], kind: str, others: Sequence[Edit]) -> tuple[Edit, int]:
-    """The case that features are chosen on for another.
+    """Returns the case that features are chosen on for another.
 
     seed: the same edit with the next seed. edit: another edit out of `others` with the same seed, of another category
     where there is one; which one depends little on what `others` holds. It depends on nothing else that is run, so that
@@ -202,7 +210,8 @@ def _check(method: Method, backbone: Backbone) -> None:
 
 
 def _model(backbone: Backbone, dtype: str) -> dict[str, object]:
-    """All that decides a backbone's images. Files of the Hub are known by their revision, others by their bytes."""
+    """Returns all that decides a backbone's images. Files of the Hub are known by their revision, others by their
+    bytes."""
     folder = backbone_folder(backbone, dtype)
     pinned = None if backbone.folder else weights_for(backbone, dtype)
     return {
@@ -251,13 +260,13 @@ def _case_key(common: dict, case: tuple[Edit, int]) -> str:
 
 
 def _settings(method: Method) -> dict[str, object]:
-    """A method's public attributes that are plain values, also those that only its class has."""
+    """Returns a method's public attributes that are plain values, also those that only its class has."""
     values = {name: getattr(method, name) for name in dir(method) if not name.startswith("_")}
     return {name: value for name, value in values.items() if isinstance(value, bool | int | float | str)}
 
 
 def _fingerprint(backbone: Backbone, setup: Setup, block: str) -> str:
-    """Of the dictionary that methods are given on a block."""
+    """Returns the fingerprint of the dictionary that methods are given on a block."""
     try:
         entry, root = setup.dictionary_of(backbone, block)
         return index.fingerprint(entry, root=root)

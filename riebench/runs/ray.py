@@ -65,7 +65,7 @@ class Worker:
             )
         if device == "cpu":
             torch.set_num_threads(1)
-        self._engine = open_engine(backbone, device, **options)
+        self._engine = open_engine(backbone, device, **options).load()
         return []
 
     def work(self, tasks: Sequence[Task], judges: str) -> list[Batch]:

@@ -12,18 +12,20 @@ import torch
 
 from riebench.analysis.frames import describe_scores, read_scores, scores_of, write_scores
 from riebench.backbones.loading import choose_device
-from riebench.backbones.table import BACKBONES, Backbone, backbone_from
+from riebench.backbones.own import backbone_from
+from riebench.backbones.table import BACKBONES, Backbone
 from riebench.core import files
 from riebench.core.errors import UserError
 from riebench.core.keys import digest
+from riebench.core.pictures import from_array, read_picture, regions_from_array
 from riebench.core.progress import Progress
 from riebench.core.versions import file_sha256, judge_version
 from riebench.edits.edit import Edit, load_edits, recorded_hashes
 from riebench.metrics import check_names, describe
-from riebench.runs.engine import from_array, regions_from_array
+from riebench.runs.pictures import Pictures
 from riebench.runs.resume import RESCORED
-from riebench.runs.scoring import Pictures, Scorer
-from riebench.runs.store import LOCK, is_run_directory, read_picture
+from riebench.runs.scoring import Scorer
+from riebench.runs.store import LOCK, is_run_directory
 
 SCORES = "scores.parquet"
 CHECKPOINT = "scoring.parquet"  # what is scored so far

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from riebench.runs.engine import from_array, regions_from_array
+from riebench.core.pictures import from_array, read_picture, regions_from_array
+from riebench.runs.pictures import Pictures
 from riebench.runs.plan import Shared, Task, Wanted
-from riebench.runs.scoring import Pictures, Scorer
-from riebench.runs.store import Batch, Store, read_picture
+from riebench.runs.scoring import Scorer
+from riebench.runs.store import Batch, Store
 
 #: Which results of a run directory are taken and which are made.
 CACHE_MODES = {

@@ -15,12 +15,11 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from PIL import Image
 
 from riebench.analysis import read_scores, summarise, write_scores
 from riebench.analysis.frames import EDITS_KEY, describe_scores
 from riebench.backbones.loading import choose_device, choose_dtype
-from riebench.backbones.table import Backbone, check_blocks
+from riebench.backbones.table import Backbone
 from riebench.core import files
 from riebench.core.errors import UserError, did_you_mean
 from riebench.core.interrupts import Interrupted, stopping
@@ -36,12 +35,11 @@ from riebench.metrics import describe as describe_metrics
 from riebench.regions.grounders import grounder_settings
 from riebench.report import write_report
 from riebench.runs.config import RunConfig
-from riebench.runs.engine import GROUP, to_array
+from riebench.runs.engine import GROUP
 from riebench.runs.local import work_here
 from riebench.runs.plan import plan, plan_variants
 from riebench.runs.ray import work_on_cluster
 from riebench.runs.resume import CACHE_MODES, find_missing, rescored, with_pictures
-from riebench.runs.scoring import eight_bits
 from riebench.runs.setup import Setup
 from riebench.runs.store import Batch, Store
 from sae_models.tensors import dtype_name
@@ -105,14 +103,14 @@ def run(
         shown = ", ".join(f"{name} at {strength}" for name, strength in settings)
         raise UserError(f"two methods share name and strength: {shown}", remedy="give one a label, or its own name")
     cases = [(edit, seed) for edit in chosen for seed in config.seeds]
-    tasks = plan(backbone, cases, plan_variants(all_methods, config.subsets_of, config.blocks), setup, known)
+    tasks = plan(backbone, cases, plan_variants(all_methods, config.subsets_of, backbone.blocks), setup, known)
     recipes = [wanted.recipe for task in tasks for wanted in task.wanted]
     names = setup.metric_names(backbone.judges)
     described = describe_metrics(names, backbone.judges, keep_marks=setup.keeps_marks)
     judges = judge_version(names, backbone.judges, keep_marks=setup.keeps_marks)
 
     clock = time.monotonic()
-    manifest = _describe(config, about, chosen, all_methods, where.type) | {
+    manifest = _describe(config, about, chosen, all_methods, backbone.blocks, where.type) | {
         "judges": judges,
         "setup": _words(setup, backbone),
     }
@@ -158,7 +156,7 @@ def run(
                 f"stopped with {progress.done} of {len(recipes)} results in {out}; the same command"
                 f"{' without --cache never' if cache == 'never' else ''} goes on from there"
             )
-        manifest |= {"status": "finished", "results": len(recipes), "made": made, "unet_forwards": round(forwards, 1)}
+        manifest |= {"status": "finished", "results": len(recipes), "made": made, "forwards": round(forwards, 1)}
         hashes = {edit.id: edit_sha256(edit) for edit in chosen}
         scores = store.frame(recipes)
         scores = describe_scores(scores.assign(edit_sha256=scores["edit"].map(hashes)), described)
@@ -225,19 +223,17 @@ def choose_edits(edits: list[Edit], config: RunConfig) -> list[Edit]:
     return chosen
 
 
-def to_picture(image_chw: torch.Tensor) -> Image.Image:
-    """A PIL image of a float tensor `[3, h, w]` in [0, 1]."""
-    return Image.fromarray(to_array(eight_bits(image_chw)))
-
-
-def _describe(config: RunConfig, about: dict, edits: list[Edit], methods: list[Method], device: str) -> dict:
-    """about: what is said of the set that the edits are out of."""
+def _describe(
+    config: RunConfig, about: dict, edits: list[Edit], methods: list[Method], blocks: Sequence[str], device: str
+) -> dict:
+    """Returns what the manifest says before anything is made. about: what is said of the set that the edits are out
+    of."""
     return {
         "config": dataclasses.asdict(config),
         "mode": config.mode,
         "edits": {"count": len(edits), "sha256": set_sha256(edits), "set": about},
         "methods": [_settings(method) for method in methods],
-        "blocks": list(check_blocks(config.blocks)),
+        "blocks": list(blocks),
         "device": device,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {name: _version(name) for name in ("riebench", "torch", "diffusers", "transformers")},

@@ -8,61 +8,63 @@ from pathlib import Path
 
 from riebench.backbones.table import Backbone
 from riebench.core.errors import UserError, did_you_mean
+from riebench.methods.modes import Mode, mode_named
 from riebench.regions.grounders import MASK_RULES
 from sae_models import index
-
-MODES = {
-    "strict": "the protocol, without the defects of the published code",
-    "reference": "as the published code does, so that numbers can be compared with it",
-}
 
 
 @dataclass(frozen=True)
 class Setup:
-    """Raises `UserError` for an unknown mode or mask rule, and where they do not go together."""
+    """What all cases of a run share. Raises `UserError` for an unknown mode or mask rule, and where they do not go
+    together."""
 
     mode: str = "strict"
-    """Out of `MODES`."""
+    """Out of `riebench.methods.modes.MODES`."""
     mask_rule: str = "touched"
     """How an image mask becomes cells: touched, half, or published (protocol §4)."""
     grounder: Mapping[str, object] = field(default_factory=dict)
     """Settings of the backbone's grounder, such as its thresholds, where they are not its usual ones."""
+    site: str = ""
+    """The kind of site that dictionaries read and methods are given: update or stream; "" takes the family's own."""
     dictionary: str = ""
     """Name of the dictionaries that methods are given; "" takes the benchmark's own."""
     dictionaries: str = ""
     """Folder of one's own dictionaries; "" takes those that are shipped or released."""
     dtype: str = "float32"
-    """What the U-Net computes in: float32, float16 or bfloat16."""
+    """What the denoiser computes in: float32, float16 or bfloat16."""
     metrics: tuple[str, ...] = ()
     """Metrics beside those that every run has."""
 
     def __post_init__(self) -> None:
-        for name, known in (("mode", MODES), ("mask_rule", MASK_RULES)):
-            value = getattr(self, name)
-            if value not in known:
-                raise UserError(
-                    f"unknown {name.replace('_', ' ')} {value!r}{did_you_mean(value, known)}",
-                    remedy=f"use {' or '.join(known)}",
-                )
-        if (self.mode == "reference") != (self.mask_rule == "published"):
+        if self.mask_rule not in MASK_RULES:
+            raise UserError(
+                f"unknown mask rule {self.mask_rule!r}{did_you_mean(self.mask_rule, MASK_RULES)}",
+                remedy=f"use {' or '.join(MASK_RULES)}",
+            )
+        if self.mask_rule not in self.rules.mask_rules:
             raise UserError(
                 f"mask rule {self.mask_rule!r} does not go with mode {self.mode!r}",
-                remedy="reference mode, and it alone, uses 'published'",
+                remedy=f"use {' or '.join(self.rules.mask_rules)}",
             )
+
+    @property
+    def rules(self) -> Mode:
+        """The mode itself."""
+        return mode_named(self.mode)
 
     @property
     def keeps_marks(self) -> bool:
         """Whether prompts are scored with their `[ ]`, as the published scores are."""
-        return self.mode == "reference"
+        return self.rules.keeps_marks
 
     def metric_names(self, family: str) -> tuple[str, ...]:
-        """All metrics of a run whose pictures a family of networks judges."""
+        """Returns all metrics of a run whose pictures a family of networks judges."""
         from riebench.metrics import default_metrics
 
         return tuple(dict.fromkeys((*default_metrics(family), *self.metrics)))
 
     def dictionary_of(self, backbone: Backbone, block: str) -> tuple[index.Entry, Path | None]:
-        """(Entry of the dictionary that methods are given on a block, the folder it lies in; None for ours).
+        """Returns (entry of the dictionary that methods are given on a block, the folder it lies in; None for ours).
 
         Raises `UserError` naming what there is where there is none of that name.
         """

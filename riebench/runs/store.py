@@ -253,17 +253,6 @@ def picture_path(edit_id: str, seed: int, name: str, key: str) -> str:
     return f"{IMAGES}/{_file_name(edit_id)}/{seed}/{_file_name(name)}-{key[:12]}.png"
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """The picture of a file, uint8 `[h, w, 3]`, or `[h, w]` of a grey one. Raises `UserError` where it is broken."""
-    try:
-        with Image.open(path) as picture:
-            return np.array(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's words for a broken file
-        raise UserError(
-            f"picture {path} cannot be read: {error}", remedy="run the same command again: what is missing is made"
-        ) from error
-
-
 def is_run_directory(folder: Path) -> bool:
     """Whether the tool made this folder, so that it may write and delete in it."""
     return (Path(folder) / MARKER).is_file()

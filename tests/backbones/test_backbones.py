@@ -10,17 +10,10 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from riebench.backbones.table import (
-    BACKBONES,
-    VAES,
-    Backbone,
-    backbone_folder,
-    backbone_from,
-    fetch_name,
-    is_shipped,
-    vae_folder,
-    weights_for,
-)
+from riebench.backbones.folders import backbone_folder, fetch_name, is_shipped, vae_folder, weights_for
+from riebench.backbones.own import backbone_from
+from riebench.backbones.released import VAES
+from riebench.backbones.table import BACKBONES, Backbone
 from riebench.core.errors import UserError
 from riebench.core.files import data_folder
 from riebench.core.hub import Weights

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from huggingface_hub import constants
+from sdxl_blocks import BLOCK_NAMES, BLOCKS
 from sdxl_configs import TINY, build_unet, random_pipeline, run_unet
 
 from riebench.backbones.loading import (
@@ -22,11 +23,11 @@ from riebench.backbones.loading import (
     load_pipeline,
     trace_bytes,
 )
-from riebench.backbones.table import BACKBONES, BLOCK_NAMES, BLOCKS, VAES, Backbone
+from riebench.backbones.released import VAES
+from riebench.backbones.table import BACKBONES, Backbone
 from riebench.core.errors import UserError
 from riebench.core.files import data_folder
 from riebench.core.hub import Weights
-from riebench.generation.lens import find_sites
 from riebench.generation.sampler import Request, Sampler
 
 CPU = torch.device("cpu")
@@ -301,12 +302,12 @@ def test_grids_are_those_that_hooks_see(height, width):
 
 def test_tinyworlds_grids_are_those_of_its_smaller_vae():
     sampler = Sampler(TINYWORLD, load_pipeline(TINYWORLD, CPU, torch.float32), 1)
-    sites = find_sites(sampler.unet, BLOCK_NAMES, "update")
+    sites = sampler.blocks.sites(BLOCK_NAMES, "update")
     trace = sampler.trace([Request("a red heart", 1)], sites)[0]
     scale = sampler.pipeline.vae_scale_factor
     assert scale == 2 and latent_grid(sampler.pipeline) == (32, 32)
     assert {site.block: tuple(value.shape[2:]) for site, value in trace.items()} == block_grids(
-        sampler.unet, 64, 64, scale
+        sampler.denoiser, 64, 64, scale
     )
 
 
@@ -315,9 +316,9 @@ def test_tinyworlds_grids_are_those_of_its_smaller_vae():
 def test_pictures_and_traces_have_the_size_that_is_asked_for(tiny, kind, height, width, dtype):
     backbone = dataclasses.replace(tiny, steps=2, height=height, width=width)
     sampler = Sampler(backbone, load_pipeline(backbone, CPU, dtype), 1)
-    sample = sampler.generate([Request("heart", 1)], find_sites(sampler.unet, BLOCK_NAMES, kind))[0]
+    sample = sampler.generate([Request("heart", 1)], sampler.blocks.sites(BLOCK_NAMES, kind))[0]
     pixels = (height or 64, width or 64)  # the tiny U-Net's own size is 8 cells
     assert sample.image.shape == (3, *pixels)
     assert latent_grid(sampler.pipeline, height, width) == (pixels[0] // 8, pixels[1] // 8)
     held = sum(value.nbytes for value in sample.trace.values())
-    assert trace_bytes(sampler.unet, kind, 2, *pixels, dtype, sampler.pipeline.vae_scale_factor) == held
+    assert trace_bytes(sampler.denoiser, kind, 2, *pixels, dtype, sampler.pipeline.vae_scale_factor) == held

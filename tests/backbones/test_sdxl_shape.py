@@ -8,6 +8,7 @@ import weakref
 import pytest
 import torch
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from sdxl_blocks import BLOCK_NAMES, BLOCKS
 from sdxl_configs import (
     SDXL,
     TINY,
@@ -22,9 +23,11 @@ from sdxl_configs import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from riebench.backbones.family import Site
 from riebench.backbones.loading import block_grids, neuron_count, trace_bytes
-from riebench.backbones.table import BACKBONES, BLOCK_NAMES, BLOCKS, DECODING_BYTES
-from riebench.generation.lens import Lens, Site, find_sites
+from riebench.backbones.sdxl import SDXL
+from riebench.backbones.table import BACKBONES
+from riebench.generation.lens import Lens
 
 # Bytes of the half-precision files of stable-diffusion-xl-base-1.0, headers included.
 FILE_BYTES = {
@@ -97,7 +100,7 @@ def test_grids_and_traces_are_those_of_a_forward(unet, pixels, cells):
 def test_additions_of_the_lens_fit_the_shapes(unet):
     additions = {
         Site("down.2.1"): torch.empty(1, 1, 1280, 16, 24, device="meta"),
-        Site("up.0.0", 9): torch.empty(1, 1, 5120, 16, 24, device="meta"),
+        Site("up.0.0", "neurons", 9): torch.empty(1, 1, 5120, 16, 24, device="meta"),
     }
     with Lens(unet, additions=additions):
         assert run_unet(unet, 512, 768).shape == (1, 4, 64, 96)

@@ -6,8 +6,9 @@ import dataclasses
 import json
 
 import pytest
+from sdxl_blocks import BLOCK_NAMES
 
-from riebench.backbones.table import BACKBONES, BLOCK_NAMES, Backbone
+from riebench.backbones.table import BACKBONES, Backbone
 from riebench.cli import main
 from riebench.core.errors import UserError
 from riebench.dictionaries.evaluate import evaluate, shown_steps

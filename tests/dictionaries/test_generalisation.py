@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from riebench.backbones.family import Site
 from riebench.backbones.table import BACKBONES, Backbone
 from riebench.core.errors import UserError
 from riebench.dictionaries.generalisation import FIRST_SEED, evaluate_steps, find_entries, generalise
 from riebench.dictionaries.prompts import world_prompts
-from riebench.generation.lens import Site
 from riebench.generation.sampler import Request, Sampler
 from riebench.tinyworld.captions import parse
 from sae_models import checkpoint, index

@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 from memory import live_bytes
+from sdxl_blocks import BLOCK_NAMES
 
 import riebench.dictionaries.harvest as harvest
-from riebench.backbones.table import BACKBONES, BLOCK_NAMES
+from riebench.backbones.table import BACKBONES
 from riebench.cli import main
 from riebench.core.errors import UserError
 from riebench.dictionaries.harvest import harvest_to_store, rows_per_prompt, stream
 from riebench.dictionaries.prompts import world_prompts
-from riebench.generation.lens import block_module, find_sites
 from riebench.generation.sampler import Request, Sampler, load_sampler
 from sae_models.activation_store import ActivationStore, Rows
 
@@ -63,7 +63,7 @@ def files_of(folder) -> dict[str, bytes]:
 def test_rows_are_the_sampler_s_updates_with_their_columns(of_four):
     rows = gathered(stream(of_four, BLOCK_NAMES, PROMPTS, seed=70))
     traces = of_four.trace(
-        [Request(p, 70 + i) for i, p in enumerate(PROMPTS)], find_sites(of_four.unet, BLOCK_NAMES, "update")
+        [Request(p, 70 + i) for i, p in enumerate(PROMPTS)], of_four.blocks.sites(BLOCK_NAMES, "update")
     )
     for (site, _), found in zip(traces[0].items(), rows.values(), strict=True):
         assert len(found) == len(PROMPTS) * 64 == len(PROMPTS) * rows_per_prompt(of_four, site.block)
@@ -79,7 +79,7 @@ def test_rows_are_the_sampler_s_updates_with_their_columns(of_four):
 def test_under_guidance_both_branches_of_every_step_are_told_apart(guided):
     prompts = PROMPTS[:3]
     rows = gathered(stream(guided, BLOCKS, prompts, seed=5))
-    (site,) = find_sites(guided.unet, BLOCKS[1:], "update")
+    (site,) = guided.blocks.sites(BLOCKS[1:], "update")
     samples = guided.generate([Request(p, 5 + i) for i, p in enumerate(prompts)], [site], decode=False)
     found = rows["up.0.0"]
     assert len(found) == 3 * 2 * 3 * 64
@@ -108,8 +108,8 @@ def test_neither_the_vae_nor_what_lies_behind_the_last_block_is_run(of_four, gui
         hooks = [
             module.register_forward_hook(lambda *_, name=name, calls=calls: calls.update({name: calls[name] + 1}))
             for name, module in (
-                ("last block", block_module(sampler.unet, "up.0.0")),
-                ("behind", sampler.unet.conv_out),
+                ("last block", sampler.blocks.module("up.0.0")),
+                ("behind", sampler.denoiser.conv_out),
             )
         ]
         monkeypatch.setattr(sampler.pipeline.vae, "decode", lambda *_a, **_k: pytest.fail("decoded"))
@@ -118,7 +118,7 @@ def test_neither_the_vae_nor_what_lies_behind_the_last_block_is_run(of_four, gui
         for hook in hooks:
             hook.remove()
         assert calls == {"vae": 0, "last block": steps, "behind": steps - 1}
-        assert not any(module._forward_hooks for module in sampler.unet.modules()), "hooks came off"
+        assert not any(module._forward_hooks for module in sampler.denoiser.modules()), "hooks came off"
 
 
 def test_prompts_are_encoded_a_batch_at_a_time_without_marks(of_four, monkeypatch):
@@ -274,7 +274,7 @@ def test_several_samplers_make_the_same_bytes(of_four, tmp_path, monkeypatch):
     together = harvest_to_store(of_four, BLOCKS, PROMPTS, 70, tmp_path / "together", **OF_THREE).folder
     assert sorted(numbers.start for numbers in made.values()) == [0, 4, 8], "each makes one of three batches"
     assert {sampler.batch_size for sampler in made} == {4} and of_four in made
-    assert len({next(sampler.unet.parameters()).data_ptr() for sampler in made}) == 1
+    assert len({next(sampler.denoiser.parameters()).data_ptr() for sampler in made}) == 1
     assert files_of(together) == files_of(alone)
 
 
@@ -306,7 +306,7 @@ def test_rows_that_are_not_finite_are_refused_by_prompt_and_step(guided, tmp_pat
         if len(calls) == 3 + 2:
             output[0][2 + 1, 7, 4, 2] = float("nan")
 
-    hook = block_module(guided.unet, "down.2.1").register_forward_hook(spoil, prepend=True)
+    hook = guided.blocks.module("down.2.1").register_forward_hook(spoil, prepend=True)
     try:
         with pytest.raises(UserError, match="down.2.1: the row of prompt 3, step 1, position 34 holds NaN"):
             harvest_to_store(guided, BLOCKS, PROMPTS[:6], 0, tmp_path, shard_bytes=1)

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 import pandas as pd
 import pytest
 import torch
+from sdxl_blocks import BLOCKS
 
-from riebench.backbones.table import BLOCKS, Backbone
+from riebench.backbones.family import Site
+from riebench.backbones.table import Backbone
 from riebench.core.errors import UserError
 from riebench.dictionaries.prompts import world_prompts
 from riebench.dictionaries.reconstruction import CONDITION, reconstruction_effect, summarise
-from riebench.generation.lens import Site
 from riebench.generation.live import Reconstruct
 from riebench.generation.replacement import Scope
 from riebench.generation.sampler import Request, Sampler
@@ -79,7 +80,7 @@ def slow_effect(sampler: Sampler, saes: dict[str, TopKSAE], models: ScoringModel
     found = {}
     for place, blocks in {**{block: [block] for block in saes}, "mid.0+up.0.1": list(saes)}.items():
         for name, function in functions.items():
-            with torch.no_grad(), replaced(sampler.unet, blocks, function):
+            with torch.no_grad(), replaced(sampler.denoiser, blocks, function):
                 images = [sample.image for sample in sampler.generate(requests)]
             scores = []
             for image, sample in zip(images, samples, strict=True):

@@ -11,9 +11,9 @@ import pytest
 import torch
 from rows import rows_of
 from safetensors.torch import load_file
+from sdxl_blocks import BLOCK_NAMES
 
 import riebench.dictionaries.harvest as harvest
-from riebench.backbones.table import BLOCK_NAMES
 from riebench.cli import main
 from riebench.dictionaries.data import Generated
 from riebench.dictionaries.prompts import world_prompts

@@ -201,7 +201,7 @@ def test_where_memory_is_short_fewer_cases_go_together_and_nothing_changes(tmp_p
 
 def test_half_precision_on_the_cpu_is_another_setup_with_nearly_the_same_pictures(engine):
     half = open_engine("tinyworld-turbo@1", "cpu", setup=Setup(dtype="bfloat16"), batch_size=2)
-    assert half.sampler.unet.dtype == torch.bfloat16
+    assert half.sampler.denoiser.dtype == torch.bfloat16
     whole, rounded = (riebench.edit(RED, BLUE, region="heart", method="dense", engine=one) for one in (engine, half))
     assert rounded.scores["dtype"] == "bfloat16" and rounded.scores["status"] == "ok"
     difference = np.abs(np.array(whole.intervened, dtype=float) - np.array(rounded.intervened, dtype=float)).mean()

@@ -6,11 +6,12 @@ import dataclasses
 
 import pytest
 import torch
+from sdxl_blocks import BLOCK_NAMES, BLOCKS
 
-from riebench.backbones.table import BACKBONES, BLOCK_NAMES, BLOCKS
+from riebench.backbones.family import Site
+from riebench.backbones.table import BACKBONES
 from riebench.core.errors import UserError
 from riebench.generation.interventions import Intervention, window_steps
-from riebench.generation.lens import Site, find_sites
 from riebench.generation.live import Rewrite
 from riebench.generation.sampler import Request, Sampler, load_sampler
 from sae_models.dictionary import Identity
@@ -42,7 +43,7 @@ def region() -> torch.Tensor:
 
 
 def channels(sampler, block: str) -> int:
-    return sampler.unet.get_submodule(BLOCKS[block]).out_channels
+    return sampler.denoiser.get_submodule(BLOCKS[block]).out_channels
 
 
 def push(sampler, steps: int, size: float = 1.0) -> dict[Site, torch.Tensor]:
@@ -125,7 +126,7 @@ def slow_replace(sampler, site: Site, sae: TopKSAE, numbers, target, cells, stre
         state["step"] += 1
         return (edited, *output[1:])
 
-    handle = sampler.unet.get_submodule(BLOCKS[site.block]).register_forward_hook(hook)
+    handle = sampler.denoiser.get_submodule(BLOCKS[site.block]).register_forward_hook(hook)
     try:
         return Sampler(sampler.backbone, sampler.pipeline, batch_size=1).generate([Request(PROMPT, SEED)])[0].image
     finally:
@@ -171,8 +172,8 @@ def test_mean_takes_the_regions_mean_latent_from_every_cell():
 
 def test_rewriting_neurons_with_zero_clamps_them(four):
     """Neurons set to zero by a rewrite, and by a hook that writes zeros."""
-    site = find_sites(four.unet, ["mid.0"], "neurons")[0]
-    width, numbers = four.unet.get_submodule(BLOCKS["mid.0"]).transformer_blocks[0].ff.net[2].in_features, [1, 5, 8]
+    site = four.blocks.sites(["mid.0"], "neurons")[0]
+    width, numbers = four.denoiser.get_submodule(BLOCKS["mid.0"]).transformer_blocks[0].ff.net[2].in_features, [1, 5, 8]
     rewrite = Rewrite(Identity(width), torch.tensor(numbers), torch.ones(GRID, dtype=torch.bool))
     shown = image(four, Intervention(rewrites={site: (rewrite,)}))
 
@@ -181,7 +182,7 @@ def test_rewriting_neurons_with_zero_clamps_them(four):
         output[..., numbers] = 0
         return output
 
-    neurons = four.unet.get_submodule(BLOCKS["mid.0"]).transformer_blocks[0].ff.net[0]
+    neurons = four.denoiser.get_submodule(BLOCKS["mid.0"]).transformer_blocks[0].ff.net[0]
     handle = neurons.register_forward_hook(hook)
     try:
         expected = image(four, None)
@@ -260,7 +261,7 @@ def test_live_and_static_requests_come_back_in_their_order(four):
 
 def test_interventions_survive_the_disk(tmp_path, four):
     cells, width = region(), channels(four, "up.0.1")
-    sae, neurons = random_sae(width), Site("mid.0", 1)
+    sae, neurons = random_sae(width), Site("mid.0", "neurons", 1)
     made = Intervention(
         push(four, 4),
         {

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sdxl_blocks import BLOCK_NAMES
 from torch import nn
 
-from riebench.backbones.table import BLOCK_NAMES
+from riebench.backbones.family import Site
 from riebench.core.errors import UserError
-from riebench.generation.lens import Lens, Site, find_sites
+from riebench.generation.lens import Lens
 
 
 class Layer(nn.Module):
@@ -74,7 +75,7 @@ def test_update_is_output_minus_input_and_additions_add(unet):
 
 def test_neurons_are_on_the_grid_and_their_additions_pass_through_the_layer(unet):
     x = torch.randn(2, 4, 3, 5)  # not square: the grid is read from the block's input
-    site = Site("mid.0", 1)
+    site = Site("mid.0", "neurons", 1)
     net = unet.mid_block.attentions[0].transformer_blocks[1].ff.net
     added = torch.zeros(2, 1, 12, 3, 5)
     added[1, 0, 7, 2, 4] = 3.0
@@ -98,7 +99,7 @@ def test_the_step_comes_from_the_sampler_not_from_the_number_of_calls(unet):
 
 
 def test_hooks_leave_no_trace(unet):
-    x, sites = torch.randn(1, 4, 2, 2), [Site("mid.0"), Site("mid.0", 0)]
+    x, sites = torch.randn(1, 4, 2, 2), [Site("mid.0"), Site("mid.0", "neurons", 0)]
     before = unet(x)
     with Lens(unet, sites):
         unet(x)
@@ -124,9 +125,9 @@ def test_additions_for_another_batch_are_refused(unet):
 
 
 def test_sites_are_where_sdxl_has_them(sampler):
-    updates = find_sites(sampler.unet, BLOCK_NAMES, "update")
-    neurons = find_sites(sampler.unet, BLOCK_NAMES, "neurons")
+    updates = sampler.blocks.sites(BLOCK_NAMES, "update")
+    neurons = sampler.blocks.sites(BLOCK_NAMES, "neurons")
     assert [site.name for site in updates] == list(BLOCK_NAMES)
     assert {site.block for site in neurons} == set(BLOCK_NAMES)
     with pytest.raises(UserError, match="update"):
-        find_sites(sampler.unet, BLOCK_NAMES, "attention")
+        sampler.blocks.sites(BLOCK_NAMES, "attention")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from riebench.backbones.family import Site
 from riebench.backbones.table import Backbone
 from riebench.core.errors import UserError
 from riebench.dictionaries.prompts import world_prompts
-from riebench.generation.lens import Site
 from riebench.generation.replacement import Scope, recorded_outputs, replaced
 from riebench.generation.sampler import Request, Sampler
 from sae_models.pca import PCA
@@ -27,7 +27,7 @@ def guided(sampler) -> Sampler:
 
 @pytest.fixture(scope="module")
 def undisturbed(guided):
-    with recorded_outputs(guided.unet) as outputs:
+    with recorded_outputs(guided.denoiser) as outputs:
         samples = guided.generate(REQUESTS, SITES)
     return samples, outputs
 
@@ -79,7 +79,7 @@ def test_up_to_a_single_step_the_generation_is_the_undisturbed_one(step, known, 
 def test_a_row_gets_its_own_reconstruction(guided):
     """The block's output moves by decode(encode(x)) - x of the row's own update, seen by a hook behind the block."""
     sae = TopKSAE(TopKConfig(96, 192, 6), seed=1).requires_grad_(False)
-    block, outputs = guided.unet.mid_block.attentions[0], []
+    block, outputs = guided.denoiser.mid_block.attentions[0], []
     for open_ in (False, True):
         with replaced(guided, {"mid.0": sae} if open_ else {}, Scope("both", "0")):
             handle = block.register_forward_hook(lambda _m, args, out: outputs.append((args[0], out[0])))
@@ -101,7 +101,7 @@ def test_known_outputs_of_another_batch_are_not_taken(guided, undisturbed):
 def test_nothing_stays_behind_an_exception(guided, undisturbed):
     with pytest.raises(ZeroDivisionError), replaced(guided, ZERO, Scope(window="2"), undisturbed[1]):
         raise ZeroDivisionError
-    assert "forward" not in vars(guided.unet)
+    assert "forward" not in vars(guided.denoiser)
     again = guided.generate(REQUESTS)
     assert all(torch.equal(a.image, b.image) for a, b in zip(again, undisturbed[0], strict=True))
 

@@ -7,13 +7,14 @@ import itertools
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from sdxl_blocks import BLOCK_NAMES, BLOCKS
 from torch.utils.flop_counter import FlopCounterMode
 
-from riebench.backbones.table import BLOCK_NAMES, BLOCKS, Backbone
+from riebench.backbones.family import Site
+from riebench.backbones.table import Backbone
 from riebench.core.batches import fixed_batches, halving
 from riebench.core.errors import UserError
 from riebench.generation.interventions import Intervention
-from riebench.generation.lens import Site, find_sites
 from riebench.generation.replay import Edited, Recorder, Replay
 from riebench.generation.sampler import Request, Sampler
 
@@ -43,7 +44,7 @@ SDXL = {
 
 
 def recorded(sampler, seeds=(3, 4), kinds=("update",)):
-    sites = [site for kind in kinds for site in find_sites(sampler.unet, BLOCK_NAMES, kind)]
+    sites = [site for kind in kinds for site in sampler.blocks.sites(BLOCK_NAMES, kind)]
     return sampler.generate([Request(PROMPTS[i % 2], seed) for i, seed in enumerate(seeds)], sites, record=True)
 
 
@@ -109,13 +110,13 @@ def test_steps_and_guidance(sampler, branch):
 
 
 def test_no_trace_of_a_replay_is_left_on_the_model(sampler):
-    before = {name: (set(vars(m)), len(m._forward_hooks)) for name, m in sampler.unet.named_modules()}
+    before = {name: (set(vars(m)), len(m._forward_hooks)) for name, m in sampler.denoiser.named_modules()}
     originals = recorded(sampler)
     list(sampler.regenerate([Request(PROMPTS[0], 3, push(originals[0]))], originals[:1]))
     broken = Intervention({Site("up.0.0"): torch.zeros(1, 3, 8, 8)})  # not as many channels as the block has
     with pytest.raises(RuntimeError):
         list(sampler.regenerate([Request(PROMPTS[0], 3, broken)], originals[:1]))
-    assert before == {name: (set(vars(m)), len(m._forward_hooks)) for name, m in sampler.unet.named_modules()}
+    assert before == {name: (set(vars(m)), len(m._forward_hooks)) for name, m in sampler.denoiser.named_modules()}
     assert torch.equal(sampler.generate([Request(PROMPTS[0], 3)])[0].image, originals[0].image)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sdxl_blocks import BLOCK_NAMES
 
 from riebench.backbones.loading import choose_device
-from riebench.backbones.table import BACKBONES, BLOCK_NAMES, Backbone
+from riebench.backbones.table import BACKBONES, Backbone
 from riebench.core.errors import UserError
 from riebench.generation.interventions import Intervention
-from riebench.generation.lens import find_sites
 from riebench.generation.sampler import Request, Sampler, load_sampler
 
 PROMPTS = [
@@ -21,7 +21,7 @@ ALONE_AND_IN_A_BATCH = 2e-4  # of a pixel's range [0, 1]: batches of other sizes
 
 
 def zero_intervention(sampler, steps=1):
-    sites = find_sites(sampler.unet, BLOCK_NAMES, "update")
+    sites = sampler.blocks.sites(BLOCK_NAMES, "update")
     trace = sampler.generate([Request(PROMPTS[0], 1)], sites)[0].trace
     return Intervention({site: torch.zeros_like(value) for site, value in trace.items()})
 
@@ -86,7 +86,7 @@ def test_seeds_give_different_layouts(sampler):
 def test_several_steps_are_traced_and_edited_each_by_its_own_index(sampler):
     backbone = Backbone("tinyworld-turbo@3", "tinyworld/turbo", 3, 0.0, "tinyworld", "tinyworld")
     three = Sampler(backbone, sampler.pipeline, batch_size=2)
-    sites = find_sites(sampler.unet, ("up.0.1",), "update")
+    sites = sampler.blocks.sites(("up.0.1",), "update")
     plain = three.generate([Request(PROMPTS[0], 3)], sites)[0]
     assert plain.trace[sites[0]].shape[0] == 3
     late = torch.zeros_like(plain.trace[sites[0]])
@@ -115,7 +115,7 @@ def test_guided_sampling_is_the_pipeline_s_own(guided):
 
 def test_under_guidance_the_two_rows_are_traced_apart(guided):
     """The first step's rows, worked out by calling the U-Net on the starting latents, with and without a prompt."""
-    site = find_sites(guided.unet, ("mid.0",), "update")[0]
+    site = guided.blocks.sites(("mid.0",), "update")[0]
     first, second = guided.generate([Request(PROMPTS[0], 3), Request(PROMPTS[1], 3)], [site])
     torch.testing.assert_close(first.uncond_trace[site][0], second.uncond_trace[site][0])  # neither has seen a prompt
     assert not torch.allclose(first.trace[site][0], second.trace[site][0], atol=1e-2)
@@ -126,20 +126,20 @@ def test_under_guidance_the_two_rows_are_traced_apart(guided):
     latents = noise * pipeline.scheduler.init_noise_sigma
     scaled = pipeline.scheduler.scale_model_input(latents, pipeline.scheduler.timesteps[0])
     states, _, pooled, _ = pipeline.encode_prompt(PROMPTS[0], do_classifier_free_guidance=False)
-    block = guided.unet.mid_block.attentions[0]
+    block = guided.denoiser.mid_block.attentions[0]
     handle = block.register_forward_hook(lambda _m, a, out: seen.append((out[0] - a[0])[0]))
     with torch.no_grad():
         for factor in (1.0, 0.0):
             conditions = {"text_embeds": factor * pooled, "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]])}
-            guided.unet(scaled, pipeline.scheduler.timesteps[0], factor * states, added_cond_kwargs=conditions)
+            guided.denoiser(scaled, pipeline.scheduler.timesteps[0], factor * states, added_cond_kwargs=conditions)
     handle.remove()
     for trace, expected in zip((first.trace, first.uncond_trace), seen, strict=True):
         torch.testing.assert_close(trace[site][0], expected, atol=1e-3, rtol=1e-3)
 
 
 def test_a_branch_says_which_row_is_edited(guided):
-    site = find_sites(guided.unet, ("up.0.0",), "update")[0]
-    later = find_sites(guided.unet, ("up.0.1",), "update")[0]
+    site = guided.blocks.sites(("up.0.0",), "update")[0]
+    later = guided.blocks.sites(("up.0.1",), "update")[0]
     plain = guided.generate([Request(PROMPTS[0], 3)], [later])[0]
     added = torch.zeros(3, *plain.trace[later].shape[1:])
     added[0] = 0.5

@@ -9,15 +9,15 @@ import pytest
 import torch
 from rows import rows_of
 from safetensors.torch import save_file
+from sdxl_blocks import BLOCK_NAMES
 
 from baselines.text_selected import TextSelected
-from riebench.backbones.table import BLOCK_NAMES
+from riebench.backbones.family import Site
 from riebench.core.errors import UserError
 from riebench.core.files import data_folder
 from riebench.dictionaries.prompts import world_prompts
 from riebench.dictionaries.text_index import RIDGE, build_text_index, index_text
 from riebench.edits.edit import Edit, load_edits
-from riebench.generation.lens import Site
 from riebench.generation.sampler import Request
 from riebench.methods.method import Case
 from riebench.methods.text_index import (

@@ -12,9 +12,9 @@ from baselines.dense import Dense
 from baselines.neurons import Neurons
 from baselines.random_features import RandomFeatures
 from baselines.sae import SAE
+from riebench.backbones.family import Site
 from riebench.core.errors import UserError
 from riebench.edits.edit import Edit
-from riebench.generation.lens import Site
 from riebench.methods.method import METHODS, Case, Method
 from riebench.methods.selection import mean_features, select
 from riebench.methods.text_index import TextIndex
@@ -293,7 +293,7 @@ def test_random_features_have_the_count_and_norm_of_sae_but_not_its_directions()
 
 
 def test_neurons_are_scored_by_unit_norm_and_moved_as_they_are():
-    sites = [Site("mid.0", layer) for layer in range(2)]
+    sites = [Site("mid.0", "neurons", layer) for layer in range(2)]
     case = make_case(sites, seed=4, width=5)
     plan = Neurons(k=3).plan(case)
     cells_e, cells_o = case.edited_cells["mid.0"].numpy(), case.original_cells["mid.0"].numpy()
@@ -370,7 +370,7 @@ def block_norms(intervention) -> dict[str, float]:
 
 @pytest.mark.parametrize("method", ["sae", "neurons", "random", "dense"])
 def test_at_equal_norm_every_block_adds_as_much_and_all_together_what_they_did(method):
-    sites = [Site("mid.0", 0), Site("mid.0", 1), Site("up.0.1", 0)] if method == "neurons" else list(map(Site, BLOCKS))
+    sites = [Site("mid.0", "neurons", 0), Site("mid.0", "neurons", 1), Site("up.0.1", "neurons", 0)] if method == "neurons" else list(map(Site, BLOCKS))
     case, settings = make_case(sites), {"k": 3} if method != "dense" else {}
     plain = METHODS.get(method)(**settings).plan(case)
     equal = METHODS.get(method)(**settings, budget="norm").plan(case)

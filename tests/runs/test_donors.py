@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from sdxl_blocks import BLOCK_NAMES
 
 from baselines.sae import SAE
 from baselines.select_on import Mismatched, OtherSeed
-from riebench.backbones.table import BACKBONES, BLOCK_NAMES
+from riebench.backbones.table import BACKBONES
 from riebench.core.errors import UserError
 from riebench.edits.edit import Edit, load_edits
 from riebench.runs.config import build_config

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from sdxl_blocks import BLOCK_NAMES
 
-from riebench.backbones.table import BLOCK_NAMES
 from riebench.core.errors import UserError
 from riebench.runs.config import build_config
 from riebench.runs.plan import plan_variants

@@ -11,12 +11,13 @@ import pandas as pd
 import pytest
 import torch
 from published_procedure import BLOCKS, published, random_sae, sdxl_shaped_pipeline
+from sdxl_blocks import BLOCK_NAMES
 
 import riebench
-from riebench.backbones.table import BLOCK_NAMES, Backbone
+from riebench.backbones.family import Site
+from riebench.backbones.table import Backbone
 from riebench.core.errors import UserError
 from riebench.edits.edit import Edit, load_edits
-from riebench.generation.lens import Site, find_sites
 from riebench.generation.sampler import Request, Sampler
 from riebench.methods.method import METHODS, Case
 from riebench.regions.find import find_regions, region_cells
@@ -53,7 +54,7 @@ def masks():
 
 @pytest.fixture(scope="module")
 def samples(sampler):
-    sites = [site for kind in ("update", "neurons") for site in find_sites(sampler.unet, BLOCK_NAMES, kind)]
+    sites = [site for kind in ("update", "neurons") for site in sampler.blocks.sites(BLOCK_NAMES, kind)]
     return [sampler.generate([Request(prompt, 42)], sites)[0] for prompt in (EDIT.original_prompt, EDIT.edited_prompt)]
 
 

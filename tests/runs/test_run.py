@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from sdxl_blocks import BLOCK_NAMES
 
 from riebench.analysis.frames import read_scores
-from riebench.backbones.table import BLOCK_NAMES
 from riebench.core.errors import UserError
 from riebench.edits import edit as edit_files
 from riebench.edits.edit import Edit, load_edits

@@ -11,16 +11,17 @@ import threading
 import pandas as pd
 import pytest
 import torch
+from sdxl_blocks import BLOCK_NAMES
 
 from baselines.neurons import Neurons
 from baselines.sae import SAE
-from riebench.backbones.table import BACKBONES, BLOCK_NAMES
+from riebench.backbones.family import Site
+from riebench.backbones.table import BACKBONES
 from riebench.core import interrupts, threads
 from riebench.core.errors import UserError
 from riebench.edits.edit import load_edits
 from riebench.generation.compiling import compile_parts
 from riebench.generation.interventions import Intervention
-from riebench.generation.lens import Site
 from riebench.generation.sampler import Request, load_sampler
 from riebench.runs import local as workers
 from riebench.runs.engine import from_array, regions_from_array, regions_to_array, to_array
@@ -60,10 +61,10 @@ def test_two_engines_make_what_one_makes(monkeypatch):
 
 def test_an_engine_s_twin_has_the_same_weights_in_the_same_place_and_its_own_hooks(sampler):
     twin = sampler.twin()
-    for (name, mine), (_, other) in zip(sampler.unet.named_parameters(), twin.unet.named_parameters(), strict=True):
+    for (name, mine), (_, other) in zip(sampler.denoiser.named_parameters(), twin.denoiser.named_parameters(), strict=True):
         assert mine.data_ptr() == other.data_ptr(), name
     seen = []
-    handle = sampler.unet.register_forward_hook(lambda *_: seen.append(1))
+    handle = sampler.denoiser.register_forward_hook(lambda *_: seen.append(1))
     image = twin.generate([Request("a red circle", 3)])[0].image
     handle.remove()
     assert not seen and torch.equal(image, sampler.generate([Request("a red circle", 3)])[0].image)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from riebench.backbones.family import Site
 from riebench.core.errors import UserError
 from riebench.edits.edit import Edit
-from riebench.generation.lens import Site
 from riebench.methods.method import Case
 from riebench.methods.transport import Transport, select_features, transport
 from sae_models.dictionary import Dictionary

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sdxl_blocks import BLOCKS
 from torch import Tensor
 
-from riebench.backbones.table import BLOCKS
 from riebench.core.errors import UserError
 from sae_models import checkpoint, index
 from sae_models.released import RELEASED_WEIGHTS

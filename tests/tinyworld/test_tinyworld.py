@@ -167,20 +167,19 @@ def test_the_law_of_layouts_by_hand():
 
 def test_the_backbone_has_sdxls_class_block_types_and_paths(sampler):
     from diffusers import StableDiffusionXLPipeline
-
-    from riebench.backbones.table import BLOCK_NAMES
-    from riebench.generation.lens import find_sites
+    from sdxl_blocks import BLOCK_NAMES
+    
 
     assert type(sampler.pipeline) is StableDiffusionXLPipeline
-    config = sampler.unet.config
+    config = sampler.denoiser.config
     assert list(config.down_block_types) == ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"]
     assert list(config.up_block_types) == ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"]
     assert config.layers_per_block == 2 and config.addition_embed_type == "text_time"
-    assert [len(b.attentions) for b in sampler.unet.down_blocks[1:]] == [2, 2]
+    assert [len(b.attentions) for b in sampler.denoiser.down_blocks[1:]] == [2, 2]
     assert sampler.pipeline.scheduler.config.timestep_spacing == "trailing"
     from riebench.generation.sampler import Request
 
-    trace = sampler.generate([Request(caption(Scene()), 1)], find_sites(sampler.unet, BLOCK_NAMES, "update"))[0].trace
+    trace = sampler.generate([Request(caption(Scene()), 1)], sampler.blocks.sites(BLOCK_NAMES, "update"))[0].trace
     assert {tuple(value.shape) for value in trace.values()} == {(1, 96, 8, 8)}
 
 

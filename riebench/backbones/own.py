@@ -1,0 +1,97 @@
+"""A backbone of one's own, of plain values as YAML gives them. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from riebench.backbones.released import VAES
+from riebench.backbones.table import BACKBONES, DTYPES, Backbone
+from riebench.core.errors import UserError, did_you_mean
+
+
+def backbone_from(values: Mapping[str, Any], where: str) -> Backbone:
+    """A backbone of one's own, of plain values as YAML gives them.
+
+    values: `name` (the model, "@", its steps), and `like` (a backbone in the table, whose fields are taken where none
+    is given) or `folder` (of a diffusers pipeline; relative to the current directory, `~` is the home) or both. Without
+    `like`, `steps` and `guidance` are needed, and what is left out is as for SDXL. The other keys are `grounder`,
+    `judges`, `dictionaries`, `summary`, `vae`, `height`, `width`, `dtype`: fields of `Backbone`.
+    where: what error messages begin with. Raises `UserError` for unknown, missing, mistyped or impossible values.
+    """
+    for key, value in values.items():
+        if key not in _KEYS:
+            raise UserError(
+                f"{where}: unknown key {key!r} of a backbone{did_you_mean(key, _KEYS)}",
+                remedy=f"the keys are {', '.join(_KEYS)}",
+            )
+        fits, remedy = _KEYS[key]
+        if not fits(value):
+            near = did_you_mean(value, {"like": BACKBONES.names(), "vae": VAES, "dtype": DTYPES}.get(key, ()))
+            raise UserError(f"{where}: {key} is {value!r}{near}", remedy=remedy)
+    if "like" in values:
+        model = BACKBONES.get(values["like"])
+        taken = vars(model) | {"summary": "", "dictionaries": model.dictionaries or model.name}
+    else:
+        taken = {"grounder": "grounding-dino+sam2", "judges": "sdxl"}
+    own = {key: value for key, value in values.items() if key != "like"}
+    if "folder" in own:
+        own |= {"folder": str(Path(own["folder"]).expanduser().absolute()), "weights": None, "weights_full": None}
+    if "guidance" in own:
+        own["guidance"] = float(own["guidance"])
+    for key in ("name", "folder", "steps", "guidance"):
+        if key not in (own if key == "name" else taken | own):
+            remedy = "give it" if key == "name" else "give it, or `like` with a name of `riebench ls backbones`"
+            raise UserError(f"{where}: the backbone has no {key}", remedy=remedy)
+    found = Backbone(**(taken | own))
+    model, _, steps = found.name.rpartition("@")
+    if int(steps) != found.steps:
+        raise UserError(
+            f"{where}: name is {found.name!r}, but the backbone has {found.steps} steps",
+            remedy=f"name it {model}@{found.steps}, or give `steps: {steps}`",
+        )
+    return found
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_guidance(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(re.fullmatch(r"[\w.+-]+@[1-9]\d*", value)) and value not in BACKBONES.names()
+
+
+_PIXELS = (
+    lambda value: _is_whole(value, 0) and value % 8 == 0,
+    "give pixels, a multiple of 8; 0 is the model's own size",
+)
+#: What `backbone_from` reads: key -> (whether a value is possible, what to write).
+_KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "name": (
+        _is_name,
+        "give a name that is not taken: letters, digits, . _ + -, then @ and the steps, as in my-sdxl@4",
+    ),
+    "like": (lambda value: value in BACKBONES.names(), "use a name of `riebench ls backbones`"),
+    "folder": (_is_text, "give the path of a diffusers pipeline"),
+    "steps": (lambda value: _is_whole(value, 1), "give a whole number from 1 on"),
+    "guidance": (_is_guidance, "give a number from 0 on; 0 samples without guidance"),
+    "grounder": (_is_text, "give a name of `riebench ls grounders`"),
+    "judges": (_is_text, "give a family of judges: sdxl or tinyworld"),
+    "dictionaries": (_is_text, "give the name of the backbone whose dictionaries are used"),
+    "summary": (_is_text, "give a line of text"),
+    "vae": (lambda value: value in tuple(VAES), f"use {', '.join(VAES)}, or leave it out for the model's own"),
+    "height": _PIXELS,
+    "width": _PIXELS,
+    "dtype": (lambda value: value in DTYPES, f"use {', '.join(DTYPES)}"),
+}

@@ -1,0 +1,97 @@
+"""Pictures and regions as tensors, arrays, PIL images and files: every way from one to another.
+
+What is scored is what is written, so a picture is rounded to 8 bits before anything is done with it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from riebench.core.errors import UserError
+
+
+def eight_bits(images: Tensor) -> Tensor:
+    """Returns float images in [0, 1], of any shape, as they are after they were written and read."""
+    return (images.clamp(0, 1) * 255).round() / 255
+
+
+def is_black(image_chw: Tensor) -> bool:
+    """Returns whether no pixel of an image in [0, 1] is above 0 once rounded to 8 bits: what an autoencoder makes that
+    overflowed, whose NaN become black in a file."""
+    return not bool(((image_chw * 255).round() > 0).any())
+
+
+def unusable(image_chw: Tensor, what: str) -> str:
+    """Returns why an image cannot be scored; empty where it can. what: the image's name in that sentence."""
+    if not torch.isfinite(image_chw).all():
+        return f"{what} holds NaN: half precision overflowed; use dtype bfloat16 or float32"
+    return f"{what} is black: the decoder overflowed; use dtype bfloat16 or float32" if is_black(image_chw) else ""
+
+
+def to_array(image_chw: Tensor) -> np.ndarray:
+    """Returns uint8 `[h, w, 3]` of an image of 8 bits in [0, 1]."""
+    return (image_chw * 255).round().byte().permute(1, 2, 0).numpy()
+
+
+def from_array(array_hwc: np.ndarray) -> Tensor:
+    """Returns the image that `to_array` was given."""
+    return torch.from_numpy(array_hwc).permute(2, 0, 1).float() / 255
+
+
+def to_picture(image_chw: Tensor) -> Image.Image:
+    """Returns a PIL image of a float tensor `[3, h, w]` in [0, 1]."""
+    return Image.fromarray(to_array(eight_bits(image_chw)))
+
+
+def regions_to_array(regions_2hw: Tensor) -> np.ndarray:
+    """Returns uint8 `[h, w]` of the regions in the original and in the edited image: 85 where only the original's is,
+    170 the edited's, 255 both."""
+    return (85 * regions_2hw[0].byte() + 170 * regions_2hw[1].byte()).numpy()
+
+
+def regions_from_array(array_hw: np.ndarray) -> Tensor:
+    """Returns the regions that `regions_to_array` was given, bool `[2, h, w]`."""
+    return torch.from_numpy(np.stack([array_hw & 1, array_hw & 2]) > 0)
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """Returns the picture of a file, uint8 `[h, w, 3]`, or `[h, w]` of a grey one. Raises `UserError` where it is
+    broken."""
+    try:
+        with Image.open(path) as picture:
+            return np.array(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's words for a broken file
+        raise UserError(
+            f"picture {path} cannot be read: {error}", remedy="run the same command again: what is missing is made"
+        ) from error
+
+
+def read_mask(path: Path, size: tuple[int, int]) -> Tensor:
+    """Returns the mask `[h, w]` (bool) of an image file: where it is lighter than 127 of 255.
+
+    size: (height, width) that it must have. Raises `UserError` for another size, and for a file that cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            grey = np.array(image.convert("L"))
+    except OSError as error:
+        raise UserError(f"the mask {path} cannot be read: {error}", remedy="check the path and the file") from error
+    if grey.shape != size:
+        raise UserError(
+            f"the mask {path} has {grey.shape[1]} x {grey.shape[0]} px, its image {size[1]} x {size[0]} px",
+            remedy="give a mask of the image's size",
+        )
+    return torch.from_numpy(grey > 127)
+
+
+def mask_picture(mask_hw: np.ndarray) -> Image.Image:
+    """Returns a mask as a picture: white where it is True. Raises `UserError` for another shape than `[h, w]`."""
+    mask = np.asarray(mask_hw)
+    if mask.ndim != 2:
+        raise UserError(f"a mask has shape {mask.shape}", remedy="give [height, width]")
+    return Image.fromarray(np.where(mask.astype(bool), 255, 0).astype(np.uint8))

@@ -1,0 +1,139 @@
+"""Modes: the protocol as it is meant, and the published code as it is. Imports no torch until a mode is used.
+
+Whatever the two do differently is a method here, so that nothing else asks which mode it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+from riebench.core.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from riebench.backbones.family import Site
+    from riebench.methods.selection import Selected
+    from riebench.methods.transport import Transport
+    from riebench.regions.find import Look
+    from sae_models.dictionary import Dictionary
+
+#: Site -> features `[steps, cells, F]`.
+Features = Mapping["Site", "Tensor"]
+
+
+class Mode(Protocol):
+    """How a run is done where the protocol and the published code differ."""
+
+    name: str
+    summary: str
+    keeps_marks: bool
+    """Whether prompts are scored with their `[ ]`."""
+    seeds: tuple[int, ...]
+    """The only seeds that a run has; empty where any may be given."""
+    mask_rules: tuple[str, ...]
+    """How an image mask may become cells; the first is the mode's own."""
+    dense_statistic: str
+    """The statistic of a region that `dense` takes, where it has no choice."""
+
+    @property
+    def look(self) -> Look:
+        """How masks are found in images (`riebench.regions.find`)."""
+        ...
+
+    def select(
+        self, edited: Features, original: Features, k: int, pool: str, steps: str, unit_norm: bool
+    ) -> dict[Site, Selected]:
+        """Returns the features of each site that go on and off. pool: "" takes the mode's own."""
+        ...
+
+    def settings(self, how: Transport, category: str) -> Transport:
+        """Returns the settings that count for an edit of a category."""
+        ...
+
+    def off_scale(self, dictionary: Dictionary, on: Tensor, off: Tensor) -> float:
+        """Returns what the part that is taken from the running activation is multiplied with."""
+        ...
+
+
+@dataclass(frozen=True)
+class Strict:
+    """The protocol, without the defects of the published code."""
+
+    name: str = "strict"
+    summary: str = "the protocol, without the defects of the published code"
+    keeps_marks: bool = False
+    seeds: tuple[int, ...] = ()
+    mask_rules: tuple[str, ...] = ("touched", "half")
+    dense_statistic: str = ""
+
+    @property
+    def look(self) -> Look:
+        from riebench.regions.find import masks_of
+
+        return masks_of
+
+    def select(
+        self, edited: Features, original: Features, k: int, pool: str, steps: str, unit_norm: bool
+    ) -> dict[Site, Selected]:
+        from riebench.methods.selection import mean_features, select
+
+        means = (
+            {site: mean_features(features, steps, unit_norm) for site, features in side.items()}
+            for side in (edited, original)
+        )
+        return select(*means, k, pool or "block")
+
+    def settings(self, how: Transport, category: str) -> Transport:
+        return how
+
+    def off_scale(self, dictionary: Dictionary, on: Tensor, off: Tensor) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The published code as it is, so that numbers can be compared with it (`docs/reference-mode.md`)."""
+
+    name: str = "reference"
+    summary: str = "as the published code does, so that numbers can be compared with it"
+    keeps_marks: bool = True
+    seeds: tuple[int, ...] = (42,)
+    mask_rules: tuple[str, ...] = ("published",)
+    dense_statistic: str = "mean"
+
+    @property
+    def look(self) -> Look:
+        from riebench.regions.find import whole_cells
+
+        return whole_cells
+
+    def select(
+        self, edited: Features, original: Features, k: int, pool: str, steps: str, unit_norm: bool
+    ) -> dict[Site, Selected]:
+        from riebench.methods.published import select_published
+
+        return select_published(edited, original, k, pool or "all", steps, unit_norm)
+
+    def settings(self, how: Transport, category: str) -> Transport:
+        """Objects that come or go are always taken away and added in place, and those that go never only added."""
+        if category in ("add_object", "delete_object"):
+            how = replace(how, placement="edited")
+        return replace(how, only_add=False) if category == "delete_object" else how
+
+    def off_scale(self, dictionary: Dictionary, on: Tensor, off: Tensor) -> float:
+        from riebench.methods.published import norm_ratio
+
+        return norm_ratio(dictionary, on, off)
+
+
+MODES: dict[str, Mode] = {mode.name: mode for mode in (Strict(), Reference())}
+
+
+def mode_named(name: str) -> Mode:
+    """Returns the mode of a name. Raises `UserError` for an unknown one."""
+    if name not in MODES:
+        raise UserError(f"unknown mode {name!r}{did_you_mean(name, MODES)}", remedy=f"use {' or '.join(MODES)}")
+    return MODES[name]

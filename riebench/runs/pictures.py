@@ -1,0 +1,27 @@
+"""The pictures that all results of a case are compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from riebench.regions.masks import dilate
+
+OUTSIDE_PX, OUTSIDE_REFERENCE_PX = 12, 512  # how far the region is dilated before "outside" begins (protocol §7)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What all results of a case are compared with. Images are `[3, h, w]` in [0, 1], of 8 bits, as written."""
+
+    original: Tensor
+    edited: Tensor
+    regions: Tensor
+    """Bool `[2, h, w]`: the region in the original and in the edited image."""
+
+    @property
+    def outside(self) -> Tensor:
+        """Bool `[h, w]`: pixels outside both regions, dilated."""
+        pixels = round(OUTSIDE_PX * self.regions.shape[-2] / OUTSIDE_REFERENCE_PX)
+        return ~dilate(self.regions.any(dim=0)[None], pixels)[0]

@@ -1,0 +1,183 @@
+"""References: what all settings of a case share, and the part of an engine that generates. No judges are needed
+here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from riebench.backbones.family import Site
+from riebench.core.pictures import eight_bits, unusable
+from riebench.edits.edit import Edit
+from riebench.generation.interventions import Intervention, Push
+from riebench.generation.sampler import Request, Sample, Sampler
+from riebench.methods.method import Case
+from riebench.methods.text_index import TextIndex, find_text_index
+from riebench.regions.find import Regions
+from riebench.runs.pictures import Pictures
+from riebench.runs.setup import Setup
+from sae_models import index
+from sae_models.dictionary import Dictionary
+
+SIDES = ("original", "edited")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What all settings of a case share. It can be held, and used for as many interventions as one likes."""
+
+    case: Case
+    pictures: Pictures
+    sample: Sample
+    """The original image's, with its first step recorded."""
+    failure: str
+    """Why the case cannot be run; empty where it can."""
+    donors: Mapping[str, Reference] = field(default_factory=dict)
+    """"seed" or "edit" -> the case that features are chosen on, for methods that ask for another than this one."""
+
+    def request(self, intervention: Intervention) -> Request:
+        """Returns what is to be generated: the original prompt and noise, with an intervention."""
+        return Request(self.case.edit.original_prompt, self.case.seed, intervention)
+
+
+class Generation:
+    """Generates with one backbone, with and without interventions, and knows its dictionaries."""
+
+    def __init__(self, sampler: Sampler, setup: Setup) -> None:
+        self.sampler, self.backbone, self.setup = sampler, sampler.backbone, setup
+        self.site = setup.site or self.backbone.family.default_site
+        """The kind of site that dictionaries read, and that methods are given as "block"."""
+        self.dictionary, self.text_index = cache(self._open_dictionary), cache(self._open_text_index)
+
+    def twin(self) -> Generation:
+        """Returns another one of the same weights, for another thread."""
+        other = Generation(self.sampler.twin(), self.setup)
+        other.dictionary, other.text_index = self.dictionary, self.text_index  # nobody writes to them
+        return other
+
+    def image(self, prompt: str, seed: int = 42, intervention: Intervention | None = None) -> Tensor:
+        """Returns the image `[3, h, w]` in [0, 1] of a prompt, with what is added while it is generated."""
+        (sample,) = self.sampler.generate([Request(prompt, seed, intervention)])
+        return sample.image
+
+    def images(self, references: Sequence[Reference], interventions: Sequence[Intervention]) -> list[Tensor]:
+        """Returns the image of each intervention on each reference, faster than anew: the first step is computed from
+        the earliest edit on."""
+        requests = [one.request(change) for one, change in zip(references, interventions, strict=True)]
+        return list(self.sampler.regenerate(requests, [one.sample for one in references]))
+
+    def intervention(
+        self,
+        features: Mapping[Site | str, Mapping[int, float | Push]],
+        cells: Mapping[str, Tensor] | None = None,
+        branch: str = "both",
+    ) -> Intervention:
+        """Returns `Intervention.from_features` by the dictionaries of this backbone.
+
+        features: block, or site, -> feature -> its value, or a `Push`. cells: block -> bool `[cells]`; None is all.
+        """
+        parsed = {self._site(place): pushes for place, pushes in features.items()}
+        blocks = list(dict.fromkeys(site.block for site in parsed))
+        if cells is None:
+            grids = self.sampler.grids(blocks)
+            cells = {block: torch.ones(h * w, dtype=torch.bool) for block, (h, w) in grids.items()}
+        dictionaries: dict[Site, Dictionary] = {site: self.dictionary(site.block) for site in parsed}
+        return Intervention.from_features(parsed, cells, dictionaries, self.backbone.steps, branch)
+
+    def references(
+        self,
+        cases: Sequence[tuple[Edit, int]],
+        kinds: Sequence[str],
+        regions: Regions,
+        known: Sequence[Pictures | None] = (),
+    ) -> list[Reference]:
+        """Returns original and edited image, traces, and regions of every (edit, seed).
+
+        kinds: of the sites that are traced in the backbone's blocks. regions: what finds where they may change. known:
+        for each case its pictures, where they were made before: they are not decoded and grounded again.
+        """
+        known = list(known) or [None] * len(cases)
+        sites = [site for kind in kinds for site in self.sampler.blocks.sites(self.backbone.blocks, kind)]
+        sides = [[Request(getattr(edit, f"{side}_prompt"), seed) for edit, seed in cases] for side in SIDES]
+        made: dict[Request, Sample] = {}
+        for is_known in (False, True):
+            asked = [side[i] for side in sides for i, pictures in enumerate(known) if bool(pictures) == is_known]
+            distinct = [request for request in dict.fromkeys(asked) if request not in made]
+            samples = self.sampler.generate(distinct, sites, decode=not is_known, record=True)
+            made |= dict(zip(distinct, samples, strict=True))
+        originals, edited = ([made[request] for request in requests] for requests in sides)
+        grids = self.sampler.grids(self.backbone.blocks)
+        new = [i for i, pictures in enumerate(known) if pictures is None]
+        shown = [(cases[i][0], originals[i], edited[i]) for i in new]
+        found = dict(zip(new, self._look(shown, regions, next(iter(grids.values()))), strict=True))
+        return [
+            self._reference(*case, originals[i], edited[i], known[i] or found[i], regions, grids)
+            for i, case in enumerate(cases)
+        ]
+
+    def _look(
+        self, cases: Sequence[tuple[Edit, Sample, Sample]], regions: Regions, grid: tuple[int, int]
+    ) -> list[Pictures]:
+        """Returns the pictures of cases, with the regions that are found in them."""
+        if not cases:
+            return []
+        shown = [(edit, eight_bits(original.image), eight_bits(edited.image)) for edit, original, edited in cases]
+        there = [(e, *(image.to(self.sampler.device).nan_to_num() for image in images)) for e, *images in shown]
+        found = regions.find(there, grid)
+        return [Pictures(o, e, region) for (_, o, e), region in zip(shown, found, strict=True)]
+
+    def _reference(
+        self,
+        edit: Edit,
+        seed: int,
+        original: Sample,
+        edited: Sample,
+        pictures: Pictures,
+        regions: Regions,
+        grids: Mapping[str, tuple[int, int]],
+    ) -> Reference:
+        cells_o, cells_e = (regions.cells(region, grids) for region in pictures.regions)
+        pairs = zip(SIDES, (cells_o, cells_e), strict=True)
+        empty = [side for side, cells in pairs if not next(iter(cells.values())).any()]
+        failure = f"no region found in the {' and '.join(empty)} image" if empty else ""
+        for image in (pictures.original, pictures.edited):
+            failure = unusable(image, "a reference image") or failure
+        case = Case(
+            edit,
+            seed,
+            original.trace,
+            edited.trace,
+            cells_o,
+            cells_e,
+            self.dictionary,
+            self.setup.rules,
+            text=self.sampler.text_vector,
+            text_index=self.text_index,
+            grids=grids,
+        )
+        return Reference(case, pictures, original, failure)
+
+    def _site(self, place: Site | str) -> Site:
+        """Returns a site; a block's name alone stands for the kind that dictionaries read."""
+        if isinstance(place, Site):
+            return place
+        return Site.parse(place) if "/" in place else Site(place, self.site)
+
+    def _open_dictionary(self, block: str) -> Dictionary:
+        entry, root = self.setup.dictionary_of(self.backbone, block)
+        return index.open(entry, root=root, device="cpu")
+
+    def _open_text_index(self, block: str) -> TextIndex:
+        entry, root = self.setup.dictionary_of(self.backbone, block)
+        return find_text_index(index.fingerprint(entry, root=root))
+
+
+def seen_by(case: Case, kind: str) -> Case:
+    """Returns the case with the traces of one kind of site."""
+    traces = {side: {site: value for site, value in getattr(case, side).items() if site.kind == kind} for side in SIDES}
+    return dataclasses.replace(case, **traces)
