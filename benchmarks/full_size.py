@@ -21,12 +21,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # SDXL's configuration stands there
 from sdxl_configs import SDXL, cost_of_hooks, random_pipeline
 
+from baselines import METHODS
 from riebench.backbones.loading import choose_device
 from riebench.backbones.sdxl import SDXL
 from riebench.backbones.table import BACKBONES
 from riebench.edits.edit import Edit
 from riebench.generation.sampler import Request, Sampler
-from riebench.methods.method import METHODS, Case
+from riebench.methods.method import Case
 from sae_models.topk import TopKConfig, TopKSAE
 
 BLOCK_NAMES = SDXL.default_blocks

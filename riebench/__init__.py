@@ -21,10 +21,12 @@ from typing import TYPE_CHECKING
 from riebench.core.errors import UserError
 
 if TYPE_CHECKING:
-    from riebench.api import edit, run
+    from baselines import METHODS
+    from riebench.analysis.run import Run
+    from riebench.api import edit, generate, run
     from riebench.edits.edit import Edit, load_edits
-    from riebench.generation.interventions import Intervention
-    from riebench.methods.method import METHODS, Case
+    from riebench.generation.interventions import Addition, Intervention, Push
+    from riebench.methods.method import Case
     from riebench.metrics import METRICS
     from riebench.runs.config import RunConfig, read_config
     from riebench.runs.engine import open_engine
@@ -32,34 +34,43 @@ if TYPE_CHECKING:
 __all__ = [
     "METHODS",
     "METRICS",
+    "Addition",
     "Case",
     "Edit",
     "Intervention",
+    "Push",
+    "Run",
     "RunConfig",
     "UserError",
     "edit",
+    "generate",
     "load_edits",
     "open_engine",
     "read_config",
     "run",
 ]
 
+#: Name -> the module that has it.
 _ROOMS = {
-    "METHODS": "methods.method",
-    "METRICS": "metrics",
-    "Case": "methods.method",
-    "Edit": "edits.edit",
-    "Intervention": "generation.interventions",
-    "RunConfig": "runs.config",
-    "edit": "api",
-    "load_edits": "edits.edit",
-    "open_engine": "runs.engine",
-    "read_config": "runs.config",
-    "run": "api",
+    "METHODS": "baselines",
+    "METRICS": "riebench.metrics",
+    "Addition": "riebench.generation.interventions",
+    "Case": "riebench.methods.method",
+    "Edit": "riebench.edits.edit",
+    "Intervention": "riebench.generation.interventions",
+    "Push": "riebench.generation.interventions",
+    "Run": "riebench.analysis.run",
+    "RunConfig": "riebench.runs.config",
+    "edit": "riebench.api",
+    "generate": "riebench.api",
+    "load_edits": "riebench.edits.edit",
+    "open_engine": "riebench.runs.engine",
+    "read_config": "riebench.runs.config",
+    "run": "riebench.api",
 }
 
 
 def __getattr__(name: str) -> object:
     if name not in _ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    return getattr(import_module(_ROOMS[name]), name)

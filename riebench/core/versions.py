@@ -7,33 +7,16 @@ import hashlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import cache, cached_property, lru_cache
 from importlib import metadata
 from pathlib import Path
 from types import CellType, CodeType, FunctionType
 
 from riebench.core.errors import UserError
-from riebench.core.files import data_folder
 from riebench.core.keys import describe, digest, is_builtin, name_of
-from riebench.metrics import METRICS, split_name
 
 PACKAGES = ("riebench", "sae_models", "baselines")
-#: What reads results, scores them, hands work out or talks to people: a change there changes no image.
-NOT_GENERATING = tuple(
-    f"riebench/{name}"
-    for name in (
-        *("analysis", "report", "metrics", "leaderboard"),
-        *("cli.py", "api.py", "progress.py", "interrupts.py", "runs.py", "resume.py", "score.py"),
-        *("indexing.py", "generalisation.py", "reconstruction.py", "replacement.py", "stability.py"),
-        *("evaluation.py", "evaluation_tables.py", "edit_files.py", "edit_sets.py", "edit_checks.py", "edit_rules.py"),
-        *("edit_similarity.py", "edit_datasheet.py", "edit_template.py", "importers"),
-        *("workers.py", "cluster.py", "ray_cluster.py", "threads.py", "harvest.py", "prompts.py"),
-        *("streaming.py", "training.py", "training_data.py", "training_settings.py", "training_cluster.py"),
-    )
-)
-GENERATORS = ("torch", "diffusers", "transformers")
-JUDGES = ("torch", "torchvision", "transformers", "open_clip_torch", "lpips")
 BLOCK_BYTES = 2**20
 
 
@@ -62,53 +45,33 @@ def file_sha256(path: Path) -> str:
 
 
 @cache
-def code_version() -> str:
-    """Version of the code that generates: our sources but `NOT_GENERATING`, and the libraries' versions."""
-    packages = [Path(importlib.util.find_spec(name).origin).parent for name in PACKAGES]
-    return digest([sources_digest(packages, NOT_GENERATING), _versions(GENERATORS)])
+def installed_sources() -> str:
+    """Returns the digest of every source of ours, by which machines tell whether they run the same code."""
+    return sources_digest(PACKAGES)
 
 
-def judge_version(names: Sequence[str], family: str, *, keep_marks: bool = False) -> str:
-    """Version of what scores: the metrics of those names and their code, and the shipped networks that judge a family;
-    others count by their names, which are in our code or, behind the @, in the metric's.
+def sources_digest(names: Iterable[str], root: Path | None = None) -> str:
+    """Returns the digest of the names and bytes of the .py files that are named, or lie in a folder that is.
 
-    keep_marks: whether prompts keep their `[ ]`. Raises `UserError` for an unknown metric, and where shipped weights
-    are missing.
-    """
-    here, data = Path(__file__).parents[1], data_folder()
-    rooms, weights = [here / "metrics"], [data / "lpips"]
-    if family == "tinyworld":
-        rooms.append(here / "tinyworld")
-        weights += [data / "tinyworld" / "clip", data / "tinyworld" / "oracle.safetensors"]
-    factories = {name: METRICS.get(split_name(name)[0]) for name in names}
-    metrics = {name: _foreign_code(getattr(factory, "func", factory)) for name, factory in factories.items()}  # partial
-    found = [folder_digest(path) for path in weights]
-    return digest([family, keep_marks, metrics, sources_digest(rooms), found, _versions(JUDGES)])
-
-
-def code_of(thing: object) -> str:
-    """Version of the code that computes with an object, or of a class or function itself: `code_version()` for ours.
-
-    For others the whole file of the class, and of each class it inherits from, counts too; what is typed in a notebook
-    has no file, and counts by its bytecode, with the functions and values that it names. What such a file imports in
-    turn is not looked at.
-    """
-    foreign = _foreign_code(thing)
-    return digest([code_version(), foreign]) if foreign else code_version()
-
-
-def sources_digest(folders: Iterable[Path], without: Collection[str] = ()) -> str:
-    """Digest of the names and bytes of every .py file in the folders.
-
-    without: files and folders left out, by names that begin with that of the folder: "riebench/report".
+    names: "riebench/generation", "sae_models/topk.py". root: where they lie; None is where each package is installed.
+    Raises `UserError` for a name where nothing lies: a list of names is to be kept true.
     """
     sources = {}
-    for folder in folders:
-        for path in folder.rglob("*.py"):
-            name = path.relative_to(folder.parent).as_posix()
-            if _counts(path, folder) and not any(name == out or name.startswith(f"{out}/") for out in without):
-                sources[name] = file_sha256(path)
+    for name in names:
+        top, _, rest = name.partition("/")
+        folder = root / top if root else Path(importlib.util.find_spec(top).origin).parent
+        place = folder / rest
+        files = [place] if place.is_file() else [path for path in place.rglob("*.py") if _counts(path, place)]
+        if not files:
+            raise UserError(f"there are no sources {name} in {folder}", remedy="install riebench again")
+        for path in files:
+            sources[path.relative_to(folder.parent).as_posix()] = file_sha256(path)
     return digest(sources)
+
+
+def library_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Returns the installed version of each library."""
+    return {name: metadata.version(name) for name in packages}
 
 
 def _counts(path: Path, folder: Path) -> bool:
@@ -128,34 +91,43 @@ def _digest_files(folder: Path, states: tuple[tuple[str, int, int], ...]) -> str
     return digest({name: file_sha256(folder / name) for name, _, _ in states})
 
 
-def _versions(packages: Iterable[str]) -> dict[str, str]:
-    return {name: metadata.version(name) for name in packages}
+def code_behind(thing: object) -> list[object]:
+    """Returns descriptions of the code that a function, a class or an object runs, but for Python's own.
 
-
-def _foreign_code(thing: object) -> list[object]:
-    """Descriptions of the code outside our packages and Python's own that a function, a class or an object runs."""
+    The whole file counts of a class, and of each class it inherits from; what is typed in a notebook has no file, and
+    counts by its bytecode, with the functions and values that it names. What such a file imports is not looked at.
+    """
     kinds = [thing] if isinstance(thing, FunctionType) else (thing if isinstance(thing, type) else type(thing)).__mro__
-    code = []
-    for kind in filter(_is_foreign, kinds):
+    code: list[object] = []
+    for kind in filter(_is_written, kinds):
         file = _source_file(kind)
-        if file:  # and what was loaded of it, which may be older than the file
+        if file is None:
+            code.append(_bytecode(kind, set()))
+        elif _is_ours(kind):
+            code.append(file_sha256(file))
+        else:  # and what was loaded of it, which may be older than the file
             functions = [f for item in _items(kind) for f in _functions(item)]
             code.append([file_sha256(file), [_instructions(function.__code__) for function in functions]])
-        else:
-            code.append(_bytecode(kind, set()))
     return code
 
 
-def _is_foreign(thing: FunctionType | type) -> bool:
+def _is_ours(thing: FunctionType | type) -> bool:
+    return (thing.__module__ or "").partition(".")[0] in PACKAGES
+
+
+def _is_written(thing: FunctionType | type) -> bool:
+    """Returns whether somebody wrote a function or a class who is not Python."""
     top = (thing.__module__ or "").partition(".")[0]
     if top == "builtins":  # also said of what `exec` made without a module's name
         return not is_builtin(thing)
-    return top not in PACKAGES and top not in sys.stdlib_module_names
+    return top not in sys.stdlib_module_names
 
 
 def _source_file(thing: FunctionType | type) -> Path | None:
     """The file where a function or class is written; None for one typed elsewhere, if only into that file's module."""
     file = getattr(sys.modules.get(thing.__module__), "__file__", None)
+    if file and _is_ours(thing):
+        return Path(file)
     functions = [function for item in _items(thing) for function in _functions(item)]
     written_in = {Path(inspect.unwrap(function).__code__.co_filename).name for function in functions}
     return Path(file) if file and Path(file).name in written_in and Path(file).is_file() else None
@@ -192,7 +164,7 @@ def _bytecode(thing: object, seen: set[int]) -> object:
             return describe(thing)
         except UserError:
             return [name_of(type(thing)), name_of(thing)]
-    if id(thing) in seen or not _is_foreign(thing) or _source_file(thing):
+    if id(thing) in seen or not _is_written(thing) or _is_ours(thing) or _source_file(thing):
         return name_of(thing)
     seen.add(id(thing))
     if isinstance(thing, type):

@@ -18,7 +18,7 @@ from riebench.core.errors import UserError
 from riebench.core.files import read_json, write_json
 from riebench.core.progress import Progress
 from riebench.core.ray_cluster import ray_cluster
-from riebench.core.versions import code_version
+from riebench.core.versions import installed_sources
 from sae_models.architectures import Architecture
 from sae_models.jumprelu import JumpReLUSAE
 from sae_models.topk import TopKSAE
@@ -54,7 +54,7 @@ class Worker:
         from ray import cloudpickle
 
         sys.path += [path for path in paths if path not in sys.path]
-        if version != code_version():
+        if version != installed_sources():
             raise UserError(
                 f"the code in {Path(__file__).parents[1]} on {platform.node()} is not that of the training",
                 remedy="install the same versions everywhere, and start where no other copy lies",
@@ -111,7 +111,7 @@ def train_on_cluster(
         members = _groups_in(folder, architectures, groups, slots)
         folders = [folder and folder / f"group-{number}" for number in range(len(members))]
         hire = ray.remote(**resources, max_concurrency=2)(Worker).remote
-        shared = device, code_version(), [os.path.abspath(path) for path in sys.path]
+        shared = device, installed_sources(), [os.path.abspath(path) for path in sys.path]
         maker = ray.cloudpickle.dumps(make_batches)
         workers, calls = [], []
         try:

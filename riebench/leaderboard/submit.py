@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from baselines import METHODS
 from riebench.analysis.frames import (
     CASE,
     SETTING,
@@ -47,7 +48,6 @@ from riebench.leaderboard.figures import (
 )
 from riebench.leaderboard.packing import copy_pictures, entry_rows, write_rows
 from riebench.leaderboard.validate import rows_problems
-from riebench.methods.method import METHODS
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._@+-]*"
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from riebench.core.registry import Registry
 from riebench.edits.edit import Edit
 from riebench.methods.modes import MODES, Mode
 
@@ -65,21 +64,3 @@ class Method(Protocol):
     def plan(self, case: Case) -> Intervention:
         """Returns the intervention on all blocks; the benchmark restricts it to subsets of blocks."""
         ...
-
-
-METHODS: Registry[Callable[..., Method]] = Registry("method", "riebench.methods")
-for _name, _target, _summary in (
-    ("noop", "baselines.noop:NoOp", "no change: the original image"),
-    ("oracle-prompt", "baselines.oracle_prompt:OraclePrompt", "the edited prompt itself: the ceiling of the edit"),
-    ("dense", "baselines.dense:Dense", "the whole update in place of selected features"),
-    ("neurons", "baselines.neurons:Neurons", "feed-forward neurons in place of SAE features"),
-    ("random", "baselines.random_features:RandomFeatures", "random SAE features, same count and injected norm"),
-    ("sae", "baselines.sae:SAE", "SAE features turned on and off"),
-    ("other-seed", "baselines.select_on:OtherSeed", "SAE features chosen on another seed's images"),
-    ("mismatched", "baselines.select_on:Mismatched", "SAE features chosen for another edit"),
-    ("text-selected", "baselines.text_selected:TextSelected", "SAE features chosen from the two prompts alone"),
-    ("chosen", "baselines.chosen:Chosen", "SAE features of one's own choice, by number"),
-    ("pca", "baselines.pca:PrincipalComponents", "principal components of the updates in place of SAE features"),
-    ("region-means", "baselines.region_means:RegionMeans", "the difference of the regions' mean updates"),
-):
-    METHODS.add(_name, _target, summary=_summary)

@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
+from baselines import METHODS
 from riebench.backbones.own import backbone_from
 from riebench.backbones.table import BACKBONES, DTYPES, Backbone
 from riebench.core.errors import UserError, did_you_mean
-from riebench.methods.method import METHODS
 from riebench.regions.grounders import GROUNDERS, grounder_settings
 from riebench.runs.setup import Setup
 

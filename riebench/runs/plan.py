@@ -15,7 +15,7 @@ from riebench.backbones.table import Backbone
 from riebench.core.errors import UserError, did_you_mean
 from riebench.core.files import data_folder
 from riebench.core.keys import digest
-from riebench.core.versions import code_of, code_version, file_sha256, folder_digest
+from riebench.core.versions import file_sha256, folder_digest
 from riebench.edits.edit import Edit
 from riebench.edits.phrases import mask_files
 from riebench.generation.interventions import window_steps
@@ -24,6 +24,7 @@ from riebench.methods.text_index import find_text_index
 from riebench.regions.grounders import GROUNDER_WEIGHTS, GROUNDERS, SHIPPED_WEIGHTS, grounder_settings
 from riebench.runs.setup import Setup
 from riebench.runs.store import picture_path
+from riebench.runs.versions import code_of, code_of_family, code_version
 from sae_models import index
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def plan(
     }
     uses_sae = any(variant.blocks and _uses_sae(variant.method) for variant in variants)
     dictionaries = {block: _fingerprint(backbone, setup, block) for block in backbone.blocks} if uses_sae else {}
-    code = digest([code_version(), code_of(GROUNDERS.get(backbone.grounder))])
+    code = digest([code_version(), code_of(GROUNDERS.get(backbone.grounder)), code_of_family(backbone.family)])
     settings = []
     for variant in variants:
         words = {

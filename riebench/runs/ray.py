@@ -16,7 +16,8 @@ import torch
 from riebench.backbones.table import Backbone
 from riebench.core.errors import UserError
 from riebench.core.ray_cluster import ray_cluster
-from riebench.core.versions import code_version, judge_version
+from riebench.core.versions import installed_sources
+from riebench.metrics.versions import judge_version
 from riebench.runs.engine import Engine, open_engine
 from riebench.runs.plan import Task
 from riebench.runs.store import Batch
@@ -57,7 +58,7 @@ class Worker:
         sys.path += [path for path in paths if path not in sys.path]
         family, setup = backbone.judges, options["setup"]
         judges = judge_version(setup.metric_names(family), family, keep_marks=setup.keeps_marks)
-        if versions != (code_version(), judges):
+        if versions != (installed_sources(), judges):
             raise UserError(
                 f"the code in {Path(__file__).parents[1]} on {platform.node()}, or its metrics, are not those that the "
                 "run was planned with",
@@ -96,7 +97,7 @@ def work_on_cluster(
         return
     with ray_cluster(address, device) as (ray, slots, resources):
         hire = ray.remote(**resources)(Worker).remote
-        words = backbone, device, options, (code_version(), judges), [os.path.abspath(path) for path in sys.path]
+        words = backbone, device, options, (installed_sources(), judges), [os.path.abspath(path) for path in sys.path]
         yield from _stream(ray, chain([first], groups), judges, slots, hire, words)
 
 

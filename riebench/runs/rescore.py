@@ -19,9 +19,10 @@ from riebench.core.errors import UserError
 from riebench.core.keys import digest
 from riebench.core.pictures import from_array, read_picture, regions_from_array
 from riebench.core.progress import Progress
-from riebench.core.versions import file_sha256, judge_version
+from riebench.core.versions import file_sha256
 from riebench.edits.edit import Edit, load_edits, recorded_hashes
 from riebench.metrics import check_names, describe
+from riebench.metrics.versions import judge_version
 from riebench.runs.pictures import Pictures
 from riebench.runs.resume import RESCORED
 from riebench.runs.scoring import Scorer

@@ -25,13 +25,13 @@ from riebench.core.errors import UserError, did_you_mean
 from riebench.core.interrupts import Interrupted, stopping
 from riebench.core.keys import describe
 from riebench.core.progress import Progress
-from riebench.core.versions import judge_version
 from riebench.edits.checks import check_edits
 from riebench.edits.edit import Edit, categories_of, edit_sha256, load_edits, set_sha256, split_of
 from riebench.edits.files import error_of
 from riebench.edits.sets import describe_set
 from riebench.methods.method import Method
 from riebench.metrics import describe as describe_metrics
+from riebench.metrics.versions import judge_version
 from riebench.regions.grounders import grounder_settings
 from riebench.report import write_report
 from riebench.runs.config import RunConfig

@@ -18,12 +18,16 @@ import pytest
 import torch
 
 import riebench
+from baselines.dense import Dense
 from baselines.sae import SAE
+from baselines.select_on import OtherSeed
+from riebench.backbones.sdxl import SDXL
 from riebench.core.errors import UserError
 from riebench.core.keys import describe, digest
-from riebench.core.versions import NOT_GENERATING, code_of, code_version, folder_digest, judge_version
+from riebench.core.versions import code_behind, file_sha256, folder_digest
 from riebench.core.versions import sources_digest as digest_of_sources
-from riebench.metrics import METRICS
+from riebench.metrics.versions import judge_version
+from riebench.runs.versions import GENERATING, code_of, code_of_family, code_version
 
 
 @dataclass(frozen=True)
@@ -210,27 +214,94 @@ def test_python_files_of_a_folder_of_weights_count(tmp_path):
     assert folder_digest(tmp_path) != first
 
 
-def test_the_report_and_the_caches_are_no_part_of_the_code(tmp_path):
-    copy = shutil.copytree(Path(riebench.__file__).parent, tmp_path / "riebench")
-    first = digest_of_sources([copy], NOT_GENERATING)
-    for name in ("report/page.py", "analysis/frames.py", "metrics/clip.py", "cli.py", "progress.py"):
-        (copy / name).write_text("changed = True\n")
-    (copy / "presets" / "quickstart.yaml").write_text("")
-    (copy / "__pycache__").mkdir(exist_ok=True)
-    (copy / "__pycache__" / "x.py").write_text("")
-    assert digest_of_sources([copy], NOT_GENERATING) == first
-    for name in ("lens.py", "tinyworld/models.py"):
-        before = digest_of_sources([copy], NOT_GENERATING)
-        (copy / name).write_text("changed = True\n")
-        assert digest_of_sources([copy], NOT_GENERATING) != before, name
-    before = digest_of_sources([copy], NOT_GENERATING)
-    (copy / "transport.py").rename(copy / "moved.py")
-    assert digest_of_sources([copy], NOT_GENERATING) != before
+@pytest.fixture
+def sources(tmp_path):
+    """A copy of all our sources."""
+    for name in ("riebench", "sae_models", "baselines"):
+        shutil.copytree(Path(importlib.import_module(name).__file__).parent, tmp_path / name)
+    return tmp_path
 
 
-def test_ours_is_versioned_by_our_code():
-    assert code_of(SAE()) == code_of(SAE) == code_version()
-    assert code_of(METRICS.get("clip_directional")) == code_version()
+#: What a result does not depend on, or what counts by itself: a file of each kind.
+STALES_NOTHING = (
+    "baselines/__init__.py",
+    "baselines/dense.py",
+    "baselines/brand_new.py",
+    "riebench/analysis/dominance.py",
+    "riebench/backbones/table.py",
+    "riebench/backbones/flux_of_tomorrow.py",
+    "riebench/core/axes.py",
+    "riebench/core/progress.py",
+    "riebench/core/versions.py",
+    "riebench/dictionaries/harvest.py",
+    "riebench/edits/checks.py",
+    "riebench/leaderboard/submit.py",
+    "riebench/metrics/clip.py",
+    "riebench/regions/grounders.py",
+    "riebench/report/page.py",
+    "riebench/runs/config.py",
+    "riebench/runs/plan.py",
+    "riebench/runs/store.py",
+    "riebench/runs/versions.py",
+    "riebench/tinyworld/render.py",
+    "sae_models/publish.py",
+    "sae_models/trainer.py",
+)
+STALES_ALL = (
+    "riebench/backbones/blocks.py",
+    "riebench/core/batches.py",
+    "riebench/core/pictures.py",
+    "riebench/edits/phrases.py",
+    "riebench/generation/lens.py",
+    "riebench/generation/brand_new.py",
+    "riebench/methods/transport.py",
+    "riebench/regions/masks.py",
+    "riebench/runs/reference.py",
+    "sae_models/topk.py",
+)
+
+
+@pytest.mark.parametrize("name", STALES_NOTHING)
+def test_a_change_of_what_does_not_generate_makes_no_result_stale(sources, name):
+    before = digest_of_sources(GENERATING, sources)
+    changed = sources / name
+    changed.write_text((changed.read_text() if changed.exists() else "") + '\n"""Another docstring."""\n')
+    assert digest_of_sources(GENERATING, sources) == before
+
+
+@pytest.mark.parametrize("name", STALES_ALL)
+def test_a_change_of_what_generates_makes_results_stale(sources, name):
+    before = digest_of_sources(GENERATING, sources)
+    changed = sources / name
+    changed.write_text((changed.read_text() if changed.exists() else "") + "\n# changed\n")
+    assert digest_of_sources(GENERATING, sources) != before
+
+
+def test_sources_are_known_by_names_and_bytes_and_not_by_caches(sources):
+    before = digest_of_sources(GENERATING, sources)
+    (sources / "riebench" / "generation" / "__pycache__").mkdir(exist_ok=True)
+    (sources / "riebench" / "generation" / "__pycache__" / "x.py").write_text("")
+    (sources / "riebench" / "generation" / ".hidden.py").write_text("")
+    assert digest_of_sources(GENERATING, sources) == before == digest_of_sources(GENERATING)
+    lens = sources / "riebench" / "generation" / "lens.py"
+    lens.rename(lens.with_name("moved.py"))
+    assert digest_of_sources(GENERATING, sources) != before
+    (sources / "sae_models" / "topk.py").unlink()
+    with pytest.raises(UserError, match="there are no sources sae_models/topk.py"):
+        digest_of_sources(GENERATING, sources)
+
+
+def test_every_name_of_the_list_is_there_and_the_list_is_short():
+    root = Path(riebench.__file__).parents[1]
+    assert all((root / name).exists() for name in GENERATING) and len(GENERATING) <= 20
+
+
+def test_ours_is_versioned_by_what_generates_and_its_own_files():
+    assert code_of(SAE()) == code_of(SAE) != code_version()
+    assert code_of(SAE) not in (code_of(Dense), code_of(OtherSeed))
+    files = [code for (code,) in ([item] for item in code_behind(OtherSeed))]
+    assert files[:2] == [file_sha256(Path(sys.modules[kind.__module__].__file__)) for kind in (OtherSeed, SAE)]
+    assert code_of_family(SDXL) == digest_of_sources(["riebench/backbones/sdxl.py"])
 
 
 def test_judges_differ_by_family_and_names():
@@ -350,7 +421,7 @@ def test_a_typed_class_without_a_module_counts_too():
 def test_typed_code_has_the_same_version_in_another_process(tmp_path):
     (tmp_path / "text.py").write_text(TYPED)
     code = (
-        "import sys; from riebench.core.versions import code_of\n"
+        "import sys; from riebench.runs.versions import code_of\n"
         "space = {'__name__': 'typed_in_a_notebook'}; exec(open(sys.argv[1]).read(), space)\n"
         "print(code_of(space['Method']()))"
     )

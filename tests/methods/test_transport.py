@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from baselines import METHODS
 from baselines.dense import Dense
 from baselines.neurons import Neurons
 from baselines.random_features import RandomFeatures
@@ -15,7 +16,7 @@ from baselines.sae import SAE
 from riebench.backbones.family import Site
 from riebench.core.errors import UserError
 from riebench.edits.edit import Edit
-from riebench.methods.method import METHODS, Case, Method
+from riebench.methods.method import Case, Method
 from riebench.methods.selection import mean_features, select
 from riebench.methods.text_index import TextIndex
 from sae_models.pca import PCA
@@ -370,7 +371,11 @@ def block_norms(intervention) -> dict[str, float]:
 
 @pytest.mark.parametrize("method", ["sae", "neurons", "random", "dense"])
 def test_at_equal_norm_every_block_adds_as_much_and_all_together_what_they_did(method):
-    sites = [Site("mid.0", "neurons", 0), Site("mid.0", "neurons", 1), Site("up.0.1", "neurons", 0)] if method == "neurons" else list(map(Site, BLOCKS))
+    sites = (
+        [Site("mid.0", "neurons", 0), Site("mid.0", "neurons", 1), Site("up.0.1", "neurons", 0)]
+        if method == "neurons"
+        else list(map(Site, BLOCKS))
+    )
     case, settings = make_case(sites), {"k": 3} if method != "dense" else {}
     plain = METHODS.get(method)(**settings).plan(case)
     equal = METHODS.get(method)(**settings, budget="norm").plan(case)

@@ -14,12 +14,13 @@ from published_procedure import BLOCKS, published, random_sae, sdxl_shaped_pipel
 from sdxl_blocks import BLOCK_NAMES
 
 import riebench
+from baselines import METHODS
 from riebench.backbones.family import Site
 from riebench.backbones.table import Backbone
 from riebench.core.errors import UserError
 from riebench.edits.edit import Edit, load_edits
 from riebench.generation.sampler import Request, Sampler
-from riebench.methods.method import METHODS, Case
+from riebench.methods.method import Case
 from riebench.regions.find import find_regions, region_cells
 from riebench.runs.config import build_config
 from riebench.runs.engine import Engine

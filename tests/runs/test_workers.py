@@ -61,7 +61,9 @@ def test_two_engines_make_what_one_makes(monkeypatch):
 
 def test_an_engine_s_twin_has_the_same_weights_in_the_same_place_and_its_own_hooks(sampler):
     twin = sampler.twin()
-    for (name, mine), (_, other) in zip(sampler.denoiser.named_parameters(), twin.denoiser.named_parameters(), strict=True):
+    for (name, mine), (_, other) in zip(
+        sampler.denoiser.named_parameters(), twin.denoiser.named_parameters(), strict=True
+    ):
         assert mine.data_ptr() == other.data_ptr(), name
     seen = []
     handle = sampler.denoiser.register_forward_hook(lambda *_: seen.append(1))

@@ -168,7 +168,6 @@ def test_the_law_of_layouts_by_hand():
 def test_the_backbone_has_sdxls_class_block_types_and_paths(sampler):
     from diffusers import StableDiffusionXLPipeline
     from sdxl_blocks import BLOCK_NAMES
-    
 
     assert type(sampler.pipeline) is StableDiffusionXLPipeline
     config = sampler.denoiser.config
