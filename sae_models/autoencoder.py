@@ -6,8 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
-from riebench.core.errors import UserError
-
 
 class Autoencoder(nn.Module):
     """Preactivations h = (x - b_dec) W_enc + b_enc, x_hat = z W_dec + b_dec; a subclass makes latents z of h.
@@ -50,13 +48,3 @@ class Autoencoder(nn.Module):
 
     def forward(self, x_nd: Tensor) -> Tensor:
         return self.decode(self.encode(x_nd))
-
-
-def refuse_unless_whole(settings: object, *names: str) -> None:
-    """Raises `UserError` where one of these settings is no whole number of at least 1."""
-    for name in names:
-        value = getattr(settings, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(
-                f"{type(settings).__name__}'s {name} is {value!r}", remedy="give a whole number of at least 1"
-            )

@@ -6,11 +6,13 @@ BatchTopK and ReLU autoencoders are exported as this one: with one threshold for
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from sae_models.autoencoder import Autoencoder, refuse_unless_whole
+from sae_models.autoencoder import Autoencoder
+from sae_models.settings import refuse_unless_whole
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,17 @@ class JumpReLUConfig:
     """d: the number of values in an input row."""
     num_features: int
     """f: the number of latents."""
+    kind: ClassVar[str] = "jumprelu"
+    """What a checkpoint and an index call it."""
+    k: ClassVar[int] = 0
+    """No number limits the active latents on a row."""
 
     def __post_init__(self) -> None:
         refuse_unless_whole(self, "width", "num_features")
+
+    def sae(self) -> JumpReLUSAE:
+        """Returns an autoencoder of this shape, with random weights."""
+        return JumpReLUSAE(self)
 
 
 class JumpReLUSAE(Autoencoder):

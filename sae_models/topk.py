@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from riebench.core.errors import UserError
-from sae_models.autoencoder import Autoencoder, refuse_unless_whole
+from sae_models.autoencoder import Autoencoder
+from sae_models.settings import refuse_unless_whole
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class TopKConfig:
     """f: the number of latents."""
     k: int
     """The most latents that may be active on a row."""
+    kind: ClassVar[str] = "topk"
+    """What a checkpoint and an index call it."""
 
     def __post_init__(self) -> None:
         refuse_unless_whole(self, "width", "num_features", "k")
@@ -29,6 +33,10 @@ class TopKConfig:
                 f"k={self.k} is more than the {self.num_features} features there are",
                 remedy="lower k or raise num_features",
             )
+
+    def sae(self) -> TopKSAE:
+        """Returns an autoencoder of this shape, with random weights."""
+        return TopKSAE(self)
 
 
 GROUP = 8  # features a group in `top`

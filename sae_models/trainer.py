@@ -12,11 +12,10 @@ from torch import Tensor
 
 from riebench.core.errors import UserError
 from riebench.core.progress import Progress
-from sae_models.architectures import Architecture, Restart, TopK
-from sae_models.jumprelu import JumpReLUSAE
+from sae_models.architectures import Architecture
 from sae_models.normalisation import Normalisation, geometric_median
-from sae_models.stack import Losses, Stack
-from sae_models.topk import TopKSAE
+from sae_models.stack import Losses
+from sae_models.tensors import SAE
 from sae_models.trackers import Tracker, open_trackers
 from sae_models.training_config import TrainConfig
 from sae_models.training_log import TrainingLog
@@ -33,7 +32,7 @@ def train(
     folder: Path | None = None,
     checkpoint_every: int = 1_000,
     trackers: Sequence[str | Tracker] = (),
-) -> list[TopKSAE | JumpReLUSAE]:
+) -> list[SAE]:
     """Trains every architecture on every batch, on the device of the batches, and returns them in the order given.
 
     batches: raw rows `[n, d]`, or `[blocks, n, d]` with an architecture's `block` among them. Those that differ by the
@@ -79,17 +78,17 @@ def train(
             first_bad_step = torch.where(bad, first_bad_step.clamp(max=step), first_bad_step)
             losses = _advance(training, batch, config)
             last = training.step == config.steps
-            save = path is not None and (last or training.step % checkpoint_every == 0)
             report = last or training.step % config.report_every == 0
-            if (save or report) and first_bad_step.item() < config.steps:
+            saved_to = path if last or training.step % checkpoint_every == 0 else None
+            if (report or saved_to) and first_bad_step.item() < config.steps:
                 raise _not_finite(int(first_bad_step))
             if report:
                 _revive(training, losses, config)
                 found = training.in_order([each.statistics_s4.tolist() for each in losses])
                 log.add(training.step, training.rows, config.lr_at(step), found)
                 progress.update(training.step, _note(found))
-            if save:
-                write_state(path, training, architectures, config)
+            if saved_to:
+                write_state(saved_to, training, architectures, config)
                 log.draw()
     return training.in_order(
         [stack.exported(training.normalisations[stack.architecture.block]) for stack in training.stacks]
@@ -114,7 +113,7 @@ def _start(
         median_d = geometric_median(rows_nd).float()
         for stack in training.stacks:
             if stack.architecture.block == block:
-                stack.start(rows_nd, median_d, _k_at(stack, 0, config))
+                stack.start(rows_nd, median_d, stack.architecture.sparsity.k_at(0, config.steps))
     return training, itertools.chain(first, batches)
 
 
@@ -163,12 +162,6 @@ def _not_finite(step: int) -> UserError:
     )
 
 
-def _k_at(stack: Stack, step: int, config: TrainConfig) -> int:
-    """Of stacks that have one; else 0."""
-    sparsity = stack.architecture.sparsity
-    return sparsity.k_at(step, config.steps) if isinstance(sparsity, TopK) else 0
-
-
 def _advance(training: Training, batch: Tensor, config: TrainConfig) -> list[Losses]:
     """One optimiser step of all, in place."""
     used = {stack.architecture.block for stack in training.stacks}
@@ -177,7 +170,8 @@ def _advance(training: Training, batch: Tensor, config: TrainConfig) -> list[Los
     for stack, optimiser in zip(training.stacks, training.optimisers, strict=True):
         for group in optimiser.param_groups:
             group["lr"] = config.lr_at(training.step)
-        losses = stack.losses(x_nd[stack.architecture.block], _k_at(stack, training.step, config))
+        architecture = stack.architecture
+        losses = stack.losses(x_nd[architecture.block], architecture.sparsity.k_at(training.step, config.steps))
         optimiser.zero_grad(set_to_none=True)
         losses.loss_s.sum().backward()
         stack.project_gradient()
@@ -193,7 +187,7 @@ def _revive(training: Training, losses: list[Losses], config: TrainConfig) -> No
     """Lists the dead features, and restarts them where that is asked for and the learning rate does not fall yet."""
     for stack, optimiser, each in zip(training.stacks, training.optimisers, losses, strict=True):
         stack.list_dead()
-        if isinstance(stack.architecture.revival, Restart) and training.step <= (1 - config.decay) * config.steps:
+        if training.step <= (1 - config.decay) * config.steps:
             stack.restart(each.residual_snd, optimiser, training.step)
 
 

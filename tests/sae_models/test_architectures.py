@@ -13,7 +13,8 @@ from sae_models import sparse
 from sae_models.architectures import L1, Architecture, AuxK, BatchTopK, JumpReLU, Matryoshka, Restart, TopK
 from sae_models.jumprelu import JumpReLUSAE
 from sae_models.normalisation import Normalisation
-from sae_models.stack import Jump, Stack
+from sae_models.stack import Stack
+from sae_models.thresholds import Jump
 from sae_models.topk import GROUP, TopKSAE, top
 
 WIDTH, FEATURES, ROWS = 6, 40, 50

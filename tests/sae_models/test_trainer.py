@@ -249,7 +249,7 @@ def test_compiled_training_is_the_plain_one_but_for_rounding(tmp_path, monkeypat
     assert not compiled
     config = dataclasses.replace(SMALL, compile=True)
     found = train(shuffled_batches(rows_nd, 64), MANY, config, folder=tmp_path / "compiled")
-    assert len(compiled) == 3 * 4, "a trial and two parts of each stack"
+    assert len(compiled) == 2 * 4 + 2, "a trial and the errors of each stack, and the latents of L1 and JumpReLU"
     for one, other in zip(plain, found, strict=True):
         for name, value in one.state_dict().items():
             torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-4, atol=1e-4)
@@ -257,6 +257,18 @@ def test_compiled_training_is_the_plain_one_but_for_rounding(tmp_path, monkeypat
     assert states[0]["description"] == states[1]["description"]
     for one, other in zip(*(state["stacks"] for state in states), strict=True):
         assert list(one) == list(other) and not any("_orig_mod" in name for name in one)
+
+
+@needs_compiler
+def test_compiling_leaves_torchs_limit_of_recompilations_and_is_not_stopped_by_it():
+    torch._dynamo.reset()
+    batches, limits = shuffled_batches(planted_rows(500)[0], 64), []
+    architectures = [Architecture(16, features, L1(1e-2)) for features in (24, 32, 40)]
+    config = dataclasses.replace(SMALL, steps=2, report_every=1, compile=True)
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        watch = [lambda step, numbers: limits.append(torch._dynamo.config.recompile_limit)]
+        train(batches, architectures, config, trackers=watch)
+    assert limits == [1, 1]
 
 
 @needs_compiler
