@@ -128,6 +128,7 @@ class StoreWriter:
 
     def __init__(self, folder: Path, origin: Origin) -> None:
         self.folder, self.origin = Path(folder), origin
+        self._shards: list[dict[str, ShardFile]] = []
         self._writing: Future[None] | None = None
 
     def __enter__(self) -> StoreWriter:
@@ -144,7 +145,7 @@ class StoreWriter:
         self._thread = ThreadPoolExecutor(1, "riebench-store")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_exc) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
         try:
             self._thread.shutdown()
             if kind is None:
@@ -188,7 +189,7 @@ class StoreWriter:
     def _open(self) -> list[dict[str, ShardFile]]:
         path = self.folder / STORE_FILE
         if not path.exists():
-            self._shards: list[dict[str, ShardFile]] = []
+            self._shards = []
             self._write_store()
             return self._shards
         for pattern in (f".{STORE_FILE}.*", "*/.shard-*"):  # of a process that was killed while writing

@@ -22,7 +22,7 @@ from riebench.core.errors import UserError, did_you_mean
 from riebench.core.files import read_json, write_bytes, write_json
 from sae_models import dictionary_learning, layouts, sdxl_unbox, sparsify
 from sae_models.itda import ITDA
-from sae_models.jumprelu import JumpReLUConfig, JumpReLUSAE
+from sae_models.jumprelu import JumpReLUConfig
 from sae_models.layouts import SAELENS, layout_of
 from sae_models.pca import PCA
 from sae_models.tensors import (
@@ -38,9 +38,12 @@ from sae_models.tensors import (
     unit_rows,
     whole_input,
 )
-from sae_models.topk import TopKConfig, TopKSAE
+from sae_models.topk import TopKConfig
 
-LINEAR = {"pca": PCA, "itda": ITDA}  # architectures that SAELens does not know, by what cfg.json calls them
+LINEAR: dict[str, type[PCA] | type[ITDA]] = {
+    "pca": PCA,
+    "itda": ITDA,
+}  # architectures that SAELens does not know, by what cfg.json calls them
 PLAIN = {
     "apply_b_dec_to_input": True,
     "normalize_activations": "none",
@@ -75,14 +78,15 @@ def save(folder: Path, sae: SAE, metadata: dict[str, Any]) -> str:
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in sae.state_dict().items()}
     refuse_not_finite(tensors, "the SAE to save", "train it again")
-    if isinstance(sae, JumpReLUSAE) and bool((tensors["threshold"] < 0).any()):
+    if "threshold" in tensors and bool((tensors["threshold"] < 0).any()):
         raise UserError("the SAE to save has thresholds below zero", remedy="raise them to 0")
     folder = Path(folder)
     data = safetensors.torch.save(tensors, metadata={"format": "pt"})
     write_bytes(folder / SAELENS.weights, data)
-    of_kind = {"k": sae.config.k, "rescale_acts_by_decoder_norm": False} if isinstance(sae, TopKSAE) else {}
+    kind, k = sae.config.kind, sae.config.k
+    of_kind = {"k": k, "rescale_acts_by_decoder_norm": False} if kind == "topk" else {}
     config = (PLAIN | of_kind) | {
-        "architecture": kind_and_k(sae.config)[0],
+        "architecture": kind,
         "d_in": sae.width,
         "d_sae": sae.num_features,
         "dtype": dtype_name(sae.W_enc.dtype),
@@ -122,8 +126,7 @@ def shape_of(folder: Path) -> Shape:
             raise UserError(f"{path}: {names[0]} is {settings.get(names[0])!r}", remedy=AGAIN)
         return Shape(kind, settings["k"], settings["d_sae"], settings["d_in"])
     config = read_config(folder)
-    kind, k = kind_and_k(config)
-    return Shape(kind, k, config.num_features, config.width)
+    return Shape(config.kind, config.k, config.num_features, config.width)
 
 
 def _architecture(folder: Path) -> str:
@@ -141,11 +144,6 @@ def read_config(folder: Path) -> Config:
             return dictionary_learning.read_config(folder)
     path = Path(folder) / SAELENS.config
     return _shape(_read_settings(path), path)
-
-
-def kind_and_k(config: Config) -> tuple[str, int]:
-    """What an index says of an SAE: ("topk", k), or ("jumprelu", 0), which has no k."""
-    return ("topk", config.k) if isinstance(config, TopKConfig) else ("jumprelu", 0)
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:

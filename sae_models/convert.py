@@ -7,6 +7,7 @@ from typing import Any
 
 from riebench.core.errors import UserError, did_you_mean
 from sae_models import checkpoint, sparsify
+from sae_models.autoencoder import Autoencoder
 from sae_models.layouts import holds_part, layout_of, weights_sha256
 
 TARGETS = ("saelens", "sparsify")
@@ -29,6 +30,8 @@ def convert(source: Path, out: Path, to: str = "saelens", metadata: dict[str, An
         raise UserError("sparsify's checkpoints have no place for metadata", remedy="leave it out")
     source, out = Path(source), Path(out)
     sae = checkpoint.load(source)
+    if not isinstance(sae, Autoencoder):
+        raise UserError(f"{source} holds no sparse autoencoder", remedy="copy its folder: no other layout can hold it")
     if holds_part(out):
         raise UserError(f"{out} already holds a checkpoint or a part of one", remedy="choose another folder")
     if to == "sparsify":

@@ -65,8 +65,10 @@ class Tally:
     def __init__(self, dictionary: Dictionary) -> None:
         self.dictionary = dictionary
         self._num_rows = 0
-        self._origin_d = self._sum_d = self._square_d = self._residual_sum_d = self._residual_square_d = 0.0
-        self._active_f = self._mass_f = self._cosine = 0.0
+        nothing = torch.zeros((), dtype=torch.float64)
+        self._origin_d = self._sum_d = self._square_d = self._residual_sum_d = self._residual_square_d = nothing
+        self._mass_f = self._cosine = nothing
+        self._active_f = torch.zeros(())
 
     @torch.no_grad()
     def add(self, rows_nd: Tensor) -> Tensor:
@@ -90,13 +92,13 @@ class Tally:
             self._origin_d = x_nd[:1].double().sum(0)
         shifted_nd, residual_nd = x_nd.double() - self._origin_d, (x_nd - x_hat_nd).double()
         self._num_rows += len(x_nd)
-        self._sum_d += shifted_nd.sum(0)
-        self._square_d += shifted_nd.pow(2).sum(0)
-        self._residual_sum_d += residual_nd.sum(0)
-        self._residual_square_d += residual_nd.pow(2).sum(0)
-        self._active_f += (z_nf != 0).sum(0)
-        self._mass_f += z_nf.abs().sum(0, dtype=torch.float64)
-        self._cosine += cosine_similarity(x_nd, x_hat_nd, dim=1).sum(dtype=torch.float64)
+        self._sum_d = self._sum_d + shifted_nd.sum(0)
+        self._square_d = self._square_d + shifted_nd.pow(2).sum(0)
+        self._residual_sum_d = self._residual_sum_d + residual_nd.sum(0)
+        self._residual_square_d = self._residual_square_d + residual_nd.pow(2).sum(0)
+        self._active_f = self._active_f + (z_nf != 0).sum(0)
+        self._mass_f = self._mass_f + z_nf.abs().sum(0, dtype=torch.float64)
+        self._cosine = self._cosine + cosine_similarity(x_nd, x_hat_nd, dim=1).sum(dtype=torch.float64)
         return z_nf
 
     def merge(self, other: Tally) -> None:
@@ -104,15 +106,16 @@ class Tally:
         if self._num_rows == 0:
             self._origin_d = other._origin_d
         shift_d = other._origin_d - self._origin_d
-        self._square_d += other._square_d + 2 * shift_d * other._sum_d + other._num_rows * shift_d**2
-        self._sum_d += other._sum_d + other._num_rows * shift_d
+        moved_d = other._square_d + 2 * shift_d * other._sum_d + other._num_rows * shift_d**2
+        self._square_d = self._square_d + moved_d
+        self._sum_d = self._sum_d + (other._sum_d + other._num_rows * shift_d)
         for name in ("_num_rows", "_residual_sum_d", "_residual_square_d", "_active_f", "_mass_f", "_cosine"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def evaluation(self) -> Evaluation:
         """Raises `UserError` where all rows were the same, or none came."""
         count = max(1, self._num_rows)
-        variance_d = torch.as_tensor(self._square_d - self._sum_d**2 / count) / count
+        variance_d = (self._square_d - self._sum_d**2 / count) / count
         residual_variance_d = (self._residual_square_d - self._residual_sum_d**2 / count) / count
         varies_d = variance_d > 0
         if not bool(varies_d.any()):

@@ -73,7 +73,7 @@ class Normalisation:
         each feature would change which are the largest: there the rows stay as they are.
         """
         folded = dict(weights)
-        if self.whitening_dd is None:
+        if self.whitening_dd is None or self.colouring_dd is None:
             factor_f = torch.full_like(weights["b_enc"], 1 / self.scale)
             folded["b_dec"] = weights["b_dec"] / self.scale + self.mean_d
         else:

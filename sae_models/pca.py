@@ -148,7 +148,9 @@ def load_decoder(
         )
     refuse_missing(path, SAELENS)
     tensors = read_safetensors(path)
-    shapes = {"W_dec": (config.get("d_sae"), config.get("d_in"))} | ({"b_dec": (config.get("d_in"),)} if bias else {})
+    shapes: dict[str, tuple[Any, ...]] = {"W_dec": (config.get("d_sae"), config.get("d_in"))}
+    if bias:
+        shapes["b_dec"] = (config.get("d_in"),)
     refuse_misfit(tensors, shapes, str(path), SAELENS.config, AGAIN)
     refuse_not_finite(tensors, str(path), AGAIN)
     return {name: value.to(device, torch.float32) for name, value in tensors.items()}, config

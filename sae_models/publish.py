@@ -92,8 +92,7 @@ def _card(folder: Path, repo: str, entries: list[Entry]) -> str:
     title = f"# {PurePosixPath(repo).name}\n\n"
     if not entries:
         config = checkpoint.read_config(folder)
-        kind, k = checkpoint.kind_and_k(config)
-        told = {"architecture": kind, "k": k, "features": config.num_features, "width": config.width}
+        told = {"architecture": config.kind, "k": config.k, "features": config.num_features, "width": config.width}
         rows = [f"| {name} | {value} |" for name, value in told.items() if value]
         metadata = json.dumps(checkpoint.read_metadata(folder), indent=2, sort_keys=True)
         return (

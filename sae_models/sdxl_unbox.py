@@ -107,7 +107,7 @@ def read_config(folder: Path) -> TopKConfig:
 
 def _read_statistic(path: Path, num_features: int) -> Tensor:
     value_f = read_pickle(path, AGAIN)
-    if not is_plain(value_f):
+    if not (isinstance(value_f, Tensor) and is_plain(value_f)):
         raise UserError(f"{path} is not a tensor of numbers", remedy=AGAIN)
     value_f = value_f.detach().float()
     refuse_misfit({path.stem: value_f}, {path.stem: (num_features,)}, str(path), SDXL_UNBOX.config, AGAIN)

@@ -7,10 +7,10 @@ autoencoder; F = S f features of the stack; m active latents, grouped by code.
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 from torch.nn.functional import embedding_bag, linear
 
 CPU_BLOCK, GPU_BLOCK = 2**22, 2**29  # preactivations computed at a time: those of a CPU stay in its cache
@@ -95,7 +95,7 @@ class Decode(torch.autograd.Function):
     """Values `[m]` of active latents and decoder rows `[F, d]` to reconstructions `[b, d]`, without the bias."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, values_m: Tensor, weight: Tensor, active: Active) -> Tensor:
+    def forward(ctx: Any, values_m: Tensor, weight: Tensor, active: Active) -> Tensor:
         ctx.save_for_backward(values_m, weight)
         ctx.active = active
         if active.is_dense("sums", len(weight)):
@@ -109,7 +109,7 @@ class Decode(torch.autograd.Function):
         return ctx.sum_bd.detach()
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad_bd: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad_bd: Tensor) -> tuple[Tensor, Tensor, None]:
         (values_m, weight), active = ctx.saved_tensors, ctx.active
         if active.is_dense("sums", len(weight)):
             grad_snd = grad_bd.view(active.stack, -1, grad_bd.shape[-1]).to(active.compute)
@@ -131,7 +131,7 @@ class Preactivation(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         chosen_m: Tensor,
         x_nd: Tensor,
         weight: Tensor,
@@ -144,7 +144,7 @@ class Preactivation(torch.autograd.Function):
         return chosen_m.clone()
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad_m: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_m: Tensor) -> tuple[Tensor | None, ...]:
         (x_nd, weight, b_enc_sf, b_dec_sd), active = ctx.saved_tensors, ctx.active
         grad_b_enc_sf = grad_m.new_zeros(len(weight)).index_add_(0, active.features_m, grad_m).view_as(b_enc_sf)
         if active.is_dense("sums", len(weight)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import safetensors.torch
 import torch
@@ -18,6 +19,16 @@ from sae_models.topk import TopKConfig, TopKSAE
 AGAIN = "fetch or save the checkpoint again"
 Config = TopKConfig | JumpReLUConfig
 SAE = TopKSAE | JumpReLUSAE
+C = TypeVar("C", bound=Config)
+S = TypeVar("S", bound=SAE, covariant=True)
+
+
+class ShapeOf(Protocol[S]):
+    """The shape of a kind of autoencoder, which makes one."""
+
+    def sae(self) -> S:
+        """Returns an autoencoder of this shape, with random weights."""
+        ...
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -25,7 +36,7 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def shape_from(settings: Mapping[str, object], names: Mapping[str, str], kind: type[Config], path: Path) -> Config:
+def shape_from(settings: Mapping[str, Any], names: Mapping[str, str], kind: type[C], path: Path) -> C:
     """The shape that a configuration states. names: field of `kind` -> what the file at `path` calls it.
 
     Raises `UserError` where one is missing, or no such autoencoder exists.
@@ -76,7 +87,7 @@ def is_plain(value: object) -> bool:
     )
 
 
-def refuse_strange(tensors: Mapping[object, object], where: str, remedy: str) -> None:
+def refuse_strange(tensors: Mapping[Any, object], where: str, remedy: str) -> None:
     """Raises `UserError` naming what is no plain tensor under a name."""
     strange = sorted(str(name) for name, value in tensors.items() if not (isinstance(name, str) and is_plain(value)))
     if strange:
@@ -121,13 +132,14 @@ def unit_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def for_inference(config: Config, tensors: Mapping[str, Tensor], device: str | torch.device) -> SAE:
+def for_inference(config: ShapeOf[S], tensors: Mapping[str, Tensor], device: str | torch.device) -> S:
     """The SAE with these parameters, named and laid out as in `TopKSAE` or `JumpReLUSAE`, in float32 and without
     gradients. A threshold below zero is raised to zero, since those who write one apply a ReLU first."""
     named = {name: value.float().contiguous() for name, value in tensors.items()}
     with torch.device("meta"):
-        sae = TopKSAE(config) if isinstance(config, TopKConfig) else JumpReLUSAE(config)
-    if isinstance(config, JumpReLUConfig):
+        sae = config.sae()
+    if "threshold" in named:
         named["threshold"] = named["threshold"].clamp(min=0)
     sae.load_state_dict(named, assign=True)
-    return sae.to(device).eval().requires_grad_(False)
+    sae.to(device).eval().requires_grad_(False)
+    return sae

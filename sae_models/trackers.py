@@ -10,12 +10,15 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 from riebench.core.errors import UserError, did_you_mean
 from riebench.core.files import write_text
 
 #: Takes a step and the numbers of it, by name: "ev/0" is the explained variance of the first autoencoder.
 Tracker = Callable[[int, Mapping[str, float]], None]
+
+T = TypeVar("T")
 
 WANDB_FILE = "wandb-run.txt"  # the id of the run that goes on when the training does
 
@@ -31,15 +34,15 @@ def open_trackers(
     and left out from then on. Raises `UserError` for an unknown name, a package that is missing, and names without a
     folder.
     """
-    found = [_find(tracker, folder) if isinstance(tracker, str) else None for tracker in trackers]
+    openers = {number: _find(name, folder) for number, name in enumerate(trackers) if isinstance(name, str)}
     live: dict[int, Tracker] = {}
 
-    def attempt(number: int, action: Callable, *arguments: object) -> object:
+    def attempt(number: int, action: Callable[..., T | None], *arguments: object) -> T | None:
         try:
             return action(*arguments)
         except Exception as error:  # whatever a network or somebody's function raises
             live.pop(number, None)
-            name = trackers[number] if found[number] else getattr(trackers[number], "__name__", number)
+            name = trackers[number] if number in openers else getattr(trackers[number], "__name__", number)
             why = " ".join(f"{type(error).__name__}: {error}".split())
             print(f"riebench: tracker {name} fails, and is left out: {why}", file=sys.stderr, flush=True)
             return None
@@ -50,13 +53,15 @@ def open_trackers(
 
     with ExitStack() as closing:
         for number, tracker in enumerate(trackers):
-            if found[number]:
-                context = found[number](Path(folder), step, settings)
-                tracker = attempt(number, context.__enter__)
-                if tracker is None:
+            if isinstance(tracker, str):
+                context = openers[number](step, settings)
+                opened = attempt(number, context.__enter__)
+                if opened is None:
                     continue
-                closing.push(lambda *error, number=number, close=context.__exit__: attempt(number, close, *error))
-            live[number] = tracker
+                live[number] = opened
+                closing.push(partial(attempt, number, context.__exit__))
+            else:
+                live[number] = tracker
         yield track
 
 
@@ -91,7 +96,7 @@ NAMED = {"wandb": ("wandb", _wandb), "tensorboard": ("torch.utils.tensorboard", 
 
 
 def _find(name: str, folder: Path | None) -> Callable[..., AbstractContextManager[Tracker]]:
-    """What opens a tracker, with its package imported."""
+    """Returns what opens a tracker, given step and settings, with its package imported."""
     if name not in NAMED:
         raise UserError(
             f"there is no tracker {name!r}{did_you_mean(name, NAMED)}",
@@ -101,6 +106,6 @@ def _find(name: str, folder: Path | None) -> Callable[..., AbstractContextManage
         raise UserError(f"{name} keeps files, and has no folder", remedy="train in a folder")
     module, opener = NAMED[name]
     try:
-        return partial(opener, importlib.import_module(module))
+        return partial(opener, importlib.import_module(module), Path(folder))
     except ImportError as error:
         raise UserError(f"{name} is not installed", remedy='pip install "riebench[tracking]"') from error

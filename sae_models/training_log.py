@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from riebench.core.errors import UserError
 from riebench.core.files import write_text
@@ -29,7 +30,8 @@ class TrainingLog:
         """step: from which the training goes on. What a log has of later ones, which are about to come again, is taken
         out, and a last line cut short."""
         self.folder, self.architectures, self.track = folder, architectures, track
-        self.began, self.lines = time.monotonic(), []
+        self.began = time.monotonic()
+        self.lines: list[dict[str, Any]] = []
         if folder is not None and (folder / LOG_FILE).exists():
             self.lines = [line for line in _lines(folder / LOG_FILE) if line["step"] <= step]
             write_text(folder / LOG_FILE, "".join(json.dumps(line) + "\n" for line in self.lines))
@@ -39,20 +41,20 @@ class TrainingLog:
         saes = [dict(zip(NAMES, each, strict=True)) for each in found]
         if self.folder is not None:
             seconds = round(time.monotonic() - self.began, 3)
-            self._write({"step": step, "rows": rows, "lr": lr, "seconds": seconds, "saes": saes})
+            line = {"step": step, "rows": rows, "lr": lr, "seconds": seconds, "saes": saes}
+            self._write(self.folder / LOG_FILE, line)
         numbers = {f"{name}/{number}": each[name] for name in NAMES for number, each in enumerate(saes)}
         self.track(step, {"rows": rows, "lr": lr} | numbers)
 
     def draw(self) -> None:
         """Draws the whole log again. Raises `UserError` where the file cannot be written."""
-        if self.lines:
+        if self.folder is not None and self.lines:
             shared, labels = _words(self.architectures)
             title = f"Training of {len(labels)} SAEs" if len(labels) > 1 else "Training of an SAE"
             write_text(self.folder / CURVES_FILE, curves(self.lines, title, shared, labels))
 
-    def _write(self, line: dict[str, object]) -> None:
+    def _write(self, path: Path, line: dict[str, object]) -> None:
         self.lines.append(line)
-        path = self.folder / LOG_FILE
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "a") as file:
@@ -64,7 +66,7 @@ class TrainingLog:
             ) from error
 
 
-def _lines(path: Path) -> list[dict]:
+def _lines(path: Path) -> list[dict[str, Any]]:
     """Those of a log up to the first that is broken."""
     found = []
     for line in path.read_text().splitlines():
@@ -91,7 +93,7 @@ def _words(architectures: Sequence[Architecture]) -> tuple[str, list[str]]:
     return ", ".join(shared), [f"SAE {number}: {words}".rstrip(": ") for number, words in enumerate(own)]
 
 
-def _given(settings: object) -> str:
+def _given(settings: Any) -> str:
     """A frozen setting without what is at its default."""
     words = [
         f"{field.name}={getattr(settings, field.name)}"
