@@ -26,7 +26,6 @@ _ROOMS = {
     "TopKSAE": "topk",
     "TrainConfig": "training_config",
     "evaluate": "evaluation",
-    "feature_statistics": "sdxl_unbox",
     "load": "checkpoint",
     "save": "checkpoint",
     "shuffled_batches": "batches",

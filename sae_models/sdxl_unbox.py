@@ -3,7 +3,7 @@
 (Surkov et al. 2024, arXiv 2410.22366.) A folder with `config.json`: `n_dirs_local` (f), `d_model` (d), `k`, and
 `auxk`, `dead_steps_threshold` of its training; `state_dict.pth`, a pickle by torch of {"state_dict": tensors}:
 encoder.weight [f, d], latent_bias [f], decoder.weight [d, f], pre_bias [d], and stats_last_nonzero [f], a count of the
-training that is not read; and often `mean.pt` and `std.pt` [f].
+training that is not read; and often `mean.pt` and `std.pt` [f], statistics of the latents that are not read either.
 
 They compute z = relu(topk(encoder.weight (x - pre_bias) + latent_bias)), x_hat = decoder.weight z + pre_bias, which is
 `TopKSAE` under other names. Columns of the decoder may differ a little from unit norm, since they were normalised
@@ -17,14 +17,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from riebench.core.errors import UserError, did_you_mean
 from riebench.core.files import read_json
 from sae_models.layouts import SDXL_UNBOX, refuse_missing
 from sae_models.tensors import (
     for_inference,
-    is_plain,
     read_pickle,
     refuse_misfit,
     refuse_not_finite,
@@ -73,24 +71,6 @@ def load_released(folder: Path, *, device: str | torch.device = "cpu") -> TopKSA
     return for_inference(config, named, device)
 
 
-def feature_statistics(folder: Path) -> tuple[Tensor, Tensor] | None:
-    """Mean and standard deviation `[f]` of each latent over the positions where it is active, in float32, as they were
-    published with the weights; None where neither was.
-
-    Raises `UserError` where only one is there, for files that are truncated or hold code, and for tensors that do not
-    fit the configuration or are not finite.
-    """
-    paths = [Path(folder) / file for file in STATISTICS_FILES]
-    missing = [path for path in paths if not path.is_file()]
-    if len(missing) == len(paths):
-        return None
-    if missing:
-        raise UserError(f"{missing[0]} does not exist", remedy=f"{' and '.join(STATISTICS_FILES)} belong together")
-    num_features = read_config(folder).num_features
-    mean_f, std_f = (_read_statistic(path, num_features) for path in paths)
-    return mean_f, std_f
-
-
 def read_config(folder: Path) -> TopKConfig:
     """What `config.json` says of the shape. Raises `UserError` where it is broken or has other keys than expected."""
     path = Path(folder) / SDXL_UNBOX.config
@@ -103,13 +83,3 @@ def read_config(folder: Path) -> TopKConfig:
             remedy=f"only SAEs with {', '.join(known)} can be read",
         )
     return shape_from(config, SHAPE, TopKConfig, path)
-
-
-def _read_statistic(path: Path, num_features: int) -> Tensor:
-    value_f = read_pickle(path, AGAIN)
-    if not (isinstance(value_f, Tensor) and is_plain(value_f)):
-        raise UserError(f"{path} is not a tensor of numbers", remedy=AGAIN)
-    value_f = value_f.detach().float()
-    refuse_misfit({path.stem: value_f}, {path.stem: (num_features,)}, str(path), SDXL_UNBOX.config, AGAIN)
-    refuse_not_finite({path.stem: value_f}, str(path), AGAIN)
-    return value_f

@@ -30,6 +30,7 @@ from riebench.core.errors import UserError
 from sae_models import checkpoint, index, layouts
 from sae_models.convert import convert
 from sae_models.jumprelu import JumpReLUConfig, JumpReLUSAE
+from sae_models.pca import PCA
 from sae_models.publish import from_hub, publish
 from sae_models.topk import TopKConfig, TopKSAE
 
@@ -596,6 +597,10 @@ def test_what_cannot_be_converted_is_told(tmp_path):
         convert(tmp_path / "source", tmp_path / "source")
     with pytest.raises(UserError, match="no checkpoint"):
         convert(tmp_path / "nowhere", tmp_path / "out")
+    PCA.fit(torch.randn(9, 3)).save(tmp_path / "pca", {})
+    for target in ("saelens", "sparsify"):
+        with pytest.raises(UserError, match="pca holds no sparse autoencoder -> copy its folder"):
+            convert(tmp_path / "pca", tmp_path / "out", target)
     assert not (tmp_path / "out").exists()
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from riebench.core.errors import UserError
 from sae_models import checkpoint, index
 from sae_models.released import RELEASED_WEIGHTS
-from sae_models.sdxl_unbox import feature_statistics, load_released
+from sae_models.sdxl_unbox import load_released
 from sae_models.topk import TopKConfig, TopKSAE
 
 BACKBONE = "sdxl-turbo@1"
@@ -147,31 +147,6 @@ def test_a_folder_is_read_by_the_layout_that_lies_in_it(folder, tmp_path):
     assert checkpoint.load(folder).config.k == 2
 
 
-def test_statistics_are_read_where_they_are(folder):
-    assert feature_statistics(folder) is None
-    mean_f, std_f = torch.rand(F, dtype=torch.float64), torch.nn.Parameter(torch.rand(F))
-    torch.save(mean_f, folder / "mean.pt")
-    with pytest.raises(UserError, match=r"std\.pt does not exist"):
-        feature_statistics(folder)
-    torch.save(std_f, folder / "std.pt")
-    found = feature_statistics(folder)
-    assert torch.equal(found[0], mean_f.float()) and torch.equal(found[1], std_f)
-    assert not found[1].requires_grad
-    checkpoint.load(folder)  # their presence changes nothing
-
-
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [(torch.rand(F + 1), r"\(21,\), should be \(20,\)"), (torch.full((F,), torch.nan), "NaN"),
-     ({"mean": torch.rand(F)}, "not a tensor"), (torch.zeros(F, dtype=torch.int64), "not a tensor")],
-)  # fmt: skip
-def test_statistics_that_do_not_fit_are_refused(folder, value, message):
-    torch.save(torch.rand(F), folder / "std.pt")
-    torch.save(value, folder / "mean.pt")
-    with pytest.raises(UserError, match=rf"mean\.pt.*{message}.* -> .*fetch it again"):
-        feature_statistics(folder)
-
-
 # files that are broken
 
 
@@ -292,20 +267,25 @@ def tarred(content: object) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("file", ["state_dict.pth", "mean.pt"])
 @pytest.mark.parametrize("pack", [zipped, legacy, tarred, pickled])
-def test_code_in_a_pickle_is_refused_and_not_run(folder, tmp_path, pack, file):
-    trace = tmp_path / "trace"
+def test_code_in_a_pickle_is_refused_and_not_run(folder, tmp_path, pack):
+    trace, file = tmp_path / "trace", "state_dict.pth"
     content = {"state_dict": random_tensors() | {"stats_last_nonzero": Payload(trace)}}
     (folder / file).write_bytes(pack(content))
     with suppress(Exception):  # of some formats only the start is written here, and that holds the code
         torch.load(folder / file, weights_only=False)
     assert trace.exists(), "the payload does nothing, so what follows could not fail"
     trace.unlink()
-    torch.save(torch.rand(F), folder / "std.pt")
     with pytest.raises(UserError, match=f"{file}.*nothing else.*never run"):
-        feature_statistics(folder) if file == "mean.pt" else checkpoint.load(folder)
+        checkpoint.load(folder)
     assert not trace.exists()
+
+
+def test_statistics_beside_the_weights_are_not_opened(folder, tmp_path):
+    for file in ("mean.pt", "std.pt"):
+        (folder / file).write_bytes(zipped(Payload(tmp_path / "trace")))
+    assert checkpoint.load(folder).config == TopKConfig(width=D, num_features=F, k=K)
+    assert not (tmp_path / "trace").exists()
 
 
 # the index
