@@ -1,6 +1,6 @@
-"""Dictionaries of activation vectors: architectures, training, evaluation, checkpoints and the index of known ones.
+"""This library holds dictionaries of activation vectors: how they are made, evaluated, saved and found again.
 
-Knows tensors, not diffusion. Importing the package, and `sae_models.index`, does not import torch.
+It knows tensors, not diffusion. Importing the package, and `sae_models.index`, does not import torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An activation store: a folder of immutable shards of bfloat16 rows. `docs/activation-store.md` is the specification.
+"""An activation store is a folder of immutable shards of bfloat16 rows; `docs/activation-store.md` specifies it.
 
 A row is a vector of one block with four columns: the prompt it belongs to, the step, the position in the block's grid
 and the branch of guidance.
@@ -36,7 +36,7 @@ AGAIN = "remove that file and harvest again with the same command: it is made an
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one block. Raises `ValueError` for tensors of a wrong shape or type."""
+    """These are rows of one block. Raises `ValueError` for tensors of a wrong shape or type."""
 
     values: Tensor
     """`[n, C]`, bfloat16."""
@@ -65,11 +65,12 @@ class Rows:
 
     @property
     def width(self) -> int:
+        """C: the number of values in a row."""
         return self.values.shape[1]
 
     @staticmethod
     def empty(count: int, width: int) -> Rows:
-        """Room for `count` rows of `width` numbers, on the CPU."""
+        """Returns room for `count` rows of `width` numbers, on the CPU."""
         columns = {name: torch.empty(count, dtype=dtype) for name, dtype in COLUMNS.items()}
         return Rows(torch.empty(count, width, dtype=DTYPE), **columns)
 
@@ -94,7 +95,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Origin:
-    """What a store is of; a harvest goes on only in a store of the same."""
+    """This says what a store is of; a harvest goes on only in a store of the same."""
 
     backbone: str
     widths: Mapping[str, int]
@@ -107,7 +108,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class ShardFile:
-    """What `store.json` says of a shard of one block."""
+    """This is what `store.json` says of a shard of one block."""
 
     rows: int
     bytes: int
@@ -115,6 +116,7 @@ class ShardFile:
 
 
 def shard_path(folder: Path, block: str, number: int) -> Path:
+    """Returns where a shard of a block lies."""
     return Path(folder) / block / f"shard-{number:06d}.safetensors"
 
 
@@ -155,7 +157,7 @@ class StoreWriter:
 
     @property
     def missing(self) -> list[int]:
-        """Numbers of the shards that are not there whole, ascending. Sizes are compared, not hashes."""
+        """The numbers of the shards that are not there whole, ascending. Sizes are compared, not hashes."""
         there = {number for number, shard in enumerate(self._shards) if not any(_damage(self.folder, number, shard))}
         return [number for number in range(self.origin.shards) if number not in there]
 
@@ -220,7 +222,7 @@ class StoreWriter:
 
 
 class ActivationStore:
-    """A store to read, complete or not. Reading never changes it."""
+    """This reads a store, complete or not, and never changes it."""
 
     def __init__(self, folder: Path, origin: Origin, shards: list[dict[str, ShardFile]]) -> None:
         self.folder, self.origin, self._shards = folder, origin, shards
@@ -228,8 +230,8 @@ class ActivationStore:
 
     @classmethod
     def open(cls, folder: Path) -> ActivationStore:
-        """Raises `UserError` for a folder that is no store, for another version, and for shards that are missing or of
-        another size than they were written with."""
+        """Opens the store in a folder. Raises `UserError` for a folder that is no store, for another version, and for
+        shards that are missing or of another size than they were written with."""
         folder = Path(folder)
         origin, shards = _read_store(folder / STORE_FILE)
         damage = [text for number, shard in enumerate(shards) for text in _damage(folder, number, shard)]
@@ -239,29 +241,32 @@ class ActivationStore:
 
     @property
     def backbone(self) -> str:
+        """The name of the model whose updates these are."""
         return self.origin.backbone
 
     @property
     def blocks(self) -> tuple[str, ...]:
+        """The short names of the blocks."""
         return tuple(self.origin.widths)
 
     @property
     def shards(self) -> int:
-        """That are there."""
+        """How many shards are there."""
         return len(self._shards)
 
     @property
     def complete(self) -> bool:
+        """Whether every shard is there."""
         return self.shards == self.origin.shards
 
     @property
     def rows(self) -> dict[str, int]:
-        """Block -> rows that are there."""
+        """How many rows are there, by block."""
         return {block: sum(shard[block].rows for shard in self._shards) for block in self.blocks}
 
     @property
     def sha256(self) -> str:
-        """Of what `store.json` says of all shards: equal for stores of the same rows."""
+        """The digest of what `store.json` says of all shards: equal for stores of the same rows."""
         text = "".join(shard[block].sha256 for shard in self._shards for block in self.blocks)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -296,7 +301,7 @@ class ActivationStore:
             raise UserError("; ".join(wrong), remedy=AGAIN)
 
     def read(self, block: str, shard: int) -> Rows:
-        """A shard as a whole, on the CPU; its hash is compared when it is first read."""
+        """Returns a shard as a whole, on the CPU; its hash is compared when it is first read."""
         self.expect(block=block)
         with self._opened(block, shard) as file:
             return Rows(**{name: file.get_tensor(name) for name in ("values", *COLUMNS)})
@@ -312,12 +317,12 @@ class ActivationStore:
         chunk_rows: int = CHUNK_ROWS,
         device: str | torch.device = "cpu",
     ) -> StoreBatches:
-        """Rows of a block in a shuffled order, as `sae_models.trainer.train` takes them. rows: the first so many alone;
-        None: all."""
+        """Returns rows of a block in a shuffled order, as `sae_models.trainer.train` takes them. rows: the first so
+        many alone; None: all."""
         return StoreBatches(self, block, batch_size, seed, rows, window_rows, chunk_rows, device)
 
     def values_from(self, block: str, row: int, chunk_rows: int = CHUNK_ROWS) -> Iterator[Tensor]:
-        """Values `[n, C]` of a block from a row on, in their order."""
+        """Yields values `[n, C]` of a block from a row on, in their order."""
         first = 0
         for shard, files in enumerate(self._shards):
             for start in range(max(0, row - first), files[block].rows, chunk_rows):
@@ -325,7 +330,7 @@ class ActivationStore:
             first += files[block].rows
 
     def read_values(self, block: str, shard: int, start: int, stop: int) -> Tensor:
-        """Values `[stop - start, C]` of a shard."""
+        """Returns values `[stop - start, C]` of a shard."""
         with self._opened(block, shard) as file:
             return file.get_slice("values")[start:stop]
 
@@ -359,11 +364,11 @@ class ActivationStore:
 
 
 class StoreBatches:
-    """Batches `[batch_size, C]` bfloat16 of a block, endless: batch s is rows s * batch_size on of all epochs' orders
-    laid end to end, so every row comes once an epoch. The order of an epoch: chunks of neighbouring rows, from all
-    shards, in a random order; then the rows of each window of chunks in a random order.
+    """This iterates without end over batches `[batch_size, C]` bfloat16 of a block: batch s is rows s * batch_size on
+    of all epochs' orders laid end to end, so every row comes once an epoch. The order of an epoch: chunks of
+    neighbouring rows, from all shards, in a random order; then the rows of each window of chunks in a random order.
 
-    An iterator with a position; a batch depends on its step alone. Raises `UserError` for settings that
+    It has a position; a batch depends on its step alone. Raises `UserError` for settings that
     cannot be meant, a store without rows, and shards that are not as they were written.
     """
 
@@ -402,7 +407,8 @@ class StoreBatches:
 
     @property
     def bytes(self) -> int:
-        """Memory that it takes at most: a window with its order, a chunk, a batch and its parts, the list of chunks."""
+        """The memory that it takes at most: a window with its order, a chunk, a batch and its parts, the list of
+        chunks."""
         values = (len(self._values_nd) + self._extra_rows) * self._values_nd.shape[1] * DTYPE.itemsize
         return values + 8 * len(self._values_nd) + 256 * len(self._chunks)
 
@@ -426,13 +432,13 @@ class StoreBatches:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def seek(self, step: int) -> None:
-        """The next batch is that of the step, counted from 0."""
+        """Goes to a step, counted from 0, whose batch is the next."""
         if step < 0:
             raise UserError(f"there is no step {step}", remedy="give a whole number from 0 on")
         self.position = step
 
     def state(self) -> dict[str, Any]:
-        """The position, and all that the order depends on, as JSON has it."""
+        """Returns the position, and all that the order depends on, as JSON has it."""
         of = {"store": self.store.sha256, "block": self.block, "batch_size": self.batch_size, "seed": self.seed}
         return {"position": self.position, **of, **self._settings}
 
@@ -447,7 +453,7 @@ class StoreBatches:
         self.seek(state["position"])
 
     def _load(self, epoch: int, row: int) -> tuple[int, int]:
-        """(First row, row behind the last) of the window that holds a row of an epoch, which is then in memory."""
+        """Loads the window that holds a row of an epoch, and returns its first row and the row behind its last."""
         if epoch != self._epoch:
             self._epoch, self._window = epoch, -1
             self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self._chunks))
@@ -478,7 +484,7 @@ def _write_shard(path: Path, rows: Rows) -> ShardFile:
 
 
 def _damage(folder: Path, number: int, shard: Mapping[str, ShardFile]) -> Iterator[str]:
-    """A sentence for each file of a shard that is missing or of another size than it was written with."""
+    """Yields a sentence for each file of a shard that is missing or of another size than it was written with."""
     for block, file in shard.items():
         path = shard_path(folder, block, number)
         try:
@@ -508,6 +514,6 @@ def _read_store(path: Path) -> tuple[Origin, list[dict[str, ShardFile]]]:
 
 
 def _described(origin: Origin) -> dict[str, Any]:
-    """What has to be equal for a harvest to go on, by name."""
+    """Returns what has to be equal for a harvest to go on, by name."""
     own = {"backbone": origin.backbone, "blocks": dict(origin.widths), "shards": origin.shards}
     return own | dict(origin.made_by)

@@ -1,4 +1,4 @@
-"""Sparse autoencoders as small frozen settings that compose: what is sparse, what is nested, what revives the dead.
+"""Architectures are small frozen settings that compose: what is sparse, what is nested, what revives the dead.
 
 `Architecture(1280, 5120, BatchTopK(40), Matryoshka(prefixes=(0.1, 0.3)), AuxK(256))` is one autoencoder to train.
 All of them raise `UserError` for values that cannot be meant.
@@ -21,7 +21,7 @@ __all__ = ["L1", "Architecture", "AuxK", "BatchTopK", "JumpReLU", "Matryoshka", 
 
 @dataclass(frozen=True)
 class Matryoshka:
-    """Nested codes that each reconstruct by themselves (Bussmann et al. 2025, arXiv 2503.17547).
+    """Asks for nested codes that each reconstruct by themselves (Bussmann et al. 2025, arXiv 2503.17547).
 
     The loss is the mean over the nested codes and the whole one.
     """
@@ -49,7 +49,7 @@ class Matryoshka:
 
 @dataclass(frozen=True)
 class Architecture:
-    """One autoencoder to train."""
+    """This describes one autoencoder to train."""
 
     width: int
     """d: the number of values in an input row."""
@@ -62,7 +62,7 @@ class Architecture:
     revival: Revival | None = None
     """What brings dead features back."""
     seed: int = 0
-    """Of the directions in which the features start, and start again."""
+    """What the directions are drawn from in which the features start, and start again."""
     block: int = 0
     """Which rows it is trained on, where a batch holds those of several blocks, `[blocks, n, d]`."""
 

@@ -1,4 +1,4 @@
-"""Training batches of rows in memory."""
+"""Rows in memory become training batches here."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from riebench.core.errors import UserError
 
 
 class ShuffledBatches:
-    """Batches of rows without end: each epoch goes through the rows in an order of its own, drawn from the seed."""
+    """This iterates over batches of rows without end: each epoch goes through the rows in an order of its own, drawn
+    from the seed."""
 
     def __init__(self, rows_nd: Tensor, batch_size: int, seed: int) -> None:
         self.rows_nd, self.batch_size, self.seed, self.step = rows_nd, batch_size, seed, 0
         self._order = lru_cache(maxsize=1)(self._order_of)
 
     def seek(self, step: int) -> None:
-        """The next batch is that of `step`, counted from 0."""
+        """Goes to `step`, counted from 0, whose batch is the next."""
         self.step = step
 
     def __iter__(self) -> ShuffledBatches:
@@ -35,7 +36,7 @@ class ShuffledBatches:
 
 
 def shuffled_batches(rows_nd: Tensor, batch_size: int, *, seed: int = 0) -> ShuffledBatches:
-    """`batches` for `train`, of rows in memory.
+    """Returns `batches` for `train`, of rows in memory.
 
     Rows that do not fill the last batch of an epoch are left out of it. Raises `UserError` with too few for one batch.
     """

@@ -1,4 +1,4 @@
-"""A shuffling buffer: rows go in as they are made and come out in a random order."""
+"""Rows go into a shuffling buffer as they are made, and come out in a random order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class ShufflingBuffer:
-    """Room for `rows` rows of `width` numbers, on a device; the order is drawn on the CPU, the same on any device.
+    """This holds up to `rows` rows of `width` numbers on a device; the order is drawn on the CPU, the same everywhere.
 
     What is drawn depends on the seed and on the calls alone. A draw takes from the rows that are held, each as likely
     as any other, and no row is drawn twice. An order costs one permutation of the rows held, at the first draw after
@@ -35,21 +35,22 @@ class ShufflingBuffer:
 
     @property
     def rows(self) -> int:
-        """That there is room for."""
+        """The number of rows that there is room for."""
         return len(self._values_nd)
 
     @property
     def held(self) -> int:
-        """Rows that can be drawn."""
+        """The number of rows that can be drawn."""
         return self._held
 
     @property
     def bytes(self) -> int:
-        """Memory that it keeps: the rows on their device, and 8 bytes a row on the CPU for the order. While an order is
-        drawn, 16 more a row."""
+        """The memory that it keeps: the rows on their device, and 8 bytes a row on the CPU for the order. While an
+        order is drawn, 16 more a row."""
         return self._values_nd.nbytes + self._slots.nbytes
 
     def add(self, values_nd: Tensor) -> None:
+        """Takes in rows `[n, width]`."""
         if values_nd.shape[1:] != self._values_nd.shape[1:]:
             raise ValueError(f"rows {list(values_nd.shape)} for a buffer {list(self._values_nd.shape)}")
         if len(values_nd) > self.rows - self._held:
@@ -60,7 +61,7 @@ class ShufflingBuffer:
         self._filled, self._ordered = self._held, False
 
     def draw(self, count: int) -> Tensor:
-        """`[count, width]`, a copy; these rows are no longer held."""
+        """Returns rows `[count, width]`, a copy; they are no longer held."""
         if count > self._held:
             raise ValueError(f"{count} rows from a buffer that holds {self._held}")
         if not self._ordered:

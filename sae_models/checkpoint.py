@@ -1,4 +1,5 @@
-"""Checkpoints on disk. `save` lays them out as SAELens does: a folder with `cfg.json` and `sae_weights.safetensors`.
+"""Checkpoints are read and written here. `save` lays them out as SAELens does: a folder with `cfg.json` and
+`sae_weights.safetensors`.
 
 cfg.json: `architecture` ("topk", with `k`; "jumprelu"; or, read alone, "standard", which is ReLU), `d_in`, `d_sae`,
 `dtype`, `metadata` (free), and what SAELens 6.54 computes beside `TopKSAE`'s and `JumpReLUSAE`'s formulas, which `load`
@@ -60,7 +61,7 @@ EXPORT = "load it with SAELens, fold that into the weights and save it again for
 
 @dataclass(frozen=True)
 class Shape:
-    """What an index says of a dictionary."""
+    """This is what an index says of a dictionary."""
 
     kind: str
     """topk, jumprelu, pca or itda."""
@@ -117,7 +118,8 @@ def load(folder: Path, *, device: str | torch.device = "cpu") -> SAE | PCA | ITD
 
 
 def shape_of(folder: Path) -> Shape:
-    """What an index says of a checkpoint of any layout, without its weights. Raises `UserError` as `load` does."""
+    """Returns what an index says of a checkpoint of any layout, without its weights. Raises `UserError` as `load`
+    does."""
     if layout_of(folder) is SAELENS and (kind := _architecture(Path(folder))) in LINEAR:
         path = Path(folder) / SAELENS.config
         settings = read_json(path, f"{kind} configuration") | {"k": read_json(path, kind).get("k", 0)}
@@ -134,7 +136,7 @@ def _architecture(folder: Path) -> str:
 
 
 def read_config(folder: Path) -> Config:
-    """The shape of a checkpoint of any layout, without its weights. Raises `UserError` as `load` does."""
+    """Returns the shape of a checkpoint of any layout, without its weights. Raises `UserError` as `load` does."""
     match layout_of(folder):
         case layouts.SPARSIFY:
             return sparsify.read_config(folder)
@@ -147,7 +149,7 @@ def read_config(folder: Path) -> Config:
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
-    """What `save` was given to keep beside the weights; nothing in layouts other than ours.
+    """Returns what `save` was given to keep beside the weights; nothing in layouts other than ours.
 
     Raises `UserError` as `load` does.
     """
@@ -181,7 +183,7 @@ def _load_saelens(folder: Path, device: str | torch.device) -> SAE:
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    """A cfg.json whose function `load` can give. Raises `UserError` for others."""
+    """Reads a cfg.json whose function `load` can give. Raises `UserError` for others."""
     settings = PLAIN | read_json(path, "SAE configuration")
     architecture = settings.get("architecture")
     if not isinstance(architecture, str) or architecture not in ACTIVATIONS:

@@ -1,4 +1,4 @@
-"""Dictionaries beside one another, and the active features of two latents."""
+"""Dictionaries are compared with one another here, and so are the active features of two latents."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHARED_COSINE = 0.7  # a feature is said to be found again where its partner's d
 
 @dataclass(frozen=True)
 class Stability:
-    """How far two dictionaries, of two seeds say, have the same decoder directions, each matched with another one.
+    """This says how far two dictionaries, of two seeds say, have the same decoder directions, each matched with one.
 
     The matching is the one with the greatest sum of cosines (the Hungarian method), as Paulo & Belrose 2025 (arXiv
     2501.16615) compare seeds; its mean is the stability of Fel et al. 2025 (arXiv 2502.12892). Of dictionaries that
@@ -31,7 +31,9 @@ class Stability:
 
 
 def stability(a: Dictionary, b: Dictionary, device: torch.device | str = "cpu") -> Stability:
-    """The same for (b, a), but where several matchings are the best. device: that of both dictionaries.
+    """Matches the directions of two dictionaries; the same comes of (b, a), but where several matchings are the best.
+
+    device: that of both dictionaries.
 
     Raises `UserError` where their rows differ in width.
     """
@@ -49,7 +51,7 @@ def stability(a: Dictionary, b: Dictionary, device: torch.device | str = "cpu") 
 
 
 def active_overlap(before_nf: Tensor, after_nf: Tensor) -> Tensor:
-    """Jaccard index `[n]` of the active features of two latents: how many are active in both, over how many are in
-    either; 0 where none is. Latents `[n, f]`."""
+    """Returns the Jaccard index `[n]` of the active features of two latents: how many are active in both, over how many
+    are in either; 0 where none is. Latents `[n, f]`."""
     before, after = before_nf != 0, after_nf != 0
     return (before & after).sum(-1) / (before | after).sum(-1).clamp(min=1)

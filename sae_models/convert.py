@@ -1,4 +1,4 @@
-"""From a checkpoint of any layout that is read to one of ours, or of sparsify."""
+"""A checkpoint of any layout that is read becomes one of ours here, or of sparsify."""
 
 from __future__ import annotations
 

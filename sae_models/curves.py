@@ -1,4 +1,4 @@
-"""The course of a training as a picture: explained variance, L0, dead features and loss over the steps, in SVG."""
+"""The course of a training is drawn here: explained variance, L0, dead features and loss over the steps, in SVG."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ text { font: 12px system-ui, sans-serif; fill: #222 }
 
 @dataclass(frozen=True)
 class Panel:
-    """One of the four pictures."""
+    """This describes one of the four pictures."""
 
     name: str
-    """In a line of the log."""
+    """What a line of the log calls it."""
     title: str
     short: str
-    """Over its column of the legend."""
+    """What stands over its column of the legend."""
     decimals: int
     scale: float = 1.0
     """What its numbers are multiplied by to be shown."""
@@ -50,7 +50,9 @@ PANELS = (
 
 
 def curves(lines: Sequence[dict[str, Any]], title: str, remark: str, labels: Sequence[str]) -> str:
-    """A whole SVG file of the lines of a log, at least one. remark: under the title. labels: one an autoencoder.
+    """Returns a whole SVG file of the lines of a log, at least one.
+
+    remark: stands under the title. labels: one an autoencoder.
 
     Up to six autoencoders have a line each; of more, there are the mean and the range from the least to the largest.
     The legend has the last values. Values that are not finite are left out, and explained variance below 0 is cut off.
@@ -90,7 +92,7 @@ def curves(lines: Sequence[dict[str, Any]], title: str, remark: str, labels: Seq
 
 
 def _panel(panel: Panel, steps: Sequence[int], columns: Sequence[Sequence[float]], many: bool) -> str:
-    """columns: the values over the steps of each autoencoder."""
+    """Returns one picture. columns: the values over the steps of each autoencoder."""
     values = [value for column in columns for value in column if _is_drawn(value, panel)] or [1.0]
     if panel.log:
         y_ticks = log_ticks(min(values), max(values))
@@ -132,7 +134,8 @@ def _panel(panel: Panel, steps: Sequence[int], columns: Sequence[Sequence[float]
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten that enclose [low, high], or over more than two decades the powers alone."""
+    """Returns 1, 2 and 5 times powers of ten that enclose [low, high], or over more than two decades the powers
+    alone."""
     factors = (1,) if high > 100 * low else (1, 2, 5)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 2)
     found = [factor * 10.0**power for power in powers for factor in factors]
@@ -146,7 +149,7 @@ def _is_drawn(value: float, panel: Panel) -> bool:
 
 
 def _last(panel: Panel, values: Sequence[float], many: bool) -> list[str]:
-    """The last values, or their mean and their range."""
+    """Returns the last values, or their mean and their range."""
     if not many:
         return [f"{value:.{panel.decimals}f}" for value in values]
     low, high, mean = min(values), max(values), sum(values) / len(values)
@@ -154,7 +157,7 @@ def _last(panel: Panel, values: Sequence[float], many: bool) -> list[str]:
 
 
 def _line(points: Sequence[tuple[float, float]], number: int) -> str:
-    """Ends in a dot, so that a single point shows."""
+    """Returns a line that ends in a dot, so that a single point shows."""
     colour, dash = COLOURS[number], f' stroke-dasharray="{DASHES[number]}"' if DASHES[number] else ""
     shown = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     dot = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}"/>' for x, y in points[-1:])
@@ -162,7 +165,7 @@ def _line(points: Sequence[tuple[float, float]], number: int) -> str:
 
 
 def _band(edges: Sequence[tuple[float, float, float]]) -> str:
-    """edges: x, and y of both edges."""
+    """Returns a filled band. edges: x, and y of both edges."""
     around = [(x, upper) for x, upper, _ in edges] + [(x, lower) for x, _, lower in reversed(edges)]
     shown = " ".join(f"{x:.1f},{y:.1f}" for x, y in around)
     return f'<polygon fill="{COLOURS[0]}" fill-opacity="0.2" points="{shown}"/>'

@@ -1,4 +1,4 @@
-"""What every dictionary can do. Shapes: n rows, d the width of a row, f features."""
+"""This says what every dictionary can do. Shapes: n rows, d the width of a row, f features."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Dictionary(Protocol):
-    """Codes a row `[n, d]` as latents `[n, f]` and back; x is approximately decode(encode(x)).
+    """A dictionary codes a row `[n, d]` as latents `[n, f]` and back; x is approximately decode(encode(x)).
 
     Leading dimensions other than n pass through. A latent of zero means that the feature is not active.
     """
@@ -27,21 +27,22 @@ class Dictionary(Protocol):
         ...
 
     def encode(self, x_nd: Tensor) -> Tensor:
-        """Latents `[n, f]` of raw (not normalised) rows `[n, d]`."""
+        """Returns latents `[n, f]` of raw (not normalised) rows `[n, d]`."""
         ...
 
     def decode(self, z_nf: Tensor) -> Tensor:
-        """Rows `[n, d]` from latents `[n, f]`, with the bias."""
+        """Returns rows `[n, d]` from latents `[n, f]`, with the bias."""
         ...
 
     def decode_linear(self, z_nf: Tensor) -> Tensor:
-        """The part of `decode` that is linear in the latents: no bias, so zeros give zeros. Transport adds this."""
+        """Returns the part of `decode` that is linear in the latents: no bias, so zeros give zeros. Transport adds
+        this."""
         ...
 
 
 @dataclass(frozen=True)
 class Identity:
-    """The dictionary whose features are the coordinates themselves: "dense" patches and neurons."""
+    """This is the dictionary whose features are the coordinates themselves: "dense" patches and neurons."""
 
     width: int
 

@@ -1,4 +1,4 @@
-"""Checkpoints of dictionary_learning (package `dictionary-learning`, 0.1).
+"""Checkpoints of dictionary_learning (package `dictionary-learning`, 0.1) are read here.
 
 A folder with `config.json`: under `trainer` the `dict_class`, `activation_dim` (d), `dict_size` (f), for the classes
 that have it `k`, and settings of the training; and `ae.pt`, a pickle by torch of named tensors. What is read, and as
@@ -73,7 +73,8 @@ def load(folder: Path, *, device: str | torch.device = "cpu") -> SAE:
 
 
 def read_config(folder: Path) -> Config:
-    """What `config.json` says of the shape. Raises `UserError` where it is broken or of a class that is not read."""
+    """Returns what `config.json` says of the shape. Raises `UserError` where it is broken or of a class that is not
+    read."""
     trainer = _read_trainer(folder)
     path = Path(folder) / DICTIONARY_LEARNING.config
     if trainer["dict_class"] == "AutoEncoderTopK":
@@ -109,7 +110,7 @@ def _shapes(kind: str, config: Config) -> dict[str, tuple[int, ...]]:
 
 
 def _ours(kind: str, tensors: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
-    """The tensors under our names, with what else the class computes folded in."""
+    """Returns the tensors under our names, with what else the class computes folded in."""
     if kind == "JumpReluAutoEncoder":
         return whole_input(tensors)
     named = {

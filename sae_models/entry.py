@@ -1,4 +1,4 @@
-"""What is known of a dictionary without opening it. No torch here."""
+"""An entry is what is known of a dictionary without opening it. No torch is imported here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Entry:
-    """One trained dictionary of one block. (backbone, block, name) is unique in an index."""
+    """This describes one trained dictionary of one block. (backbone, block, name) is unique in an index."""
 
     name: str
     """What a user asks for, e.g. "topk-k16-x8"; the same name for each block of a set trained together."""
@@ -21,13 +21,13 @@ class Entry:
     k: int
     """The most latents active on a row; 0 where the architecture sets none."""
     num_features: int
-    """Latents."""
+    """The number of latents."""
     width: int
-    """Values in an input row."""
+    """The number of values in an input row."""
     folder: str
     """The checkpoint, relative to the folder of the index, or to the repository of a released one."""
     sha256: str
-    """Of the checkpoint's weight file; empty where none was registered."""
+    """The digest of the checkpoint's weight file; empty where none was registered."""
     evaluation: dict[str, Any] = field(default_factory=dict)
     """The fields of an `Evaluation` on rows that were not trained on; empty where it was not evaluated by us."""
     training: dict[str, Any] = field(default_factory=dict)
@@ -35,4 +35,5 @@ class Entry:
 
     @property
     def key(self) -> tuple[str, str, str]:
+        """What the entry is found by: (backbone, block, name)."""
         return self.backbone, self.block, self.name

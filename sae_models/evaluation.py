@@ -1,4 +1,4 @@
-"""How well a dictionary codes a set of rows, and how its decoder directions lie to one another."""
+"""A dictionary is measured here: how well it codes a set of rows, and how its decoder directions lie."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHUNK_ROWS = 1_024  # decoder directions that are compared with all others at on
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Over all rows x with reconstructions x_hat = decode(encode(x))."""
+    """These are measures over all rows x with reconstructions x_hat = decode(encode(x))."""
 
     num_rows: int
     explained_variance_pooled: float
@@ -57,7 +57,7 @@ def evaluate(dictionary: Dictionary, rows_nd: Tensor, *, batch_size: int = 8_192
 
 
 class Tally:
-    """An `Evaluation` of rows that come in batches, kept as sums in float64: memory does not grow with the rows.
+    """This counts for an `Evaluation` of rows that come in batches; it keeps sums, so memory does not grow with them.
 
     x is summed from the first row on, so the variance of a dimension that never varies is exactly zero.
     """
@@ -113,7 +113,7 @@ class Tally:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def evaluation(self) -> Evaluation:
-        """Raises `UserError` where all rows were the same, or none came."""
+        """Returns what was counted. Raises `UserError` where all rows were the same, or none came."""
         count = max(1, self._num_rows)
         variance_d = (self._square_d - self._sum_d**2 / count) / count
         residual_variance_d = (self._residual_square_d - self._residual_sum_d**2 / count) / count
@@ -138,7 +138,7 @@ class Tally:
 
 
 def _utilisation(mass_f: Tensor) -> float:
-    """exp of the entropy of masses, over their number."""
+    """Returns exp of the entropy of masses, over their number."""
     if not bool(mass_f.any()):
         return 0.0
     share_f = mass_f / mass_f.sum()
@@ -147,8 +147,8 @@ def _utilisation(mass_f: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How the decoder directions of a dictionary lie to one another, whatever rows it codes. A direction is a row of
-    `decoder_rows`, scaled to norm 1; where a row is zero, its cosine with others is 0."""
+    """This says how the decoder directions of a dictionary lie to one another, whatever rows it codes. A direction is a
+    row of `decoder_rows`, scaled to norm 1; where a row is zero, its cosine with others is 0."""
 
     coherence: float
     """The greatest |cosine| of two different directions (mutual coherence, Donoho & Elad 2003); 0 of one feature."""
@@ -162,7 +162,7 @@ class Geometry:
 
 @torch.no_grad()
 def decoder_rows(dictionary: Dictionary, device: torch.device | str = "cpu") -> Tensor:
-    """What each feature adds for a latent of one, `[f, d]`. device: the dictionary's.
+    """Returns what each feature adds for a latent of one, `[f, d]`. device: the dictionary's.
 
     Raises `UserError` for a dictionary without features.
     """

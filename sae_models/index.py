@@ -1,4 +1,4 @@
-"""The index of known dictionaries. No torch here.
+"""Known dictionaries are listed, found and registered here. No torch is imported before one is opened.
 
 Shipped ones and those that `riebench train` made stand in an `index.json`, a list of entries, beside the folders it
 names; those that others published in a table (`released`); and a user's own may be just a folder for each block.
@@ -28,18 +28,18 @@ DEFAULT_NAMES = {released.BACKBONE: released.DEFAULT_NAME}
 
 
 def default_root() -> Path:
-    """Where the shipped index and its checkpoints lie."""
+    """Returns where the shipped index and its checkpoints lie."""
     return data_folder() / "tinyworld" / "dictionaries"
 
 
 def entries(root: Path | None = None) -> list[Entry]:
-    """All shipped entries in the order of their file, then the released ones; or those of the index in a folder, none
-    where it has no index. Raises `UserError` for a broken one."""
+    """Returns all shipped entries in the order of their file, then the released ones; or those of the index in a
+    folder, none where it has no index. Raises `UserError` for a broken one."""
     return [*_read(default_root()), *released.released_entries()] if root is None else _read(root)
 
 
 def own_entries(folder: Path, backbone: str) -> list[Entry]:
-    """The entries of one's own folder: of its index where it has one, else of its sub-folders.
+    """Returns the entries of one's own folder: of its index where it has one, else of its sub-folders.
 
     Each sub-folder that holds a checkpoint, in any layout, is the dictionary of the block whose name it has
     ("down.2.1", ...) on `backbone`; it is called as the folder is, and has neither sha256 nor evaluation. Others are
@@ -54,7 +54,7 @@ def own_entries(folder: Path, backbone: str) -> list[Entry]:
 
 
 def find(backbone: str, block: str, name: str | None = None, *, root: Path | None = None) -> Entry:
-    """The entry of that name for a block of a backbone; without a name the default, or else the only one there is.
+    """Returns the entry of that name for a block of a backbone; without one the default, or else the only one there is.
 
     root: look in that folder (`own_entries`) instead of among the shipped and the released ones. Raises `UserError`
     naming what there is instead.
@@ -84,7 +84,8 @@ def find(backbone: str, block: str, name: str | None = None, *, root: Path | Non
 
 
 def fingerprint(entry: Entry, *, root: Path | None = None) -> str:
-    """sha256 of the entry's weight file, in hex: the registered one, or where none is, that of the file that lies here.
+    """Returns the sha256 of the entry's weight file, in hex: the registered one, or else that of the file that lies
+    here.
 
     root: as it was found with. Raises `UserError` where the file is missing, for a released one with the command that
     fetches it.
@@ -93,7 +94,7 @@ def fingerprint(entry: Entry, *, root: Path | None = None) -> str:
 
 
 def open(entry: Entry, *, root: Path | None = None, device: str = "cpu") -> Dictionary:
-    """The entry's dictionary. Raises `UserError` where the checkpoint is missing or not the one that was registered."""
+    """Returns the entry's dictionary. Raises `UserError` where the checkpoint is missing or not the registered one."""
     from sae_models import checkpoint
 
     folder = _folder(entry, root)
@@ -113,7 +114,7 @@ def open(entry: Entry, *, root: Path | None = None, device: str = "cpu") -> Dict
 
 
 def describe(entry: Entry) -> str:
-    """A line on an entry without its name, for a listing."""
+    """Returns a line on an entry without its name, for a listing."""
     k = f"k={entry.k}  " if entry.k else ""
     shape = f"{entry.backbone}  {entry.block}  {entry.kind}  {k}{entry.num_features} features"
     if entry.evaluation:
@@ -131,14 +132,14 @@ def register(*added: Entry, root: Path | None = None) -> None:
 
 
 def _folder(entry: Entry, root: Path | None) -> Path:
-    """Where an entry's checkpoint lies. Raises `UserError` for a released one that was not fetched."""
+    """Returns where an entry's checkpoint lies. Raises `UserError` for a released one that was not fetched."""
     if root is None and entry.name in released.RELEASED_WEIGHTS:
         return released.released_folder(entry)
     return (root or default_root()) / entry.folder
 
 
 def _of_folder(folder: Path, name: str, backbone: str) -> Entry:
-    """The entry of a checkpoint in a folder named as its block is."""
+    """Returns the entry of a checkpoint in a folder named as its block is."""
     from sae_models import checkpoint
 
     shape = checkpoint.shape_of(folder)

@@ -1,6 +1,6 @@
-"""ITDA: inference-time decomposition of activations (Leask, Nanda and Al Moubayed 2025, arXiv 2505.17769).
+"""ITDA is inference-time decomposition of activations (Leask, Nanda and Al Moubayed 2025, arXiv 2505.17769).
 
-A dictionary whose atoms are activations that were seen, and whose codes are found by a pursuit: nothing is trained.
+Its atoms are activations that were seen, and its codes are found by a pursuit: nothing is trained.
 Rows are coded by gradient pursuit (Blumensath and Davies 2008, IEEE Transactions on Signal Processing 56, 2370-2382).
 """
 
@@ -22,7 +22,7 @@ EXACT = 1e-6  # a residual of this share of the row's norm is rounding of float3
 
 @dataclass(frozen=True)
 class ITDA:
-    """z = gradient pursuit of x in k steps, x_hat = z A. There is no bias, and latents may be negative.
+    """ITDA computes z = gradient pursuit of x in k steps, x_hat = z A. There is no bias, and latents may be negative.
 
     Inputs are cast to the atoms' dtype. Raises `UserError` for a k below 1.
     """
@@ -54,12 +54,12 @@ class ITDA:
         return z_nf @ self.atoms_fd
 
     def save(self, folder: Path, metadata: dict[str, Any]) -> str:
-        """As `pca.save_decoder`."""
+        """Saves as `pca.save_decoder` does."""
         return save_decoder(folder, "itda", {"W_dec": self.atoms_fd}, {"k": self.k}, metadata)
 
     @classmethod
     def load(cls, folder: Path, *, device: str | torch.device = "cpu") -> ITDA:
-        """As `pca.load_decoder`; also raises `UserError` where the configuration has no valid k."""
+        """Loads as `pca.load_decoder` does; also raises `UserError` where the configuration has no valid k."""
         tensors, config = load_decoder(folder, "itda", bias=False, device=device)
         if "k" not in config:
             raise UserError(f"the configuration in {folder} lacks k", remedy=AGAIN)
@@ -68,7 +68,7 @@ class ITDA:
 
 @torch.no_grad()
 def gradient_pursuit(x_nd: Tensor, atoms_fd: Tensor, k: int) -> Tensor:
-    """Latents `[n, f]` of rows `[n, d]`, at most k of them other than zero; atoms have unit norm.
+    """Returns latents `[n, f]` of rows `[n, d]`, at most k of them other than zero; atoms have unit norm.
 
     Each step takes up the atom with the greatest |cosine| with the residual r, then moves all latents S that were taken
     up along their gradient g = r A_S^T by the step that is the best in that direction: <r, g A_S> / ||g A_S||^2. An
@@ -126,7 +126,7 @@ def fit_itda(batches: Iterable[Tensor], *, fvu_threshold: float, max_atoms: int,
 
 
 def _grown(itda: ITDA, rows_nd: Tensor, fvu_threshold: float, max_atoms: int) -> ITDA:
-    """With atoms from rows, until none is left above the threshold."""
+    """Returns a dictionary with more atoms, from rows, until none is left above the threshold."""
     waiting_nd = rows_nd[rows_nd.square().sum(-1) > 0]
     while itda.num_features < max_atoms:
         if itda.num_features:
@@ -138,5 +138,5 @@ def _grown(itda: ITDA, rows_nd: Tensor, fvu_threshold: float, max_atoms: int) ->
 
 
 def _fvu(itda: ITDA, x_nd: Tensor) -> Tensor:
-    """Of each row `[n]`."""
+    """Returns the fraction of each row that is unexplained, `[n]`."""
     return (x_nd - itda.decode(itda.encode(x_nd))).square().sum(-1) / x_nd.square().sum(-1)

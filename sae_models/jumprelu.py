@@ -1,4 +1,4 @@
-"""The JumpReLU sparse autoencoder (Rajamanoharan et al. 2024, arXiv 2407.14435), for inference.
+"""This is the JumpReLU sparse autoencoder (Rajamanoharan et al. 2024, arXiv 2407.14435), for inference.
 
 BatchTopK and ReLU autoencoders are exported as this one: with one threshold for all features, and with 0.
 """
@@ -17,7 +17,7 @@ from sae_models.settings import refuse_unless_whole
 
 @dataclass(frozen=True)
 class JumpReLUConfig:
-    """The shape of a `JumpReLUSAE`. Raises `UserError` where no such autoencoder exists."""
+    """This is the shape of a `JumpReLUSAE`. Raises `UserError` where no such autoencoder exists."""
 
     width: int
     """d: the number of values in an input row."""
@@ -37,9 +37,9 @@ class JumpReLUConfig:
 
 
 class JumpReLUSAE(Autoencoder):
-    """z = h where h > threshold else 0, with h and x_hat as in `Autoencoder`.
+    """It computes z = h where h > threshold else 0, with h and x_hat as in `Autoencoder`.
 
-    One more parameter, named as SAELens does: `threshold` [f], none below zero.
+    It has one more parameter, named as SAELens does: `threshold` [f], none below zero.
     """
 
     def __init__(self, config: JumpReLUConfig, *, seed: int = 0) -> None:

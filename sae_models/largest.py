@@ -1,4 +1,4 @@
-"""TopK and BatchTopK: the largest latents of a row, or of a batch, are active."""
+"""The largest latents of a row (TopK), or of a batch (BatchTopK), are active here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ THRESHOLD_RATE = 0.05  # at which BatchTopK's running threshold follows that of 
 
 @dataclass(frozen=True)
 class TopK(Sparsity):
-    """The k largest latents of each row (Gao et al. 2024, arXiv 2406.04093). Exported as `TopKSAE`."""
+    """The k largest latents of each row are active (Gao et al. 2024, arXiv 2406.04093). Exported as `TopKSAE`."""
 
     k: int
     """Active latents a row."""
@@ -103,7 +103,8 @@ class TopK(Sparsity):
 
 @dataclass(frozen=True)
 class BatchTopK(TopK):
-    """The n k largest latents of a batch of n rows: k a row on average (Bussmann et al. 2024, arXiv 2412.06410).
+    """The n k largest latents of a batch of n rows are active: k a row on average (Bussmann et al. 2024, arXiv
+    2412.06410).
 
     Exported as a JumpReLU autoencoder with one threshold: the running mean of the least latent kept.
     """

@@ -1,4 +1,4 @@
-"""How checkpoints lie on disk: four layouts, told apart by the names of their files. No torch here."""
+"""Checkpoints lie on disk in four layouts, told apart by the names of their files. No torch is imported here."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from riebench.core.errors import UserError
 
 @dataclass(frozen=True)
 class Layout:
-    """A folder with these two files."""
+    """A layout is a folder with these two files."""
 
     name: str
-    """Of the package that writes it."""
+    """What the package is called that writes it."""
     config: str
     weights: str
 
     @property
     def files(self) -> tuple[str, str]:
+        """The names of both files."""
         return self.config, self.weights
 
 
@@ -35,7 +36,7 @@ LAYOUTS = (SAELENS, SPARSIFY, SDXL_UNBOX, DICTIONARY_LEARNING)
 
 
 def layout_of(folder: Path) -> Layout:
-    """The first of `LAYOUTS` whose two files lie in the folder.
+    """Returns the first of `LAYOUTS` whose two files lie in the folder.
 
     Raises `UserError` naming all of them where there is none.
     """
@@ -50,12 +51,13 @@ def layout_of(folder: Path) -> Layout:
 
 
 def holds_part(folder: Path) -> bool:
-    """Whether any file of any layout lies in the folder."""
+    """Returns whether any file of any layout lies in the folder."""
     return any((folder / file).is_file() for layout in LAYOUTS for file in layout.files)
 
 
 def weights_sha256(folder: Path) -> str:
-    """sha256 of a checkpoint's weight file, in hex. Raises `UserError` where it is missing or cannot be read."""
+    """Returns the sha256 of a checkpoint's weight file, in hex. Raises `UserError` where it is missing or cannot be
+    read."""
     path = Path(folder) / layout_of(folder).weights
     try:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Input rows: their geometric median, normalising them before training, and folding that into weights afterwards."""
+"""Input rows are normalised here before training, and that is folded into the weights afterwards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EIGENVALUE_FLOOR = 1e-4  # of the mean eigenvalue: directions that hardly vary a
 
 @dataclass(frozen=True)
 class Normalisation:
-    """y = (x - mean) M: what an autoencoder is trained on, of raw rows x.
+    """An autoencoder is trained on y = (x - mean) M, of raw rows x.
 
     M is `scale` times the identity, or, whitening, `scale` times the eigenvectors over the roots of their eigenvalues.
     """
@@ -29,7 +29,7 @@ class Normalisation:
 
     @staticmethod
     def of(rows_nd: Tensor, kind: str) -> Normalisation:
-        """Estimated on raw rows, in float64.
+        """Estimates a normalisation on raw rows, in float64.
 
         kind: "none"; "mean" (subtracted); "scale" (and one factor, so that the rms norm of a row is sqrt(d)); "whiten"
         (and all principal directions of equal variance, but for those below `EIGENVALUE_FLOOR` of the mean one).
@@ -59,12 +59,13 @@ class Normalisation:
         )
 
     def apply(self, rows_nd: Tensor) -> Tensor:
+        """Returns y of raw rows `[n, d]`."""
         centred_nd = rows_nd - self.mean_d
         return centred_nd * self.scale if self.whitening_dd is None else centred_nd @ self.whitening_dd
 
     def fold(self, weights: dict[str, Tensor], *, rescale: bool) -> dict[str, Tensor]:
-        """The weights of the same autoencoder of raw rows: `W_enc` [d, f], `b_enc` [f], `W_dec` [f, d], `b_dec` [d],
-        and `threshold` [f] where there is one.
+        """Returns the weights of the same autoencoder of raw rows: `W_enc` [d, f], `b_enc` [f], `W_dec` [f, d], `b_dec`
+        [d], and `threshold` [f] where there is one.
 
         With h = (y - b_dec) W_enc + b_enc and y = (x - mean) M, the encoder is M W_enc, the decoder W_dec M^-1 and its
         bias b_dec M^-1 + mean; b_enc stays, and so do the latents. Decoder rows then have another norm. A scale gives
@@ -89,15 +90,15 @@ class Normalisation:
         return folded
 
     def state(self) -> dict[str, Tensor | float | None]:
-        """What `Normalisation(**state)` is made of again."""
+        """Returns what `Normalisation(**state)` is made of again."""
         return vars(self).copy()
 
 
 def geometric_median(rows_nd: Tensor, *, tolerance: float = 1e-7, max_iterations: int = 500) -> Tensor:
-    """The point `[d]` with the least sum of distances to the rows, by Weiszfeld's iteration from the mean, in float64.
+    """Returns the point `[d]` with the least sum of distances to the rows, in float64.
 
-    Stops when a step is shorter than `tolerance` times the mean distance. (Weiszfeld 1937)
-    """
+    Weiszfeld's iteration goes from the mean, and stops when a step is shorter than `tolerance` times the mean distance.
+    (Weiszfeld 1937)"""
     rows_nd = rows_nd.double()
     median_d = rows_nd.mean(0)
     for _ in range(max_iterations):

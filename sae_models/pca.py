@@ -1,4 +1,4 @@
-"""Principal components as a dictionary: the best linear code of a given size, with every feature active.
+"""Principal components are a dictionary: the best linear code of a given size, with every feature active.
 
 The files of the dictionaries that have only a decoder, in the layout of `sae_models.checkpoint`: cfg.json with
 `architecture`, `d_in`, `d_sae`, `metadata` and settings of their own; the weights W_dec [d_sae, d_in], and b_dec [d_in]
@@ -28,7 +28,7 @@ AGAIN = "save the dictionary again"
 
 @dataclass(frozen=True)
 class PCA:
-    """z = (x - mean) V^T, x_hat = z V + mean (Pearson 1901). Inputs are cast to the components' dtype.
+    """PCA computes z = (x - mean) V^T, x_hat = z V + mean (Pearson 1901). Inputs are cast to the components' dtype.
 
     Without components it codes every row as the mean.
     """
@@ -40,7 +40,7 @@ class PCA:
 
     @classmethod
     def fit(cls, rows_nd: Tensor, num_features: int | None = None) -> PCA:
-        """`fit_pca` of rows that are all there."""
+        """Fits as `fit_pca` does, to rows that are all there."""
         return fit_pca([rows_nd], num_features)
 
     @property
@@ -61,19 +61,20 @@ class PCA:
         return z_nf @ self.components_fd
 
     def save(self, folder: Path, metadata: dict[str, Any]) -> str:
-        """As `save_decoder`."""
+        """Saves as `save_decoder` does."""
         return save_decoder(folder, "pca", {"W_dec": self.components_fd, "b_dec": self.mean_d}, {}, metadata)
 
     @classmethod
     def load(cls, folder: Path, *, device: str | torch.device = "cpu") -> PCA:
-        """As `load_decoder`."""
+        """Loads as `load_decoder` does."""
         tensors, _ = load_decoder(folder, "pca", bias=True, device=device)
         return cls(tensors["W_dec"], tensors["b_dec"])
 
 
 @torch.no_grad()
 def fit_pca(batches: Iterable[Tensor], num_features: int | None = None) -> PCA:
-    """The first principal components of rows that come in batches `[n, d]`; None: of all directions that they vary in.
+    """Fits the first principal components of rows that come in batches `[n, d]`; None: all directions that they vary
+    in.
 
     Sums are kept in float64 and of d x d values, counted from the first row, on the rows' device; the components are
     float32. Raises `UserError` for rows that are not finite or differ in width, and where the rows vary in fewer
@@ -137,8 +138,8 @@ def save_decoder(
 def load_decoder(
     folder: Path, architecture: str, *, bias: bool, device: str | torch.device
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(float32 tensors, what cfg.json says) of a checkpoint. Raises `UserError` for files that are missing or broken,
-    another architecture, and weights whose names, shapes or values do not fit."""
+    """Returns (float32 tensors, what cfg.json says) of a checkpoint. Raises `UserError` for files that are missing or
+    broken, another architecture, and weights whose names, shapes or values do not fit."""
     config_path, path = Path(folder) / SAELENS.config, Path(folder) / SAELENS.weights
     config = read_json(config_path, f"{architecture} configuration")
     if config.get("architecture") != architecture:

@@ -1,4 +1,4 @@
-"""Checkpoints to the Hugging Face Hub and back. What is published is a checkpoint, or a folder with an index."""
+"""Checkpoints go to the Hugging Face Hub and back. What is published is a checkpoint, or a folder with an index."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def publish(folder: Path, repo: str, *, private: bool = False, message: str = "A
 
 
 def from_hub(repo: str, revision: str, subfolder: str = "") -> Path:
-    """The local folder of a checkpoint on the Hub, for `checkpoint.load`, or of an index with all that it lists.
+    """Returns the local folder of a checkpoint on the Hub, for `checkpoint.load`, or of an index with all that it
+    lists.
 
     revision: a commit, a tag or a branch. subfolder: where in the repository it lies. What is in this machine's cache
     is not downloaded again. Raises `UserError` where the Hub cannot be reached or has no such thing there.
@@ -70,7 +71,7 @@ def from_hub(repo: str, revision: str, subfolder: str = "") -> Path:
 
 
 def _files_of_checkpoint(folder: Path) -> list[str]:
-    """A checkpoint's files, relative to its folder."""
+    """Returns a checkpoint's files, relative to its folder."""
     layout = layout_of(folder)
     statistics = STATISTICS_FILES if layout is SDXL_UNBOX else ()
     return [*layout.files, *(file for file in statistics if (folder / file).is_file())]
@@ -88,7 +89,7 @@ def _files_of_index(folder: Path, entries: list[Entry]) -> list[str]:
 
 
 def _card(folder: Path, repo: str, entries: list[Entry]) -> str:
-    """The model card, in markdown, without its front matter."""
+    """Returns the model card, in markdown, without its front matter."""
     title = f"# {PurePosixPath(repo).name}\n\n"
     if not entries:
         config = checkpoint.read_config(folder)

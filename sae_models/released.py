@@ -1,4 +1,4 @@
-"""The SAEs that others published for SDXL Turbo, as a table. No torch here.
+"""This is a table of the SAEs that others published for SDXL Turbo. No torch is imported here.
 
 Surkov et al. 2024, arXiv 2410.22366: one SAE for each of the four blocks, on updates of the one-step model at 512 px.
 Those with k = 160 are RIEBench's own. Neither weights nor statistics are shipped: `riebench fetch NAME` downloads them.
@@ -32,7 +32,7 @@ FILES = (*SDXL_UNBOX.files, "mean.pt", "std.pt")
 
 
 def _folder(block: str, k: int) -> str:
-    """Of a checkpoint, relative to its repository."""
+    """Returns the folder of a checkpoint, relative to its repository."""
     return f"{BLOCK_PATHS[block]}_k{k}_hidden{NUM_FEATURES}_auxk256_bs4096_lr0.0001/final"
 
 
@@ -46,7 +46,7 @@ RELEASED_WEIGHTS: dict[str, tuple[Weights, ...]] = {
 
 
 def released_entries() -> list[Entry]:
-    """The published SAEs, block by block."""
+    """Returns the published SAEs, block by block."""
     return [
         Entry(name, BACKBONE, block, "topk", k, NUM_FEATURES, WIDTH, _folder(block, k), sha256="")
         for block in BLOCK_PATHS
@@ -55,7 +55,7 @@ def released_entries() -> list[Entry]:
 
 
 def released_folder(entry: Entry) -> Path:
-    """Where the checkpoint of a released entry lies in the Hub's cache, without asking the network.
+    """Returns where the checkpoint of a released entry lies in the Hub's cache, without asking the network.
 
     Raises `UserError` with the command that fetches it where its configuration or weights are missing.
     """

@@ -1,4 +1,4 @@
-"""What brings dead features back: an auxiliary loss, or a new start."""
+"""Dead features are brought back by an auxiliary loss, or by a new start."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEAD_AFTER = 10_000_000  # rows without it, after which a feature is dead, unles
 
 
 class Revival:
-    """A setting of what is done for dead features, in each loss or at each report."""
+    """A revival is a setting that says what is done for dead features, in each loss or at each report."""
 
     dead_after: int
     """A feature is dead when it was last active at least this many rows ago."""
@@ -37,12 +37,12 @@ class Revival:
 
 @dataclass(frozen=True)
 class AuxK(Revival):
-    """An auxiliary loss that has dead features code what the others leave (Gao et al. 2024, appendix A.2)."""
+    """Has dead features code what the others leave, by an auxiliary loss (Gao et al. 2024, appendix A.2)."""
 
     k: int
     """Dead latents a row."""
     weight: float = 1 / 32
-    """Of the share of the residual's squares that the dead leave."""
+    """What the share of the residual's squares that the dead leave is multiplied by."""
     dead_after: int = DEAD_AFTER
     """A feature is dead when it was last active at least this many rows ago."""
 

@@ -1,4 +1,4 @@
-"""Checkpoints of the SAEs published for SDXL Turbo, as the code surkovv/sdxl-unbox saves them.
+"""The SAEs published for SDXL Turbo are read here, as the code surkovv/sdxl-unbox saves them.
 
 (Surkov et al. 2024, arXiv 2410.22366.) A folder with `config.json`: `n_dirs_local` (f), `d_model` (d), `k`, and
 `auxk`, `dead_steps_threshold` of its training; `state_dict.pth`, a pickle by torch of {"state_dict": tensors}:
@@ -72,7 +72,8 @@ def load_released(folder: Path, *, device: str | torch.device = "cpu") -> TopKSA
 
 
 def read_config(folder: Path) -> TopKConfig:
-    """What `config.json` says of the shape. Raises `UserError` where it is broken or has other keys than expected."""
+    """Returns what `config.json` says of the shape. Raises `UserError` where it is broken or has other keys than
+    expected."""
     path = Path(folder) / SDXL_UNBOX.config
     config = read_json(path, "SAE configuration")
     known = (*SHAPE.values(), *OF_TRAINING)

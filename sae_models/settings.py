@@ -1,4 +1,4 @@
-"""What the frozen settings refuse. No torch here."""
+"""Frozen settings refuse here what cannot be meant. No torch is imported."""
 
 from __future__ import annotations
 

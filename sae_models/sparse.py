@@ -1,4 +1,4 @@
-"""Encoding and decoding by the latents that are active, with backward passes that touch nothing else.
+"""Rows are encoded and decoded by the latents that are active, with backward passes that touch nothing else.
 
 Shapes: n rows, S autoencoders in a stack, f features and width d each; b = S n codes, the first n of the first
 autoencoder; F = S f features of the stack; m active latents, grouped by code.
@@ -29,7 +29,7 @@ DENSE_SHARE = {  # (what, device, whether in bfloat16) -> share of the features 
 
 
 def is_dense_faster(what: str, active: int, num_features: int, device: torch.device, compute: torch.dtype) -> bool:
-    """Whether products of whole matrices are faster than work on the `active` latents of a row alone.
+    """Returns whether products of whole matrices are faster than work on the `active` latents of a row alone.
 
     what: "sums" of rows (decoding, and the gradients of both weights), or "inner" products of rows (the gradient of
     the latents). Measured on one core of an AMD EPYC with AVX-512, 4,096 rows, d = 1,280, f = 5,120: the three sums
@@ -41,17 +41,17 @@ def is_dense_faster(what: str, active: int, num_features: int, device: torch.dev
 
 
 class Active:
-    """Which latents are active. Those of code b are at `offsets[b] : offsets[b + 1]`."""
+    """This says which latents are active. Those of code b are at `offsets[b] : offsets[b + 1]`."""
 
     def __init__(
         self, features_m: Tensor, codes_m: Tensor, offsets: Tensor, num_rows: int, stack: int, compute: torch.dtype
     ) -> None:
-        """features_m: in 0..F; codes_m: in 0..b, ascending. Each autoencoder has as many."""
+        """Takes features_m, in 0..F, and codes_m, in 0..b and ascending. Each autoencoder has as many."""
         self.features_m, self.codes_m, self.offsets = features_m, codes_m, offsets
         self.num_rows, self.stack, self.compute = num_rows, stack, compute
 
     def is_dense(self, what: str, num_features: int) -> bool:
-        """`is_dense_faster` for the mean number of active latents, of F features."""
+        """Returns `is_dense_faster` for the mean number of active latents, of F features."""
         each = len(self.features_m) // (self.stack * self.num_rows)
         return is_dense_faster(what, each, num_features // self.stack, self.features_m.device, self.compute)
 
@@ -61,25 +61,25 @@ class Active:
         return self.features_m.argsort(stable=True)
 
     def feature_offsets(self, num_features: int) -> Tensor:
-        """Where each of F features begins in that order, and the end."""
+        """Returns where each of F features begins in that order, and the end."""
         counts = torch.zeros(num_features, dtype=torch.int64, device=self.features_m.device)
         counts.index_add_(0, self.features_m, torch.ones_like(self.features_m))
         return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
     def sum_by_feature(self, table_rd: Tensor, rows_m: Tensor, values_m: Tensor, num_features: int) -> Tensor:
-        """`[F, d]`: for each feature, the sum of its latents' `values_m * table_rd[rows_m]`."""
+        """Returns `[F, d]`: for each feature, the sum of its latents' `values_m * table_rd[rows_m]`."""
         order_m = self.by_feature
         return _bags(rows_m[order_m], self.feature_offsets(num_features), table_rd, values_m[order_m], self.compute)
 
     def written_out(self, values_m: Tensor, num_features: int) -> Tensor:
-        """`[S, n, f]`, zero where not active."""
+        """Returns values `[m]` as `[S, n, f]`, zero where no latent is active."""
         f = num_features // self.stack
         dense = values_m.new_zeros(self.stack * self.num_rows * f)
         dense[self.codes_m * f + self.features_m % f] = values_m
         return dense.view(self.stack, self.num_rows, f).to(self.compute)
 
     def inner_products(self, grad_bd: Tensor, weight: Tensor) -> Tensor:
-        """`[m]`: of each active latent's row of `[b, d]` with its row of `[F, d]`, out of all that there are."""
+        """Returns the products `[m]` of each active latent's row of `[b, d]` with its row of `[F, d]`, out of all."""
         f, n = len(weight) // self.stack, self.num_rows
         found = []
         for s, (features, codes) in enumerate(
@@ -92,7 +92,7 @@ class Active:
 
 
 class Decode(torch.autograd.Function):
-    """Values `[m]` of active latents and decoder rows `[F, d]` to reconstructions `[b, d]`, without the bias."""
+    """Makes reconstructions `[b, d]`, without the bias, of values `[m]` of active latents and decoder rows `[F, d]`."""
 
     @staticmethod
     def forward(ctx: Any, values_m: Tensor, weight: Tensor, active: Active) -> Tensor:
@@ -160,7 +160,7 @@ class Preactivation(torch.autograd.Function):
 
 
 def _bags(rows_m: Tensor, offsets: Tensor, table_rd: Tensor, values_m: Tensor, compute: torch.dtype) -> Tensor:
-    """`[len(offsets) - 1, d]` in float32: sums of `values_m * table_rd[rows_m]` between offsets."""
+    """Returns `[len(offsets) - 1, d]` in float32: sums of `values_m * table_rd[rows_m]` between offsets."""
     return embedding_bag(
         rows_m,
         table_rd.to(compute),
@@ -172,7 +172,7 @@ def _bags(rows_m: Tensor, offsets: Tensor, table_rd: Tensor, values_m: Tensor, c
 
 
 class Preactivations:
-    """h = x W_enc^T + bias of a stack, block by block, without a graph.
+    """This computes h = x W_enc^T + bias of a stack, block by block, without a graph.
 
     On a CPU float32 goes through oneDNN, which is 1.5 times as fast as MKL on a core that is not Intel's.
     """
@@ -183,7 +183,7 @@ class Preactivations:
         self.block = CPU_BLOCK if x_nd.device.type == "cpu" else GPU_BLOCK
 
     def blocks(self, whole_rows: bool = False) -> list[tuple[slice, slice]]:
-        """(autoencoders, rows) of each block. whole_rows: never split the rows of an autoencoder."""
+        """Returns (autoencoders, rows) of each block. whole_rows: the rows of an autoencoder are never split."""
         stack, f = self.bias_sf.shape
         n = len(self.x_nd)
         rows = n if whole_rows else min(n, max(1, self.block // f))
@@ -195,7 +195,7 @@ class Preactivations:
         ]
 
     def of(self, autoencoders: slice, rows: slice) -> Tensor:
-        """`[S', n', f]` of a block."""
+        """Returns h of a block, `[S', n', f]`."""
         weight, bias, x_nd = self.weight_sfd[autoencoders], self.bias_sf[autoencoders], self.x_nd[rows]
         stack, f = bias.shape
         weight, bias = weight.flatten(0, 1), bias.flatten()

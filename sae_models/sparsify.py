@@ -1,4 +1,4 @@
-"""Checkpoints of EleutherAI's sparsify (package `eai-sparsify`, 1.3).
+"""Checkpoints of EleutherAI's sparsify (package `eai-sparsify`, 1.3) are read and written here.
 
 A folder with `cfg.json`: `d_in`, `k`, `num_latents` or, where that is 0, `expansion_factor` times d_in, `activation`,
 and settings of the training; and `sae.safetensors`: encoder.weight [f, d], encoder.bias [f], W_dec [f, d], b_dec [d].
@@ -61,7 +61,7 @@ def load(folder: Path, *, device: str | torch.device = "cpu") -> TopKSAE:
 
 
 def read_config(folder: Path) -> TopKConfig:
-    """What `cfg.json` says of the shape. Raises `UserError` where it is broken or another function's."""
+    """Returns what `cfg.json` says of the shape. Raises `UserError` where it is broken or another function's."""
     path = Path(folder) / SPARSIFY.config
     settings = read_json(path, "SAE configuration")
     unknown = sorted(settings.keys() - set(KNOWN))

@@ -1,4 +1,4 @@
-"""What a setting of sparsity says: how rows are coded in training, what that costs, and as what it is exported.
+"""A setting of sparsity says how rows are coded in training, what that costs, and as what it is exported.
 
 `largest` (TopK, BatchTopK) and `thresholds` (L1, JumpReLU) hold the settings; another one is another subclass.
 """
@@ -18,7 +18,7 @@ from sae_models.weights import Weights
 
 @dataclass(frozen=True)
 class Nested:
-    """The nested codes of an autoencoder, without the whole one; `architectures.Matryoshka` asks for them."""
+    """These are the nested codes of an autoencoder, without the whole one; `architectures.Matryoshka` asks for them."""
 
     sizes: tuple[int, ...] = ()
     """The first so many features are one code."""
@@ -27,7 +27,7 @@ class Nested:
 
 
 class Coded(NamedTuple):
-    """What S autoencoders make of n rows."""
+    """This is what S autoencoders make of n rows."""
 
     nested: list[Tensor]
     """Reconstructions `[S, n, d]` of each nested code, the whole one last."""
@@ -40,7 +40,7 @@ class Coded(NamedTuple):
 
 
 class Sparsity(ABC):
-    """A setting of which latents are active, with all that training and export do differently for it."""
+    """A setting says which latents are active, with all that training and export do differently for it."""
 
     fuses: ClassVar[bool] = False
     """Whether `torch.compile` makes `code` faster."""

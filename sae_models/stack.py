@@ -1,4 +1,4 @@
-"""Autoencoders of one architecture but for their seeds, trained at once: what their settings say, put together."""
+"""Autoencoders of one architecture but for their seeds are trained at once, as their settings say."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RECOMPILATIONS = 64  # torch gives up after 8 of one function; each kind of arch
 
 @dataclass(frozen=True)
 class Losses:
-    """What one batch gave for each autoencoder of a stack, on the device."""
+    """This is what one batch gave for each autoencoder of a stack, on the device."""
 
     loss_s: Tensor
     """What is minimised."""
@@ -37,10 +37,10 @@ class Losses:
 
 
 class Stack(Weights):
-    """S autoencoders of one architecture but for their seeds."""
+    """A stack is S autoencoders of one architecture but for their seeds."""
 
     def __init__(self, architectures: Sequence[Architecture], compute: torch.dtype = torch.float32) -> None:
-        """Weights are zero until `start` or `load_state_dict`. compute: the type of the products; weights stay
+        """Sets all weights to zero, until `start` or `load_state_dict`. compute: the type of the products; weights stay
         float32."""
         stack, one = len(architectures), architectures[0]
         super().__init__(stack, one.num_features, one.width, one.sparsity.own_parameters, compute)
@@ -49,8 +49,8 @@ class Stack(Weights):
 
     @torch.no_grad()
     def start(self, rows_nd: Tensor, bias_d: Tensor, k: int) -> None:
-        """Decoder rows in random directions; the encoder so long that codes have the magnitude of what they code (Gao
-        et al., appendix A.1); the bias as given. Latents' unit is the rows' rms norm.
+        """Points decoder rows in random directions; makes the encoder so long that codes have the magnitude of what
+        they code (Gao et al., appendix A.1); sets the bias as given, and the latents' unit to the rows' rms norm.
 
         Rows of the data as directions leave fewer features dead at first, but crowd into the few directions that hold
         most of the variance: on tinyworld's updates explained variance then ends 0.001 lower.
@@ -126,7 +126,7 @@ class Stack(Weights):
             revival.restart(self, seeds, residual_snd, optimiser, step)
 
     def exported(self, normalisation: Normalisation) -> list[SAE]:
-        """Autoencoders of raw rows, for inference: `TopKSAE` of TopK, `JumpReLUSAE` of all others."""
+        """Returns autoencoders of raw rows, for inference: `TopKSAE` of TopK, `JumpReLUSAE` of all others."""
         sparsity = self.architecture.sparsity
         return [sparsity.exported(self, s, normalisation) for s in range(len(self.architectures))]
 

@@ -1,5 +1,5 @@
-"""From a file of named tensors to an autoencoder: reading it without running code, what must hold, and folding what
-other packages compute beside the plain formula into the weights."""
+"""A file of named tensors becomes an autoencoder here: it is read without running code and checked, and what other
+packages compute beside the plain formula is folded into the weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ S = TypeVar("S", bound=SAE, covariant=True)
 
 
 class ShapeOf(Protocol[S]):
-    """The shape of a kind of autoencoder, which makes one."""
+    """This is the shape of a kind of autoencoder, which makes one."""
 
     def sae(self) -> S:
         """Returns an autoencoder of this shape, with random weights."""
@@ -32,12 +32,12 @@ class ShapeOf(Protocol[S]):
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """As "float32"."""
+    """Returns the name of a type, as "float32"."""
     return str(dtype).removeprefix("torch.")
 
 
 def shape_from(settings: Mapping[str, Any], names: Mapping[str, str], kind: type[C], path: Path) -> C:
-    """The shape that a configuration states. names: field of `kind` -> what the file at `path` calls it.
+    """Returns the shape that a configuration states. names: field of `kind` -> what the file at `path` calls it.
 
     Raises `UserError` where one is missing, or no such autoencoder exists.
     """
@@ -51,7 +51,7 @@ def shape_from(settings: Mapping[str, Any], names: Mapping[str, str], kind: type
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises `UserError` where it is truncated or something else."""
+    """Returns the tensors of a safetensors file. Raises `UserError` where it is truncated or something else."""
     try:
         tensors = safetensors.torch.load_file(path)
     except (SafetensorError, OSError) as error:
@@ -64,7 +64,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_pickle(path: Path, remedy: str) -> object:
-    """What a pickle by torch holds, read by its loader of weights alone.
+    """Returns what a pickle by torch holds, read by its loader of weights alone.
 
     Raises `UserError` where it is truncated, or has code in it, of which nothing runs.
     """
@@ -78,7 +78,7 @@ def read_pickle(path: Path, remedy: str) -> object:
 
 
 def is_plain(value: object) -> bool:
-    """Whether a value is a dense tensor of floating point numbers that are there."""
+    """Returns whether a value is a dense tensor of floating point numbers that are there."""
     return (
         isinstance(value, Tensor)
         and value.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -115,13 +115,13 @@ def refuse_not_finite(tensors: Mapping[str, Tensor], where: str, remedy: str) ->
 
 
 def whole_input(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Ours for an encoder that reads x where ours reads x - b_dec: the difference goes into `b_enc`."""
+    """Returns our tensors for an encoder that reads x where ours reads x - b_dec: the difference goes into `b_enc`."""
     return {**tensors, "b_enc": tensors["b_enc"] + tensors["b_dec"] @ tensors["W_enc"]}
 
 
 def unit_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Ours for latents that are multiplied by the norm of their decoder row: the norm goes from the row into the
-    encoder. The reconstruction stays. A feature whose row is zero gets latents of zero."""
+    """Returns our tensors for latents that are multiplied by the norm of their decoder row: the norm goes from the row
+    into the encoder. The reconstruction stays. A feature whose row is zero gets latents of zero."""
     norm_f = tensors["W_dec"].norm(dim=-1)
     divisor_f = torch.where(norm_f > 0, norm_f, 1)
     return {
@@ -133,8 +133,8 @@ def unit_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def for_inference(config: ShapeOf[S], tensors: Mapping[str, Tensor], device: str | torch.device) -> S:
-    """The SAE with these parameters, named and laid out as in `TopKSAE` or `JumpReLUSAE`, in float32 and without
-    gradients. A threshold below zero is raised to zero, since those who write one apply a ReLU first."""
+    """Returns the SAE with these parameters, named and laid out as in `TopKSAE` or `JumpReLUSAE`, in float32 and
+    without gradients. A threshold below zero is raised to zero, since those who write one apply a ReLU first."""
     named = {name: value.float().contiguous() for name, value in tensors.items()}
     with torch.device("meta"):
         sae = config.sae()

@@ -1,4 +1,4 @@
-"""L1 and JumpReLU: latents above a threshold are active, and the loss has a penalty on them."""
+"""Latents above a threshold are active here, and the loss has a penalty on them: L1 and JumpReLU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOG_THRESHOLD = "log_threshold"
 
 
 class Thresholded(Sparsity):
-    """What the settings share that have a threshold for each feature. Exported as a JumpReLU autoencoder."""
+    """This is what settings with a threshold for each feature share. They are exported as a JumpReLU autoencoder."""
 
     fuses = True
 
@@ -51,7 +51,7 @@ class Thresholded(Sparsity):
 
 @dataclass(frozen=True)
 class L1(Thresholded):
-    """ReLU, with the sum of the latents in the loss. Exported as a JumpReLU autoencoder with threshold 0."""
+    """Latents are a ReLU, and their sum is in the loss. Exported as a JumpReLU autoencoder with threshold 0."""
 
     weight: float
     """The loss gains weight * (mean over rows of the latents' sum), with latents in units of the rows' rms norm."""
@@ -69,7 +69,7 @@ class L1(Thresholded):
 
 @dataclass(frozen=True)
 class JumpReLU(Thresholded):
-    """A threshold for each feature, trained by a straight-through estimator (arXiv 2407.14435)."""
+    """Each feature has a threshold, trained by a straight-through estimator (arXiv 2407.14435)."""
 
     l0_weight: float
     """The loss gains l0_weight * (mean over rows of the number of active latents)."""
@@ -93,7 +93,7 @@ class JumpReLU(Thresholded):
 
 
 class Jump(torch.autograd.Function):
-    """JumpReLU of h `[S, n, f]` at thresholds `[S, 1, f]`: latents h [h > threshold], and [h > threshold] itself.
+    """Computes, of h `[S, n, f]` at thresholds `[S, 1, f]`, latents h [h > threshold], and [h > threshold] itself.
 
     The gradient goes to h where it is above, and to thresholds through a rectangle of the given width around them, as
     the expectation over h would have it (arXiv 2407.14435, equations 11 and 12).

@@ -1,4 +1,4 @@
-"""The TopK sparse autoencoder (Gao et al. 2024, arXiv 2406.04093)."""
+"""This is the TopK sparse autoencoder (Gao et al. 2024, arXiv 2406.04093), for inference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sae_models.settings import refuse_unless_whole
 
 @dataclass(frozen=True)
 class TopKConfig:
-    """The shape of a `TopKSAE`. Raises `UserError` where no such autoencoder exists."""
+    """This is the shape of a `TopKSAE`. Raises `UserError` where no such autoencoder exists."""
 
     width: int
     """d: the number of values in an input row."""
@@ -43,7 +43,7 @@ GROUP = 8  # features a group in `top`
 
 
 def top(h_nf: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """relu of the k largest values of each row, and their feature numbers: both `[n, k]`, in no order.
+    """Returns relu of the k largest values of each row, and their feature numbers: both `[n, k]`, in no order.
 
     On a CPU the k groups of `GROUP` features with the largest maxima are taken first. They hold the k largest values,
     since a group with a larger one among them has a larger maximum too. At 5,120 features that takes 0.65 of the time
@@ -61,13 +61,13 @@ def top(h_nf: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def keep_top(h_nf: Tensor, k: int) -> Tensor:
-    """relu of the k largest values of each row, zero elsewhere; the shape stays."""
+    """Returns relu of the k largest values of each row, zero elsewhere; the shape stays."""
     values_nk, features_nk = top(h_nf, k)
     return torch.zeros_like(h_nf).scatter(-1, features_nk, values_nk)
 
 
 class TopKSAE(Autoencoder):
-    """z = relu(topk(h)), with h and x_hat as in `Autoencoder`.
+    """It computes z = relu(topk(h)), with h and x_hat as in `Autoencoder`.
 
     The rows of `W_dec` have unit norm, or nearly so where others trained it, so a latent is in the units of the input.
     """

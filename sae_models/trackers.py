@@ -1,4 +1,4 @@
-"""Where the numbers of a training go besides its log: trackers by name, or functions of one's own."""
+"""The numbers of a training go to trackers besides its log: known by name, or functions of one's own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WANDB_FILE = "wandb-run.txt"  # the id of the run that goes on when the training
 def open_trackers(
     trackers: Sequence[str | Tracker], folder: Path | None, step: int, settings: Mapping[str, str]
 ) -> Iterator[Tracker]:
-    """One tracker that hands on to all of them; those known by name, "wandb" and "tensorboard", are closed at the end.
+    """Opens one tracker that hands on to all of them; "wandb" and "tensorboard", known by name, are closed at the end.
 
     folder: where these two keep their files. step: from which the training goes on; what they have of later ones goes,
     or stays and is not added to. settings: of the training, shown beside the curves. One that fails is said in a line
@@ -67,8 +67,8 @@ def open_trackers(
 
 @contextmanager
 def _wandb(package: ModuleType, folder: Path, step: int, settings: Mapping[str, str]) -> Iterator[Tracker]:
-    """A run of Weights & Biases, with project and login out of its environment variables. Steps that it has already it
-    does not take again."""
+    """Opens a run of Weights & Biases, with project and login out of its environment variables. Steps that it has
+    already it does not take again."""
     file = folder / WANDB_FILE
     if step == 0 or not file.exists():
         write_text(file, uuid.uuid4().hex)

@@ -1,4 +1,4 @@
-"""Training of many sparse autoencoders on one stream of rows. Resumes exactly; its log is files."""
+"""Many sparse autoencoders are trained here on one stream of rows. A training resumes exactly; its log is files."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _start(
 
 
 def _settle(training: Training, device: torch.device, config: TrainConfig) -> None:
-    """On the device of the batches."""
+    """Puts a training on the device of the batches, compiled where that is asked for."""
     training.to(device)
     if config.compile:
         for stack in training.stacks:
@@ -126,7 +126,7 @@ def _settle(training: Training, device: torch.device, config: TrainConfig) -> No
 
 
 def _batch(batches: Iterator[Tensor], step: int, architectures: Sequence[Architecture]) -> Tensor:
-    """`[blocks, n, d]` in float32."""
+    """Returns the next batch, `[blocks, n, d]` in float32."""
     try:
         batch = next(batches)
     except StopIteration:
@@ -163,7 +163,7 @@ def _not_finite(step: int) -> UserError:
 
 
 def _advance(training: Training, batch: Tensor, config: TrainConfig) -> list[Losses]:
-    """One optimiser step of all, in place."""
+    """Makes one optimiser step of all, in place."""
     used = {stack.architecture.block for stack in training.stacks}
     x_nd = {block: training.normalisations[block].apply(batch[block]) for block in used}
     found = []
@@ -198,6 +198,6 @@ def _label(architectures: Sequence[Architecture]) -> str:
 
 
 def _note(found: list[list[float]]) -> str:
-    """The mean over autoencoders of what a log's line has of each."""
+    """Returns the mean over autoencoders of what a log's line has of each."""
     _, explained, l0, dead = (sum(column) / len(found) for column in zip(*found, strict=True))
     return f"{'mean ' if len(found) > 1 else ''}EV {explained:.3f}, L0 {l0:.1f}, dead {dead:.1%}"

@@ -1,4 +1,4 @@
-"""How autoencoders are trained, as one frozen setting."""
+"""One frozen setting says how autoencoders are trained."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COMPUTE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How autoencoders are trained. Raises `UserError` for values that cannot be meant."""
+    """This says how autoencoders are trained. Raises `UserError` for values that cannot be meant."""
 
     steps: int = 20_000
     """Optimiser steps, a batch each."""
@@ -25,9 +25,9 @@ class TrainConfig:
     decay: float = 0.15
     """Share of the steps, the last ones, in which it falls linearly to zero."""
     normalisation: str = "scale"
-    """Of the rows: "none", "mean", "scale" or "whiten" (`Normalisation.of`)."""
+    """How rows are normalised: "none", "mean", "scale" or "whiten" (`Normalisation.of`)."""
     compute: str = "float32"
-    """Of the products: "float32" or "bfloat16". Weights and Adam's moments stay in float32."""
+    """The type of the products: "float32" or "bfloat16". Weights and Adam's moments stay in float32."""
     report_every: int = 100
     """Steps between two reads of the statistics, and of which features are dead: each waits for the device. Dead
     features start again (`Restart`) at these steps alone."""
@@ -51,7 +51,7 @@ class TrainConfig:
             raise UserError(f"training lr is {self.lr}", remedy="give a number above 0")
 
     def lr_at(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
+        """Returns the learning rate of a step, counted from 0."""
         rise = (step + 1) / max(1.0, self.warmup * self.steps)
         fall = (self.steps - step) / max(1.0, self.decay * self.steps)
         return self.lr * min(1.0, rise, fall)

@@ -1,4 +1,4 @@
-"""What a training says of itself: lines of JSON and a picture of them in its folder, and trackers."""
+"""A training says of itself here what it does: in lines of JSON, in a picture of them, and to trackers."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ NAMES = ("loss", "ev", "l0", "dead")
 
 
 class TrainingLog:
-    """`log.jsonl` and `curves.svg` in a folder, where there is one, and a tracker that gets the same numbers.
+    """This keeps `log.jsonl` and `curves.svg` in a folder, where there is one; a tracker gets the same numbers.
 
     A line is of one report: step, rows, lr, seconds since this run began, and under `saes` of each autoencoder loss, ev
     (explained variance), l0 and dead (share of the features).
     """
 
     def __init__(self, folder: Path | None, architectures: Sequence[Architecture], track: Tracker, step: int) -> None:
-        """step: from which the training goes on. What a log has of later ones, which are about to come again, is taken
-        out, and a last line cut short."""
+        """Opens the log at the step from which the training goes on. What it has of later ones, which are about to come
+        again, is taken out, and so is a last line that was cut short."""
         self.folder, self.architectures, self.track = folder, architectures, track
         self.began = time.monotonic()
         self.lines: list[dict[str, Any]] = []
@@ -37,7 +37,8 @@ class TrainingLog:
             write_text(folder / LOG_FILE, "".join(json.dumps(line) + "\n" for line in self.lines))
 
     def add(self, step: int, rows: int, lr: float, found: list[list[float]]) -> None:
-        """found: of each autoencoder, in the order of `NAMES`. Raises `UserError` where the file cannot be written."""
+        """Adds a report. found: of each autoencoder, in the order of `NAMES`. Raises `UserError` where the file cannot
+        be written."""
         saes = [dict(zip(NAMES, each, strict=True)) for each in found]
         if self.folder is not None:
             seconds = round(time.monotonic() - self.began, 3)
@@ -67,7 +68,7 @@ class TrainingLog:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """Those of a log up to the first that is broken."""
+    """Returns the lines of a log up to the first that is broken."""
     found = []
     for line in path.read_text().splitlines():
         try:
@@ -78,7 +79,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _words(architectures: Sequence[Architecture]) -> tuple[str, list[str]]:
-    """What all architectures share, and what else each one is."""
+    """Returns what all architectures share, and what else each one is."""
     parts = [
         [
             f"{each.width} → {each.num_features}",
@@ -94,7 +95,7 @@ def _words(architectures: Sequence[Architecture]) -> tuple[str, list[str]]:
 
 
 def _given(settings: Any) -> str:
-    """A frozen setting without what is at its default."""
+    """Returns a frozen setting in words, without what is at its default."""
     words = [
         f"{field.name}={getattr(settings, field.name)}"
         for field in fields(settings)

@@ -1,4 +1,4 @@
-"""All that a resumed training needs: stacks and their optimisers, written whole and read again exactly."""
+"""All that a resumed training needs, stacks and their optimisers, is written whole here and read again exactly."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ADAM_EPS = 6.25e-10  # (Gao et al. 2024, appendix A)
 
 
 def stacks_of(architectures: Sequence[Architecture]) -> list[list[int]]:
-    """Places in the list of those that are trained as one stack: they differ by the seed alone."""
+    """Returns the places in the list of those that are trained as one stack: they differ by the seed alone."""
     alike: dict[Architecture, list[int]] = {}
     for place, architecture in enumerate(architectures):
         alike.setdefault(dataclasses.replace(architecture, seed=0), []).append(place)
@@ -37,12 +37,12 @@ def stacks_of(architectures: Sequence[Architecture]) -> list[list[int]]:
 
 @dataclass
 class Training:
-    """Of autoencoders, after some steps."""
+    """This is the training of autoencoders after some steps."""
 
     step: int
     rows: int
     places: list[list[int]]
-    """Of each stack's members among the architectures."""
+    """Where each stack's members stand among the architectures."""
     stacks: list[Stack]
     optimisers: list[torch.optim.Adam]
     normalisations: list[Normalisation]
@@ -50,13 +50,14 @@ class Training:
 
     @staticmethod
     def of(architectures: Sequence[Architecture], config: TrainConfig, normalisations: list[Normalisation]) -> Training:
-        """One before its first step, with weights of zeros."""
+        """Returns a training before its first step, with weights of zeros."""
         places = stacks_of(architectures)
         stacks = [Stack([architectures[place] for place in each], COMPUTE[config.compute]) for each in places]
         optimisers = [torch.optim.Adam(stack.parameters(), lr=config.lr, eps=ADAM_EPS, fused=True) for stack in stacks]
         return Training(0, 0, places, stacks, optimisers, normalisations)
 
     def to(self, device: torch.device) -> None:
+        """Moves everything to a device, in place."""
         for stack, optimiser in zip(self.stacks, self.optimisers, strict=True):
             stack.to(device)
             stack.dead = [dead.to(device) for dead in stack.dead]
@@ -67,7 +68,7 @@ class Training:
         ]
 
     def in_order(self, values: list[list]) -> list:
-        """Values of each stack's members, in the order of the architectures."""
+        """Returns the values of each stack's members, in the order of the architectures."""
         placed = {
             place: value
             for places, each in zip(self.places, values, strict=True)
@@ -81,13 +82,13 @@ def _on(value: Any, device: torch.device) -> Any:
 
 
 def description(architectures: Sequence[Architecture], config: TrainConfig) -> dict[str, str]:
-    """Name -> value of all that decides a training, as a state file keeps it."""
+    """Returns name -> value of all that decides a training, as a state file keeps it."""
     settings = {name: repr(value) for name, value in asdict(config).items() if name != "compile"}
     return settings | {f"architecture {number}": repr(each) for number, each in enumerate(architectures)}
 
 
 def write_state(path: Path, training: Training, architectures: Sequence[Architecture], config: TrainConfig) -> None:
-    """Raises `UserError` where the file cannot be written; the one before stays."""
+    """Writes a state file. Raises `UserError` where it cannot be written; the one before stays."""
     state = {
         "description": description(architectures, config),
         "step": training.step,
@@ -101,7 +102,8 @@ def write_state(path: Path, training: Training, architectures: Sequence[Architec
 
 
 def read_state(path: Path, architectures: Sequence[Architecture], config: TrainConfig) -> Training:
-    """What `write_state` wrote, on the CPU. Raises `UserError` for a broken file, and one of another description."""
+    """Reads what `write_state` wrote, on the CPU. Raises `UserError` for a broken file or one of another
+    description."""
     state = _load(path)
     found, wanted = state["description"], description(architectures, config)
     if found != wanted:
@@ -122,13 +124,14 @@ def read_state(path: Path, architectures: Sequence[Architecture], config: TrainC
 
 
 def saved_step(folder: Path) -> int:
-    """The step from which a training in the folder goes on; 0 where nothing was saved. Raises as `read_state`."""
+    """Returns the step from which a training in the folder goes on; 0 where nothing was saved. Raises as
+    `read_state`."""
     path = Path(folder) / STATE_FILE
     return _load(path, mmap=True)["step"] if path.exists() else 0
 
 
 def _load(path: Path, mmap: bool = False) -> dict[str, Any]:
-    """mmap: read no tensor before it is used."""
+    """Reads a state file. mmap: no tensor is read before it is used."""
     try:
         state = torch.load(path, weights_only=True, map_location="cpu", mmap=mmap)
         state["description"], state["step"]

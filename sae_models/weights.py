@@ -1,4 +1,4 @@
-"""The weights of autoencoders of one shape, stacked: S of them go through every product together."""
+"""The weights of S autoencoders of one shape are stacked here, and go through every product together."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from sae_models.tensors import SAE, Config
 
 
 class Weights(nn.Module):
-    """Parameters `W_enc` and `W_dec` [S, f, d], a row for each feature, `b_enc` [S, f], `b_dec` [S, d], and those that
-    an architecture trains besides. Rows of `W_dec` have unit norm.
+    """The parameters are `W_enc` and `W_dec` [S, f, d], a row for each feature, `b_enc` [S, f], `b_dec` [S, d], and
+    those that an architecture trains besides. Rows of `W_dec` have unit norm.
 
     Buffers: `rows_since_active` [S, f]; `threshold` [S], the running mean of BatchTopK's least latent kept; `unit` [],
     the rms norm of the normalised rows, in which penalties and bandwidths are given.
@@ -26,8 +26,8 @@ class Weights(nn.Module):
     def __init__(
         self, stack: int, num_features: int, width: int, own: Sequence[str], compute: torch.dtype = torch.float32
     ) -> None:
-        """All weights are zero. own: names of what the architecture trains besides, each `[S, f]`. compute: the type of
-        the products; weights stay float32."""
+        """Sets all weights to zero. own: names of what the architecture trains besides, each `[S, f]`. compute: the
+        type of the products; weights stay float32."""
         super().__init__()
         self.compute = compute
         self.W_enc = nn.Parameter(torch.zeros(stack, num_features, width))
