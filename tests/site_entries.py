@@ -78,6 +78,9 @@ def scores_frame(backbone: str, method: str, seed: int) -> pd.DataFrame:
                             "cells_original": 10,
                             "cells_edited": 10,
                             "mode": "strict",
+                            "dtype": "float32",
+                            "window": "all",
+                            **dict.fromkeys(("branch", "original", "edited", "regions", "edit_sha256"), ""),
                             **row,
                         }
                     )

@@ -19,7 +19,7 @@ ALL = "all"
 def dominance_over(summaries: Sequence[tuple[str, dict]]) -> pd.DataFrame:
     """The effects of every block in every table of every run, one row for each of a category's values and blocks.
 
-    summaries: a run's name and its summary, of any version. The row of all categories together has the category "all".
+    summaries: a run's name and its summary. The row of all categories together has the category "all".
     Columns: run, backbone, steps, method, strength, window, category, value, block, share; solo, leave_one_out and
     shapley, each with `_low` and `_high`; verdict. A category without a valid case has no rows. Raises `UserError`
     where a summary is none, and where no run measured block effects.

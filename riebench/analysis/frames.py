@@ -124,22 +124,11 @@ COLUMNS: dict[str, type] = {
 }
 #: The scores that every frame has: the headline of gain and of preservation.
 NEEDED = ("clip_text_edited", "lpips_original")
-#: Column -> what it was before it was recorded, for results of older versions.
-BEFORE = {
-    "dtype": "float32",
-    "branch": "",
-    "window": "all",
-    "original": "",
-    "edited": "",
-    "regions": "",
-    "edit_sha256": "",
-}
 
 
 def scores_of(frame: pd.DataFrame) -> tuple[Score, ...]:
-    """What the frame says of its score columns; of one written before frames said so, those of `SCORES` that it has.
-
-    Raises `UserError` where that is broken.
+    """Returns what the frame says of its score columns. Of a frame that says nothing, as pandas leaves them behind many
+    an operation, it returns those of `SCORES` that are there. Raises `UserError` where what it says is broken.
     """
     described = frame.attrs.get(METRICS_KEY)
     if described is None:
@@ -172,14 +161,13 @@ def score_from_words(words: dict) -> Score:
 
 
 def validate_scores(frame: pd.DataFrame, where: str = "the scores") -> pd.DataFrame:
-    """The frame with the schema's columns first, then its scores, in the schema's dtypes; further columns are kept as
-    they are, and those that older versions did not write are filled.
+    """Returns the frame with the schema's columns first, then its scores, in the schema's dtypes; further columns are
+    kept as they are.
 
     Raises `UserError` for a missing column, a value of the wrong kind, an unknown status, a failure without a reason,
     a result without a score that every result has, an infinite score, and two rows for one (edit, seed, method,
     strength, blocks).
     """
-    frame = frame.assign(**{name: frame[name].fillna(old) if name in frame else old for name, old in BEFORE.items()})
     scores = scores_of(frame)
     columns = COLUMNS | dict.fromkeys((score.name for score in scores), float)
     missing = [column for column in (*COLUMNS, *NEEDED) if column not in frame.columns]

@@ -12,7 +12,6 @@ from riebench.analysis.dominance import COST, GAIN, dominance_table, games_of
 from riebench.analysis.frames import (
     CASE,
     NOOP,
-    SCORES,
     SETTING,
     Setting,
     one_of_each,
@@ -119,16 +118,10 @@ def summarise(
 
 
 def load_summary(summary: dict) -> dict:
-    """A summary as `summarise` makes it now, from one of any version; what an older one did not measure is empty.
-
-    Raises `UserError` where it is not a summary.
-    """
-    if "methods_by_category" in summary:
-        return summary
-    try:
-        return _lifted(summary)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(f"this is not a run's summary: {error!r}", remedy="take the summary.json of a run") from error
+    """Returns the summary as it is. Raises `UserError` where `summarise` makes no such thing."""
+    if not isinstance(summary, dict) or "methods_by_category" not in summary:
+        raise UserError("this is not a run's summary", remedy="take the summary.json of a run")
+    return summary
 
 
 def block_table(summary: dict) -> str:
@@ -168,33 +161,6 @@ def block_table(summary: dict) -> str:
 def _counts(cases: pd.MultiIndex, effects: dict | None) -> dict:
     edits = cases.droplevel("seed").nunique()
     return {"edits": edits, "cases": len(cases), "dominant": effects["dominant"] if effects else {}}
-
-
-def _lifted(old: dict) -> dict:
-    """From the form of version 0.1, with one table of effects inside `overall` and `categories`."""
-    effect_keys = ("edits", "cases", "effects", "dominant", "lead")
-    groups = {OVERALL: old["overall"], **old["categories"]}
-    effects = {name: {key: row[key] for key in effect_keys} for name, row in groups.items()}
-    headline = old["dominance"] and {
-        **old["dominance"],
-        "window": "all",
-        "estimator": "exact",
-        "subsets": (1 << len(old["blocks"])) - 1,
-        "overall": effects.pop(OVERALL),
-        "categories": effects,
-    }
-    without = {name: {k: v for k, v in row.items() if k not in ("effects", "lead")} for name, row in groups.items()}
-    return {
-        **old,
-        "scores": [score_words(score) for score in SCORES if score.name in old["methods"][0]["scores"]],
-        "dominance": [headline] if headline else [],
-        "overall": without.pop(OVERALL),
-        "categories": without,
-        "methods": [{**row, "seed_spread": dict.fromkeys(row["scores"])} for row in old["methods"]],
-        "methods_by_category": {category: [] for category in old["categories"]},
-        "frontier": {"gain": GAIN, "cost": COST, "overall": {}, "categories": {name: {} for name in old["categories"]}},
-        "chosen_strengths": {},
-    }
 
 
 def _worst(valid: ValidCases) -> str:

@@ -146,11 +146,6 @@ def set_sha256(edits: Sequence[Edit]) -> str:
     return hashlib.sha256("\n".join(sorted(map(edit_sha256, edits))).encode()).hexdigest()
 
 
-def recorded_hashes(edits: Sequence[Edit]) -> tuple[str, str]:
-    """What a run's manifest may say of its edits: `set_sha256`, or as of old, the hash of their text in their order."""
-    return set_sha256(edits), hashlib.sha256("\n".join(map(repr, edits)).encode()).hexdigest()
-
-
 def mask_of(phrase: str) -> Path | None:
     """The mask file that a region phrase names."""
     found = _MASK.fullmatch(phrase)

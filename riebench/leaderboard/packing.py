@@ -10,7 +10,6 @@ from PIL import Image
 from riebench.analysis.frames import (
     CASE,
     COLUMNS,
-    NOOP,
     SETTING,
     Setting,
     describe_scores,
@@ -23,8 +22,6 @@ from riebench.leaderboard.entries import CONTROLS
 
 LARGEST_SIDE = 256  # pixels; larger pictures are made smaller, so that entries can be kept beside the code
 PATHS = ("image", "original", "edited", "regions")  # columns that name pictures of the run's folder
-#: Kind of picture -> the method whose own picture it is, for runs whose rows do not name the pictures of their case.
-SHOWN_BY = {"original": NOOP, "edited": "oracle-prompt"}
 
 
 def entry_rows(frame: pd.DataFrame, setting: Setting) -> pd.DataFrame:
@@ -68,14 +65,8 @@ def copy_pictures(
     Small ones are copied as they are, larger ones as JPEG of at most `LARGEST_SIDE` pixels. Raises `UserError` where
     one is missing or cannot be read.
     """
-    rows = frame[(frame[CASE] == list(case)).all(axis=1)]
-    own = rows[(rows[SETTING] == list(setting)).all(axis=1)].iloc[0]
+    own = frame[(frame[[*CASE, *SETTING]] == [*case, *setting]).all(axis=1)].iloc[0]
     sources = {"intervened": own["image"], **{kind: own[kind] for kind in ("original", "edited", "regions")}}
-    for kind, method in SHOWN_BY.items():
-        sources[kind] = sources[kind] or next(iter(rows.loc[rows["method"] == method, "image"]), "")
-    if not sources["regions"] and sources["original"]:
-        found = list((run / sources["original"]).parent.glob("regions-*.png"))
-        sources["regions"] = found[0].relative_to(run).as_posix() if len(found) == 1 else ""
     names = {}
     for kind, source in sources.items():
         if not source:

@@ -27,7 +27,7 @@ from riebench.analysis.frames import (
 from riebench.core import files
 from riebench.core.errors import UserError, did_you_mean
 from riebench.core.versions import file_sha256
-from riebench.edits.edit import Edit, load_edits, recorded_hashes, set_sha256, split_of, strip_marks
+from riebench.edits.edit import Edit, load_edits, set_sha256, split_of, strip_marks
 from riebench.leaderboard.entries import (
     CONTROLS,
     ENTRY_FILE,
@@ -158,7 +158,7 @@ def _fill(folder: Path, source: _Source, setting: Setting) -> dict:
     rows, manifest, edits = read_scores(folder / SCORES_FILE), source.manifest, source.edits
     backbone, steps, mode = one_of_each(rows)
     problems = rows_problems(rows, setting, edits, mode)
-    if manifest["edits"]["sha256"] not in recorded_hashes(edits):
+    if manifest["edits"]["sha256"] != set_sha256(edits):
         problems.append(f"the edit set {manifest['config']['edits']!r} has changed since, or was not run whole")
     if problems:
         raise UserError(
@@ -208,7 +208,7 @@ def _fill(folder: Path, source: _Source, setting: Setting) -> dict:
         "hashes": {
             "scores": file_sha256(folder / SCORES_FILE),
             "judges": manifest["judges"],
-            "code": sorted(own["code"].unique()) if "code" in own else [],
+            "code": sorted(own["code"].unique()),
             "images": {path.name: file_sha256(path) for path in sorted((folder / IMAGES_FOLDER).iterdir())},
         },
         "chosen": CHOSEN,

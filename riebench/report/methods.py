@@ -23,7 +23,7 @@ FIRST = (COST, "lpips_outside", "oracle_success", "oracle_preservation")
 
 def methods_section(summary: dict) -> str:
     panels = {OVERALL: summary["methods"]} | {
-        words(category): rows for category, rows in summary["methods_by_category"].items() if rows
+        words(category): rows for category, rows in summary["methods_by_category"].items()
     }
     parts = [choice("Category", {name: _panel(name, rows, summary) for name, rows in panels.items()})]
     if summary["chosen_strengths"]:

@@ -36,7 +36,7 @@ def write_report(
 ) -> Path:
     """Writes `run_folder/report.html` and returns its path.
 
-    summary: of `riebench.analysis.summarise`, of any version. scores: the run's frame, whose paths of pictures are
+    summary: of `riebench.analysis.summarise`. scores: the run's frame, whose paths of pictures are
     relative to the folder. prompts: edit id -> (original prompt, edited prompt), shown with the pictures. Pictures that
     are missing are shown as missing. Raises `UserError` where the page cannot be written.
     """

@@ -32,7 +32,6 @@ from riebench.analysis.frames import CASE, NOOP, SETTING, Setting, settings_of
 from riebench.report.markup import paragraph
 from riebench.report.words import COST, GAIN, label_of, words
 
-EDITED = "oracle-prompt"  # the method whose picture is the edited image
 PICTURES = ("original", "edited", "regions")
 CONTROLS = {
     "category": "Category",
@@ -90,11 +89,6 @@ def strips_index(
     if not any(len(by_setting[setting].query("image != ''")) for setting in settings):
         return None
     own = {name: _of_cases(frame["case"], pictures[name], len(cases)) for name in PICTURES}
-    for name, method in (("original", NOOP), ("edited", EDITED)):  # results of older versions name no pictures
-        shown = frame[frame["method"] == method]
-        own[name] = [
-            a or b for a, b in zip(own[name], _of_cases(shown["case"], shown["image"], len(cases)), strict=True)
-        ]
     folders = _folders(frame, len(cases))
     reasons = [str(reason) for reason in frame.loc[frame["status"] == "failed", "reason"].unique()]
     category, edit, seed = (cases.get_level_values(level) for level in CASE)
@@ -171,8 +165,7 @@ def _pictures(frame: pd.DataFrame, run_folder: Path) -> dict[str, pd.Series]:
             found[name] = name if inside and os.path.isfile(os.path.join(run_folder, name)) else ""
         return found[name]
 
-    empty = pd.Series("", index=frame.index)
-    return {name: frame.get(name, empty).map(shown) for name in ("image", *PICTURES)}
+    return {name: frame[name].map(shown) for name in ("image", *PICTURES)}
 
 
 def _folders(frame: pd.DataFrame, count: int) -> list[str]:

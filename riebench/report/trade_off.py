@@ -19,7 +19,6 @@ def trade_off_section(summary: dict) -> str:
     panels = {OVERALL: (summary["methods"], frontier["overall"])} | {
         words(category): (rows, frontier["categories"].get(category, {}))
         for category, rows in summary["methods_by_category"].items()
-        if rows
     }
     return choice("Category", {name: _panel(name, *found, summary) for name, found in panels.items()})
 

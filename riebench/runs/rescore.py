@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +19,7 @@ from riebench.core.keys import digest
 from riebench.core.pictures import from_array, read_picture, regions_from_array
 from riebench.core.progress import Progress
 from riebench.core.versions import file_sha256
-from riebench.edits.edit import Edit, load_edits, recorded_hashes
+from riebench.edits.edit import Edit, load_edits, set_sha256
 from riebench.metrics import check_names, describe
 from riebench.metrics.versions import judge_version
 from riebench.runs.pictures import Pictures
@@ -32,8 +31,6 @@ SCORES = "scores.parquet"
 CHECKPOINT = "scoring.parquet"  # what is scored so far
 CHECKPOINT_ROWS = 1024  # between two checkpoints: what a kill costs
 PICTURES = ("original", "edited", "regions")  # the columns that name the pictures of a case
-#: Which of them is a control's own picture: for runs that did not name them.
-OWN_PICTURE = {"original": "noop", "edited": "oracle-prompt"}
 
 
 def score_run(folder: Path, metrics: Sequence[str], device: str = "auto") -> pd.DataFrame:
@@ -67,7 +64,8 @@ def _score(folder: Path, manifest: Mapping, metrics: Sequence[str], device: str)
     if not new:
         return frame
     edits = _edits(frame, manifest)
-    rows = _with_pictures(folder, frame[frame["status"] == "ok"])
+    rows = frame[frame["status"] == "ok"]
+    _check_pictures(folder, rows)
     version = digest([file_sha256(folder / SCORES), judge_version(new, family, keep_marks=keep_marks)])
     done = _read_checkpoint(folder / CHECKPOINT, version)
     if len(done) < len(rows):
@@ -114,7 +112,7 @@ def _items(
 
     for row in rows.itertuples(index=False):
         path = folder / row.image
-        if getattr(row, "image_sha256", "") and file_sha256(path) != row.image_sha256:
+        if file_sha256(path) != row.image_sha256:
             raise UserError(f"picture {path} is not the one that was made", remedy="run the same `riebench run` again")
         yield edits[row.edit], of_case(row.original, row.edited, row.regions), from_array(read_picture(path))
 
@@ -134,7 +132,7 @@ def _edits(frame: pd.DataFrame, manifest: Mapping) -> dict[str, Edit]:
             f"the run has edits of its own: {missing[0]!r} is not in the edit set {name!r}",
             remedy="score it where it is made: give `metrics` to the run",
         )
-    if manifest["edits"]["sha256"] not in recorded_hashes(known):
+    if manifest["edits"]["sha256"] != set_sha256(known):
         raise UserError(
             f"the run was made of other edits than those of the same ids in the edit set {name!r}",
             remedy="run it again, or restore the edit set",
@@ -142,20 +140,8 @@ def _edits(frame: pd.DataFrame, manifest: Mapping) -> dict[str, Edit]:
     return {edit.id: edit for edit in known}
 
 
-def _with_pictures(folder: Path, rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with the pictures of their cases named, also of runs that did not name them. Raises `UserError` where a
-    picture cannot be told or is missing, with the first and how many there are."""
-    controls = rows[rows["method"].isin(OWN_PICTURE.values())].drop_duplicates(["edit", "seed", "method"])
-    own = controls.set_index(["edit", "seed", "method"])["image"].to_dict()
-    for column in PICTURES:
-        unnamed = rows[rows[column] == ""].drop_duplicates(["edit", "seed"])
-        known = {
-            (row.edit, row.seed): own.get((row.edit, row.seed, OWN_PICTURE.get(column)))
-            or _only_picture(folder, Path(row.image).parent, column)
-            for row in unnamed.itertuples()
-        }
-        cases = zip(rows["edit"], rows["seed"], strict=True)
-        rows = rows.assign(**{column: [name or known[case] for name, case in zip(rows[column], cases, strict=True)]})
+def _check_pictures(folder: Path, rows: pd.DataFrame) -> None:
+    """Raises `UserError` where a picture that the rows name is missing, with the first and how many there are."""
     wanted = dict.fromkeys(path for column in ("image", *PICTURES) for path in rows[column])
     missing = [path for path in wanted if not (folder / path).is_file()]
     if missing:
@@ -163,18 +149,6 @@ def _with_pictures(folder: Path, rows: pd.DataFrame) -> pd.DataFrame:
             f"{len(missing)} of {len(wanted)} pictures are missing, the first is {folder / missing[0]}",
             remedy="run the same `riebench run` again: what is missing is made",
         )
-    return rows
-
-
-def _only_picture(folder: Path, case: Path, name: str) -> str:
-    """The picture of that name in a case's folder, relative to the run's. Raises `UserError` for none or several."""
-    found = [path for path in (folder / case).glob("*.png") if re.fullmatch(rf"{name}-[0-9a-f]{{12}}", path.stem)]
-    if len(found) != 1:
-        raise UserError(
-            f"{folder / case} holds {len(found)} pictures {name}-*.png, where one is to be scored with",
-            remedy="run the same `riebench run` again: it names the pictures of each case",
-        )
-    return str(found[0].relative_to(folder))
 
 
 def _write_checkpoint(path: Path, version: str, done: Sequence[Mapping[str, float]]) -> None:

@@ -1,4 +1,4 @@
-"""The schema of the scores: what is read, what is refused, what older versions wrote."""
+"""The schema of the scores: what is read, what is refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from planted import PLANTED, make_row, make_scores
 
 from riebench.analysis import read_scores, write_scores
 from riebench.analysis.frames import (
-    BEFORE,
     COLUMNS,
     METRICS_KEY,
     SCORES,
@@ -31,14 +30,6 @@ def test_scores_round_trip(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["scores.parquet"]
 
 
-def test_results_of_older_versions_get_what_was_not_recorded_then():
-    frame = make_scores({"alone": PLANTED["alone"]}, num_edits=1)
-    old = validate_scores(frame.drop(columns=list(BEFORE), errors="ignore"))
-    assert (old["dtype"] == "float32").all() and (old["window"] == "all").all() and (old["branch"] == "").all()
-    mixed = validate_scores(old.assign(window=[None, *["last 2"] * (len(old) - 1)]))
-    assert mixed["window"].tolist() == ["all", *["last 2"] * (len(old) - 1)]
-
-
 def test_a_score_that_not_every_result_has_may_be_empty():
     frame = make_scores({"alone": PLANTED["alone"]}, num_edits=1)
     sometimes = [score.name for score in SCORES if not score.always]
@@ -51,7 +42,7 @@ def test_a_score_that_not_every_result_has_may_be_empty():
 def test_a_frame_says_what_its_scores_are_also_when_it_was_written_and_read(tmp_path):
     shiny = Score("shiny", "Shininess", "higher", "how shiny it is", bounds=(0.0, None), needs=("region",))
     frame = make_scores({"alone": PLANTED["alone"]}, num_edits=1).assign(shiny=1)
-    assert [score.name for score in scores_of(frame)] == [score.name for score in SCORES]  # an older version's
+    assert [score.name for score in scores_of(frame)] == [score.name for score in SCORES]
     described = describe_scores(frame, [*SCORES[:6], shiny, Score("gone", "Gone", "lower", "not in the table")])
     write_scores(described, tmp_path / "scores.parquet")
     back = read_scores(tmp_path / "scores.parquet")

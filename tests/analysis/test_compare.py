@@ -5,10 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -317,7 +315,7 @@ def test_metrics_of_another_network_or_number_are_unlike(tmp_path, gains):
     assert (
         "metric lpips_original: AlexNet, weights abababababab in one; VGG in two" in said and "riebench score" in said
     )
-    assert "metric lpips_original" in refuse(tmp_path / "b", gains, scores=None)  # before frames said what they are of
+    assert "metric lpips_original" in refuse(tmp_path / "b", gains, scores=None)  # that says nothing
     more = [*DESCRIBED, Score("psnr", "PSNR", "higher", "dB")]
     said = refuse(tmp_path / "c", gains, lambda frame: frame.assign(psnr=20.0), scores=more)
     assert "metrics: clip_text_edited, lpips_original in one; clip_text_edited, lpips_original, psnr in two" in said
@@ -347,22 +345,6 @@ def test_what_cannot_be_compared_is_said_in_a_line(tmp_path, run, gains):
         compare_runs([write_run(tmp_path / "half", make_frame(gains), status="interrupted")])
     with pytest.raises(UserError, match="only one method"):
         compare_runs([write_run(tmp_path / "lone", make_frame({}))])
-
-
-def test_a_run_of_an_older_version_is_compared(tmp_path):
-    folder = tmp_path / "old"
-    shutil.copytree(Path(__file__).parents[1] / "data" / "old_run", folder)
-    blocks = ["down.2.1", "mid.0", "up.0.0", "up.0.1"]
-    (folder / "manifest.json").write_text(json.dumps({"status": "finished", "mode": "strict", "blocks": blocks}))
-    found = compare_runs([folder], resamples=200)
-    assert [method["label"] for method in found["methods"]] == ["noop", "oracle-prompt", "sae", "dense"]
-    table = pd.read_parquet(folder / "scores.parquet")
-    table = table[table.blocks.isin(["", "+".join(blocks)])]
-    for metric in ("lpips_original", "oracle_success"):
-        means = table.groupby(["method", "edit"])[metric].mean()  # of one seed
-        one = cell(found, metric, "all", "dense")
-        assert one["difference"]["mean"] == pytest.approx((means["dense"] - means["sae"]).mean())
-    assert cell(found, "clip_text_edited", "change_style", "dense")["verdict"] == "one edit"
 
 
 # ---- what is written

@@ -1,22 +1,20 @@
-"""The summary of a run: what it holds, what it refuses, and summaries and scores of older versions."""
+"""The summary of a run: what it holds and what it refuses."""
 
 from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from planted import BLOCKS, PLANTED, fail, make_scores
 
-from riebench.analysis import block_table, dominance_over, load_summary, read_scores, summarise
+from riebench.analysis import block_table, dominance_over, load_summary, summarise
 from riebench.analysis.dominance import NOT_SEPARABLE
 from riebench.analysis.frames import SCORES, Score, describe_scores
 from riebench.core.errors import UserError
 
-OLD_RUN = Path(__file__).parents[1] / "data" / "old_run"
 WHOLE = "+".join(BLOCKS)
 
 
@@ -219,57 +217,11 @@ def test_block_table_shows_every_category_within_its_width(summary):
     assert f"{100 * shapley['mean']:+.1f} [{100 * shapley['low']:.1f},{100 * shapley['high']:.1f}]" in lines[2]
 
 
-# ---- results of older versions
-
-
-def test_scores_of_an_older_version_are_read_and_summarised():
-    frame = read_scores(OLD_RUN / "scores.parquet")
-    summary = summarise(frame, BLOCKS, resamples=500)
-    assert (summary["planned"], summary["overall"]["edits"]) == (7, 7)
-    assert summary["dominance"][0]["categories"]["change_object"]["dominant"]["clip_text_edited"] == "up.0.1"
-    assert row_of(summary, "noop")["scores"]["clip_directional"] is None
-    json.dumps(summary, allow_nan=False)
-
-
-def test_a_summary_of_an_older_version_is_lifted_to_todays_form():
-    old = json.loads((OLD_RUN / "summary.json").read_text())
-    lifted = load_summary(old)
-    today = summarise(read_scores(OLD_RUN / "scores.parquet"), BLOCKS, resamples=50)
-    assert set(lifted) == set(today)
-    assert lifted["scores"] == today["scores"]
-    (table,), (now,) = lifted["dominance"], today["dominance"]
-    assert set(table) == set(now)
-    for key in ("method", "strength", "window", "estimator", "subsets"):
-        assert table[key] == now[key]
-    groups, groups_now = ({**one["categories"], "all": one["overall"]} for one in (table, now))
-    assert set(groups) == set(groups_now)
-    for name, group in groups.items():
-        assert set(group) == set(groups_now[name])
-        for value, effects in group["effects"].items():
-            effects_now = groups_now[name]["effects"][value]
-            for block in BLOCKS:  # the old file is rounded to four digits
-                assert effects[block]["shapley"]["mean"] == pytest.approx(
-                    effects_now[block]["shapley"]["mean"], abs=1e-4
-                )
-    assert set(lifted["categories"]["change_object"]) == set(today["categories"]["change_object"])
-    assert lifted["categories"]["change_object"]["dominant"]["clip_text_edited"] == "up.0.1"
-    assert set(lifted["methods"][0]) == set(today["methods"][0])
-    assert lifted["methods_by_category"] == {"change_object": [], "change_style": []}
-    assert lifted["frontier"] == today["frontier"] and lifted["chosen_strengths"] == {}
-    assert block_table(lifted).splitlines()[2].endswith("up.0.1")
-    assert len(dominance_over([("old", old)])) == 3 * 3 * 4  # without efficiency, which was not measured then
-
-
-def test_an_older_summary_without_effects_and_one_of_today_are_taken(summary):
-    old = json.loads((OLD_RUN / "summary.json").read_text())
-    none = {"effects": {}, "dominant": {}, "lead": {}}
-    bare = old | {"dominance": None, "overall": old["overall"] | none}
-    bare["categories"] = {name: row | none for name, row in old["categories"].items()}
-    assert load_summary(bare)["dominance"] == [] and "not measured" in block_table(load_summary(bare))
-    assert load_summary(summary) == summary
-
-
 @pytest.mark.parametrize("broken", [{}, {"overall": 3}, {"overall": {}, "categories": {}, "dominance": None}, []])
 def test_what_is_no_summary_is_refused(broken):
     with pytest.raises(UserError, match="not a run's summary"):
         load_summary(broken)
+
+
+def test_a_summary_is_taken_as_it_is(summary):
+    assert load_summary(summary) is summary

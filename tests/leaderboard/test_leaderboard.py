@@ -100,7 +100,7 @@ def write_run(folder, frame=None, *, side=8, **manifest):
         "python": "3.11.7",
         "judges": "1ed9e",
     }
-    words |= {"edits": {"sha256": hashlib.sha256("\n".join(map(repr, EDITS)).encode()).hexdigest()}}
+    words |= {"edits": {"sha256": set_sha256(EDITS)}}
     words |= {"made": 500, "unet_forwards": 400.0, "seconds": 50.0, "versions": {"riebench": "0.1.0"}} | manifest
     (folder / "manifest.json").write_text(json.dumps(words))
     write_scores(frame, folder / "scores.parquet")
@@ -222,16 +222,6 @@ def test_large_pictures_are_made_small(tmp_path):
         assert max(image.size) == 256
 
 
-def test_pictures_of_runs_of_older_versions_are_found(tmp_path):
-    frame = make_frame().assign(original="", edited="", regions="")
-    run = write_run(tmp_path / "run", frame)
-    Image.new("L", (8, 8), 255).save(run / "images" / "regions-0123.png")
-    (folder,) = submit(run, tmp_path / "board", methods=["sae@1"])
-    case = read_entry(folder).content["images"][0]
-    for kind, source in (("original", "noop"), ("edited", "oracle-prompt"), ("regions", "regions-0123")):
-        assert (folder / "images" / case[kind]).read_bytes() == (run / "images" / f"{source}.png").read_bytes()
-
-
 def test_failed_cases_are_counted_and_are_no_gap(tmp_path):
     failed = [("add_object-0", 42, "sae"), ("add_object-0", 43, "sae"), ("change_pose-1", 44, "noop")]
     (folder,) = submit(write_run(tmp_path / "run", make_frame(failed=failed)), tmp_path / "board", methods=["sae@1"])
@@ -261,6 +251,11 @@ def test_failed_cases_are_counted_and_are_no_gap(tmp_path):
         (make_frame, {"config": {"edits": "smal"}}, "did you mean 'small'"),
         (make_frame, {"edits": {"sha256": "0" * 64}}, "the edit set 'small' has changed since"),
         (make_frame, {"methods": []}, "the manifest has no method 'sae' at strength 1"),
+        (
+            lambda: make_frame().assign(regions=""),
+            {},
+            "does not name the regions picture of change_object-1 with seed 42",
+        ),
     ],
 )
 def test_what_cannot_be_an_entry_is_refused_and_leaves_nothing(tmp_path, frame, manifest, said):

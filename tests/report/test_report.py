@@ -326,28 +326,11 @@ def test_the_index_begins_with_the_setting_of_the_block_effects(index):
     assert sum(setting["single"] for setting in index["settings"]) == 4
 
 
-def test_results_of_older_versions_show_the_images_of_noop_and_oracle_prompt(tmp_path):
-    scores = make_run(tmp_path, num_edits=1, masks=False).drop(columns=["original", "edited", "regions"])
+def test_without_masks_none_are_shown(tmp_path):
+    scores = make_run(tmp_path, num_edits=1, masks=False)
     index = strips_index(summarise(scores, BLOCKS, resamples=20), scores, tmp_path, {})
-    noop = scores.loc[scores["method"] == NOOP, "image"].tolist()
-    oracle = scores.loc[scores["method"] == "oracle-prompt", "image"].tolist()
-    assert index["cases"]["original"] == noop and index["cases"]["edited"] == oracle
     assert index["masks"] is False and set(index["cases"]["regions"]) == {""}
-
-
-def test_a_summary_of_an_older_version_still_has_a_page(run, tmp_path):
-    scores, summary = run[1], run[2]
-    headline = summary["dominance"][0]
-    counted = {name: row | headline["categories"][name] for name, row in summary["categories"].items()}
-    kept = ("backbone", "steps", "mode", "blocks", "resamples", "seed", "planned", "failed", "methods", "left_out")
-    old = {name: summary[name] for name in kept} | {
-        "values": ["clip_text_edited", "oracle_success", "lpips_original"],
-        "dominance": {"method": "sae", "strength": 1.0},
-        "overall": summary["overall"] | headline["overall"],
-        "categories": counted,
-    }
-    page = Page(write_report(tmp_path, old, scores, MANIFEST).read_text())
-    assert "up.0.1 for change colour" in page.text and "change style" in page.text
+    assert index["settings"][0]["files"]["between"][0]
 
 
 @pytest.mark.parametrize("name", ["../outside.png", "images/../../outside.png", "{absolute}", "missing.png", ""])
