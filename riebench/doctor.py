@@ -15,6 +15,7 @@ from riebench.backbones.released import VAES
 from riebench.backbones.table import BACKBONES, Backbone
 from riebench.core.errors import UserError
 from riebench.core.hub import Weights, missing_files
+from riebench.core.text_tables import aligned
 from riebench.metrics.weights import METRIC_WEIGHTS
 from riebench.regions.grounders import GROUNDER_WEIGHTS, GROUNDERS, SHIPPED_WEIGHTS
 from sae_models.released import RELEASED_WEIGHTS
@@ -93,11 +94,11 @@ def format_doctor(found: dict[str, Any]) -> str:
     rows += [
         (name, item["weights"], _memory_words(item), _fetch_words(item)) for name, item in found["backbones"].items()
     ]
-    lines += ["", *_table(rows)]
+    lines += ["", *aligned(rows)]
     for kind in ("grounders", "judges", "SAEs"):
         rows = [(kind.removesuffix("s"), "weights", "to fetch")]
         rows += [(name, item["weights"], _fetch_words(item)) for name, item in found[kind].items()]
-        lines += ["", *_table(rows)]
+        lines += ["", *aligned(rows)]
     return "\n".join(lines)
 
 
@@ -181,9 +182,3 @@ def _fetch_words(item: dict[str, Any]) -> str:
         return ""
     name, gigabytes = item["fetch"]
     return f"riebench fetch {name} ({gigabytes:.3g} GB)"
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Rows as lines with their columns below each other."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

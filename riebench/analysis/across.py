@@ -9,6 +9,7 @@ import pandas as pd
 from riebench.analysis.dominance import NOT_SEPARABLE
 from riebench.analysis.summary import load_summary
 from riebench.core.errors import UserError
+from riebench.core.text_tables import aligned
 
 EFFECTS = ("solo", "leave_one_out", "shapley")
 #: What tells one table of effects from another.
@@ -69,9 +70,7 @@ def verdict_table(effects: pd.DataFrame, value: str = "clip_text_edited") -> str
     categories = [name for name in of_value["category"].unique() if name != ALL]
     for category in [*categories, ALL]:
         cells.append([category, *(_cell(column.get(category)) for column in columns)])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
-    return "\n".join([f"Dominant block by {value}, with its Shapley value", *lines])
+    return "\n".join([f"Dominant block by {value}, with its Shapley value", *aligned(cells)])
 
 
 _ENDS = {"": "mean", "_low": "low", "_high": "high"}

@@ -17,6 +17,7 @@ from riebench.analysis.frames import CASE, NOOP, one_of_each, read_scores, valid
 from riebench.analysis.statistics import bootstrap_weights
 from riebench.core.errors import UserError
 from riebench.core.files import read_json
+from riebench.core.text_tables import markdown
 
 RESAMPLES, LEVEL = 1000, 0.95
 RESAMPLES_AT_ONCE = 16  # so many rows of weights stay in the processor's cache
@@ -306,14 +307,7 @@ def _table(of_set: dict, truth: Truth, statistic: str) -> str:
         ]
         for name, row in {**of_set["categories"], "all": of_set["overall"]}.items()
     ]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
-    return "\n".join(_line(row, widths) for row in rows)
-
-
-def _line(cells: list[str], widths: list[int]) -> str:
-    padded = [f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)]
-    return f"| {' | '.join([cells[0].ljust(widths[0]), *padded[1:]])} |"
+    return markdown(rows, right=range(1, len(head)))
 
 
 def _cell(estimate: dict) -> str:

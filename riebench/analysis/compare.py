@@ -33,6 +33,7 @@ from riebench.analysis.statistics import (
 )
 from riebench.core.errors import UserError, did_you_mean
 from riebench.core.files import read_json, write_json, write_text
+from riebench.core.text_tables import markdown
 
 #: What is compared where nothing is asked for, as far as the runs have it: of gain and of preservation, the headlines.
 HEADLINES = (
@@ -155,7 +156,7 @@ def compare_table(found: dict) -> str:
         parts.append(f"Left out: `{row['label']}` failed on every case ({row['reason']}).")
     head = ("metric", "method", "mean", "difference", "95 % interval", "p (Holm)", "verdict")
     lines = [[titles[name], method, *_long_cells(cells[ALL, method, name])] for name in shown for method in others]
-    parts += ["### All categories", _table(head, lines, right=(2, 3, 5))]
+    parts += ["### All categories", markdown([head, *lines], right=(2, 3, 5))]
     num_tests = sum(cell["p_holm"] is not None for cell in found["cells"])
     for category, row in found["categories"].items():
         failed = ", ".join(f"{count} {reason}" for reason, count in row["failed"].items())
@@ -166,9 +167,11 @@ def compare_table(found: dict) -> str:
             f"### {category}",
             f"{row['cases']} of {row['planned']} cases, {row['edits']} {'edit' if row['edits'] == 1 else 'edits'}"
             f"{f'; not counted: {failed}' if failed else ''}.{few}",
-            _table(
-                ("method", *labels.values()),
-                [[method, *(_short_cell(cells[category, method, name]) for name in shown)] for method in others],
+            markdown(
+                [
+                    ("method", *labels.values()),
+                    *((method, *(_short_cell(cells[category, method, name]) for name in shown)) for method in others),
+                ]
             ),
         ]
     return "\n\n".join(parts) + "\n"
@@ -441,19 +444,3 @@ def _short_cell(cell: dict) -> str:
         return cell["verdict"]
     dropped = f" ({cell['dropped']} undefined)" if cell["dropped"] else ""
     return f"{cell['difference']['mean']:+.4f} {cell['verdict']}{dropped}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """A markdown table whose columns line up; those of `right` are set to the right."""
-    lines = [[cell.replace("|", r"\|") for cell in line] for line in (head, *rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    rule = ["-" * (width - 1) + ":" if i in right else "-" * width for i, width in enumerate(widths)]
-    return "\n".join(
-        "| "
-        + " | ".join(
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        + " |"
-        for line in (lines[0], rule, *lines[1:])
-    )

@@ -26,6 +26,7 @@ from riebench.analysis.methods import method_rows
 from riebench.analysis.statistics import ValidCases, edit_weights, valid_cases
 from riebench.analysis.strengths import chosen_strengths
 from riebench.core.errors import UserError
+from riebench.core.text_tables import aligned
 
 OVERALL = "overall"
 TABLE_WIDTH = 110
@@ -141,15 +142,7 @@ def block_table(summary: dict) -> str:
             cells.append(
                 [name, *(_cell(s, with_intervals) for s in shapley), row["dominant"].get(value, "no valid case")]
             )
-        widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-        last = len(widths) - 1
-        return [
-            " ".join(
-                cell.ljust(width) if i in (0, last) else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in cells
-        ]
+        return aligned(cells, right=range(1, 1 + len(blocks)), gap=" ")
 
     table = lines(with_intervals=True)
     if max(map(len, table)) > TABLE_WIDTH:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from riebench.core.text_tables import aligned, markdown
 from riebench.dictionaries.evaluate import OWN_ROWS, shown_steps
 from riebench.dictionaries.generalisation import ALL_STEPS, FEATURE_COSINE, FEATURE_OVERLAP
 from riebench.dictionaries.reconstruction import ZERO
@@ -81,7 +82,7 @@ def format_tables(found: dict) -> str:
     """The tables of what `evaluate` found but the mean explained variance of steps, for a terminal."""
     tables = _of_own(found) | _of_steps(found, without=ONLY_ON_PAGE) | _of_images(found) | _of_seeds(found)
     return "\n\n".join(
-        f"{title}\n{table.to_string(float_format=FORMATS.get(title, DECIMALS).format, na_rep='-')}"
+        "\n".join([title, *aligned(_cells(table, FORMATS.get(title, DECIMALS)), _right(table))])
         for title, table in tables.items()
     )
 
@@ -101,7 +102,8 @@ def format_markdown(found: dict) -> str:
         if tables:
             parts += [f"## {title}", explanation.format(**said)]
             parts += [
-                f"### {name}\n\n{_markdown(table, FORMATS.get(name, DECIMALS))}" for name, table in tables.items()
+                f"### {name}\n\n{markdown(_cells(table, FORMATS.get(name, DECIMALS)), _right(table))}"
+                for name, table in tables.items()
             ]
     return "\n\n".join(parts) + "\n"
 
@@ -186,17 +188,21 @@ def _table(columns: dict[tuple[str, str], dict[tuple[str, str], float]], names: 
     return table.rename_axis(index=names, columns=["", "step"])
 
 
-def _markdown(table: pd.DataFrame, number: str) -> str:
-    """Of columns by (backbone, step) the first row names the backbones, each over its first step; the second the
-    steps."""
+def _cells(table: pd.DataFrame, number: str) -> list[list[str]]:
+    """Returns the head and the rows of a table as text. Where its columns are by (backbone, step), the head names the
+    backbones, each over its first step, and the row below it the steps."""
     names = [str(name) for name in table.index.names]
-    lines = [[*names, *table.columns], ["---"] * len(names) + ["---:"] * len(table.columns)]
+    lines = [[*names, *map(str, table.columns)]]
     if table.columns.nlevels == 2:
         backbones, steps = (list(table.columns.get_level_values(level)) for level in (0, 1))
-        lines[0] = names + [name if i == 0 or name != backbones[i - 1] else "" for i, name in enumerate(backbones)]
+        lines = [names + [name if i == 0 or name != backbones[i - 1] else "" for i, name in enumerate(backbones)]]
         lines.append(["step", *[""] * (len(names) - 1), *steps])
-    lines += [
+    return lines + [
         [*labels, *("-" if pd.isna(value) else number.format(value) for value in values)]
         for labels, values in zip(table.index, table.to_numpy(), strict=True)
     ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _right(table: pd.DataFrame) -> range:
+    """Returns the places of the columns of numbers, behind those of the index."""
+    return range(table.index.nlevels, table.index.nlevels + table.shape[1])

@@ -186,7 +186,7 @@ def test_the_command_prints_json_and_writes_the_page_it_says_how_to_make(root, t
     assert [row["name"] for row in printed["dictionaries"]] == ["four", "eight", "eight"]
     page = (tmp_path / "page.md").read_text()
     value = printed["dictionaries"][2]["on"][TURBO]["cond"]["explained_variance_mean"][0]
-    assert f"| up.0.1 | eight | {value:.3f} |" in page
+    assert ["up.0.1", "eight", f"{value:.3f}"] in rows_of(page, "Explained variance, mean over dimensions")
     assert f"riebench evaluate --trained-on {TURBO} --dictionary eight,four --on {TURBO} --count 2 --images 1" in page
 
 
