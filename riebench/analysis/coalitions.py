@@ -101,7 +101,7 @@ def coalitions_of(num_blocks: int, masks: Collection[int]) -> Coalitions | None:
         solo[place[0], i] -= 1
         leave_one_out[place[every], i] += 1
         leave_one_out[place[every ^ 1 << i], i] -= 1
-    estimator = "exact" if len(known) == every + 1 else "sampled"
+    estimator: Literal["exact", "sampled"] = "exact" if len(known) == every + 1 else "sampled"
     return Coalitions(tuple(known), estimator, solo, leave_one_out, shapley_weights(num_blocks, known))
 
 

@@ -70,7 +70,7 @@ def summarise(
     weights = cache(lambda num_edits: edit_weights(num_edits, resamples, seed))
 
     tables = {score.name: score_table(frame_valid, score.name) for score in scores}
-    dominance = []
+    dominance: list[dict] = []
     for game in games_of(frame_valid, blocks, (method,) if isinstance(method, str) else tuple(method)):
         effects = dominance_table(frame_valid, tables, game, blocks, {OVERALL: valid.cases, **groups}, weights)
         about = {"method": game.method, "strength": game.strength, "window": game.window}
