@@ -7,19 +7,17 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import cache
-from html import escape
-from importlib import resources
 from pathlib import Path
-from string import Template
 from urllib.parse import urlencode
+
+from markupsafe import Markup
 
 from riebench.core.errors import UserError
 from riebench.leaderboard.entries import IMAGES_FOLDER, Entry, read_entries
 from riebench.leaderboard.site_board import COLUMNS, board_of, name_of_board, plots_of, standing
-from riebench.leaderboard.site_entry import PICTURES, entry_sections, marks
-from riebench.leaderboard.site_words import address, embedded_json
-from riebench.report.markup import links_to, policy_digest, titled
+from riebench.leaderboard.site_entry import ENVIRONMENT, PICTURES, entry_sections
+from riebench.leaderboard.site_words import address
+from riebench.report.rendering import asset, content_policy
 from riebench.report.words import count_of
 
 INDEX, PAGES, IMAGES = "index.html", "entries", "images"
@@ -67,35 +65,18 @@ def _write_site(entries: Sequence[Entry], folder: Path) -> None:
     (folder / INDEX).write_text(_index(boards, plots), encoding="utf-8")
 
 
-def _index(boards: Sequence[dict], plots: Sequence[Mapping[str, str]]) -> str:
-    heads = {**FIRST_HEADS, **{column.key: column.label for column in COLUMNS}, **LAST_HEADS}
-    columns = [{"key": c.key, "better": c.better, "signed": c.signed} for c in COLUMNS]
-    templates = (
-        f'<template id="{escape(f"plot-{number}-{category}")}">{svg}</template>'
-        for number, of_board in enumerate(plots)
-        for category, svg in of_board.items()
-    )
+def _index(boards: Sequence[dict], plots: Sequence[Mapping[str, Markup]]) -> str:
     num_entries = sum(len(board["entries"]) for board in boards)
+    columns = [{"key": c.key, "better": c.better, "signed": c.signed} for c in COLUMNS]
     return _page(
         "index.html",
-        scripts=("board.js",),
+        asset("site/board.js", __package__),
         subtitle=f"{count_of(num_entries, 'entry', 'entries')} on {count_of(len(boards), 'backbone')}.",
-        heads="".join(
-            f'<th scope="col" data-key="{key}"><button type="button" class="sort">{escape(label)}</button></th>'
-            for key, label in heads.items()
-        ),
-        links="".join(_links(board) for board in boards),
-        plots="\n".join(templates),
-        data=embedded_json({"backbones": boards, "columns": columns}),
+        heads={**FIRST_HEADS, **{column.key: column.label for column in COLUMNS}, **LAST_HEADS},
+        boards=boards,
+        plots=plots,
+        data={"backbones": boards, "columns": columns},
     )
-
-
-def _links(board: Mapping) -> str:
-    """The entries of a backbone, for readers without scripts."""
-    items = "".join(
-        f'<li><a href="{escape(entry["page"])}">{escape(entry["name"])}</a></li>' for entry in board["entries"]
-    )
-    return f"<p>{escape(board['name'])}</p><ul>{items}</ul>"
 
 
 def _write_entry(entry: Entry, board: Mapping, folder: Path) -> None:
@@ -110,13 +91,13 @@ def _write_entry(entry: Entry, board: Mapping, folder: Path) -> None:
         raise UserError(f"entry {entry.folder} cannot be shown: {error!r}", remedy="riebench validate it") from error
     page = _page(
         "entry.html",
-        scripts=("tables.js",),
-        title=escape(content["title"]),
-        subtitle=escape(f"{content['method']['name']} on {entry.backbone}, {entry.mode} mode"),
-        marks=marks(entry),
-        back=f"../../{INDEX}#{escape(urlencode({'backbone': board['name']}))}",
-        navigation=links_to(sections),
-        sections=titled(sections),
+        asset("tables.js"),
+        title=content["title"],
+        subtitle=f"{content['method']['name']} on {entry.backbone}, {entry.mode} mode",
+        is_control=entry.is_control,
+        sees_edited_image=content["sees_edited_image"],
+        back=f"../../{INDEX}#{urlencode({'backbone': board['name']})}",
+        sections=sections,
     )
     path = folder / PAGES / entry.backbone / f"{entry.name}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,24 +108,13 @@ def _write_entry(entry: Entry, board: Mapping, folder: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _page(template: str, scripts: Sequence[str], **markup: str) -> str:
-    """A page out of its template. Its policy allows its own style and script, by their digests, and pictures of the
-    site; nothing else."""
-    style = f"{_asset('style.css')}\n{_asset('site.css')}"
-    script = "\n".join(map(_asset, scripts))
-    policy = (
-        f"default-src 'none'; style-src {policy_digest(style)}; script-src {policy_digest(script)}; "
-        "img-src 'self' file: data:; base-uri 'none'; form-action 'none'"
-    )
-    return Template(_asset(template)).substitute(policy=policy, style=style, script=script, **markup)
-
-
-@cache
-def _asset(name: str) -> str:
-    """A file of the site, or of the report, whose look it shares."""
-    own = resources.files(__package__).joinpath("site", name)
-    file = own if own.is_file() else resources.files("riebench.report").joinpath(name)
-    return file.read_text(encoding="utf-8")
+def _page(template: str, script: Markup, **values: object) -> str:
+    """Returns a page out of its template. Its policy allows its own style and script, by their digests, and pictures of
+    the site; nothing else."""
+    style = Markup("\n").join([asset("style.css"), asset("site/site.css", __package__)])
+    scripts = [script]
+    policy = content_policy(style, scripts, images="'self' file: data:")
+    return ENVIRONMENT.get_template(template).render(policy=policy, style=style, scripts=scripts, **values)
 
 
 def _move_files(made: Path, out: Path) -> None:

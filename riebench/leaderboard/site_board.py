@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from riebench.analysis.frames import NOOP
 from riebench.analysis.ranks import rank_entries
 from riebench.analysis.statistics import Interval
@@ -30,7 +32,7 @@ class Column:
     signed: bool = False
 
     def of(self, row: dict) -> Interval | None:
-        """The value in a row of an entry's aggregates."""
+        """Returns the value in a row of an entry's aggregates."""
         return _known(row["gains"].get(GAIN) if self.key == "gain" else row["scores"].get(self.key))
 
 
@@ -43,12 +45,12 @@ COLUMNS = (
 
 
 def name_of_board(entry: Entry) -> str:
-    """Entries of one name are ranked together: those of one backbone, and the reference mode by itself."""
+    """Returns the name that entries which are ranked together share: the backbone's, with a mode that is not strict."""
     return entry.backbone if entry.mode == "strict" else f"{entry.backbone}, {entry.mode} mode"
 
 
 def board_of(entries: Sequence[Entry], pages: Mapping[str, str]) -> dict:
-    """The entries of one backbone and mode, JSON-able and without anything per case.
+    """Returns the entries of one backbone and mode, JSON-able and without anything per case.
 
     pages: name of an entry -> address of its page. Keys: `name`; `metrics`, those that have a direction to rank by,
     each with name, label, direction and meaning, the headline first; `categories`, "all" first, each with its words;
@@ -77,8 +79,8 @@ def board_of(entries: Sequence[Entry], pages: Mapping[str, str]) -> dict:
     }
 
 
-def plots_of(entries: Sequence[Entry], pages: Mapping[str, str]) -> dict[str, str]:
-    """Category -> the trade-off plot of a backbone's entries; none where no entry has both scores."""
+def plots_of(entries: Sequence[Entry], pages: Mapping[str, str]) -> dict[str, Markup]:
+    """Returns category -> the trade-off plot of a backbone's entries; none where no entry has both scores."""
     plots = {}
     for category in _categories(entries):
         points = []
@@ -98,7 +100,7 @@ def plots_of(entries: Sequence[Entry], pages: Mapping[str, str]) -> dict[str, st
 
 
 def standing(entry: Entry, board: Mapping) -> str:
-    """Where an entry ranks by the headline score over all categories, as a sentence."""
+    """Returns where an entry ranks by the headline score over all categories, as a sentence."""
     place = [one["name"] for one in board["entries"]].index(entry.name)
     metric, ranked = board["metrics"][0], board["ranked"][ALL][board["metrics"][0]["name"]][place]
     if ranked is None:

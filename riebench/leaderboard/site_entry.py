@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from html import escape
+
+from jinja2 import PackageLoader
+from markupsafe import Markup
 
 from riebench.leaderboard.entries import Entry
 from riebench.leaderboard.site_words import ALL, category_words, in_order, rows_by_category, web_address
 from riebench.report.figures import HeatRow, heat_picture
-from riebench.report.markup import details, figure, number, p_value, paragraph, table
+from riebench.report.markup import definitions, details, figure, number, p_value, paragraph, table, wrapped
+from riebench.report.rendering import environment
 from riebench.report.words import COST, GAIN, VALUES, count_cell, interval_cell, interval_of
+
+#: The environment of the site's templates.
+ENVIRONMENT = environment(PackageLoader("riebench.leaderboard", "site"))
+_MACROS = ENVIRONMENT.get_template("entry_parts.html").module
 
 #: The scores of the first table, where the entry has them; all of them are in the second.
 HEADLINE_SCORES = (COST, "lpips_outside", "edit_efficiency", "oracle_success")
@@ -25,15 +32,8 @@ TOLD = {
 }
 
 
-def marks(entry: Entry) -> str:
-    """What a reader must know of an entry before comparing it, as markup."""
-    control = '<span class="mark">control</span>' if entry.is_control else ""
-    oracle = '<span class="mark oracle">oracle: sees the edited image</span>'
-    return control + (oracle if entry.content["sees_edited_image"] else "")
-
-
-def entry_sections(entry: Entry, standing: str, picture_addresses: Mapping[str, str]) -> dict[str, str]:
-    """Title -> markup of each section of the page.
+def entry_sections(entry: Entry, standing: str, picture_addresses: Mapping[str, str]) -> dict[str, Markup]:
+    """Returns title -> markup of each section of the page.
 
     standing: where it ranks, as a sentence. picture_addresses: file name in the entry's `images/` -> address on the
     site; a picture that is not among them is shown as missing.
@@ -50,25 +50,11 @@ def entry_sections(entry: Entry, standing: str, picture_addresses: Mapping[str, 
     }
 
 
-def _about(content: dict, standing: str) -> str:
-    link = web_address(content["code"])
-    code = f'<a href="{escape(link)}" rel="noopener noreferrer">{escape(link)}</a>' if link else "–"
-    sees = "yes: its features are chosen by looking at the answer" if content["sees_edited_image"] else "no"
-    return (
-        f'<div class="answer">{paragraph(standing)}</div>'
-        + (paragraph(content["description"]) if content["description"] else "")
-        + _facts(
-            {
-                "Authors": escape(content["authors"]) or "–",
-                "Code": code,
-                "Submitted": escape(content["submitted"]),
-                "Sees the edited image": sees,
-            }
-        )
-    )
+def _about(content: dict, standing: str) -> Markup:
+    return _MACROS.about(content, standing, web_address(content["code"]))
 
 
-def _scores(content: dict) -> str:
+def _scores(content: dict) -> Markup:
     rows, metrics = rows_by_category(content), {metric["name"]: metric for metric in content["metrics"]}
     first = [name for name in HEADLINE_SCORES if name in metrics]
     headline = table(
@@ -103,18 +89,18 @@ def _scores(content: dict) -> str:
         headline
         + paragraph("Edit gain: CLIP cosine with the edited prompt, less that of the original image.")
         + details("All scores", every)
-        + details("What the scores are", f'<div class="wrap">{meanings}</div>')
+        + details("What the scores are", wrapped(meanings))
     )
 
 
-def _blocks(content: dict) -> str:
+def _blocks(content: dict) -> Markup:
     effects = content["dominance"]
     if effects is None:
         return paragraph("Not measured: block effects need the method run on enough subsets of the blocks.")
     how = (
         f"{effects['method']} at strength {effects['strength']:g}, {effects['estimator']}, {effects['subsets']} subsets"
     )
-    parts = []
+    parts: list[Markup] = []
     for value in effects["overall"]["effects"]:
         name = VALUES.get(value, value)
         picture = figure(
@@ -123,10 +109,10 @@ def _blocks(content: dict) -> str:
             "orange a negative one; an outline marks a block that dominates.",
         )
         parts.append(details(f"The same for {name}", picture) if parts else picture)
-    return "".join(parts)
+    return Markup().join(parts)
 
 
-def _block_chart(effects: dict, value: str, blocks: Sequence[str]) -> str:
+def _block_chart(effects: dict, value: str, blocks: Sequence[str]) -> Markup:
     rows = []
     of_categories = effects["categories"]
     groups = {**{name: of_categories[name] for name in in_order(of_categories)}, ALL: effects["overall"]}
@@ -145,54 +131,41 @@ def _block_chart(effects: dict, value: str, blocks: Sequence[str]) -> str:
     return heat_picture(title, blocks, rows, "dominant block")
 
 
-def _images(content: dict, addresses: Mapping[str, str]) -> str:
+def _images(content: dict, addresses: Mapping[str, str]) -> Markup:
     labels = {metric["name"]: metric["label"] for metric in content["metrics"] if metric["name"] in STRIP_SCORES}
-    strips = "".join(_strip(case, labels, addresses) for case in content["images"])
-    if not strips:
-        return paragraph("The entry has no images.")
-    return (
-        paragraph(
-            f"One case a category; chosen: {content['chosen']}. In the masks dark grey is the original image’s region, "
-            "light grey the edited one’s, white both."
-        )
-        + f'<div class="cases">{strips}</div>'
-    )
+    return _MACROS.images(content["chosen"], [_strip(case, labels, addresses) for case in content["images"]])
 
 
-def _strip(case: dict, labels: Mapping[str, str], addresses: Mapping[str, str]) -> str:
-    prompts = f"“{case['prompt_original']}” → “{case['prompt_edited']}”"
-    where = f"{case['edit']}, seed {case['seed']}"
-    scores = " · ".join(f"{label} {number(case['scores'].get(name))}" for name, label in labels.items())
-    tiles = []
-    for kind, caption in PICTURES.items():
-        source, alt = addresses.get(case[kind]), f"{category_words(case['category'])}, {where}: {caption}"
-        picture = (
-            f'<img loading="lazy" decoding="async" src="{escape(source)}" alt="{escape(alt)}">'
-            if source
-            else '<div class="none">no image</div>'
-        )
-        tiles.append(f"<li>{picture}<b>{caption}</b></li>")
-    return (
-        f"<article><h3>{escape(category_words(case['category']))}</h3>"
-        f'<p>{escape(prompts)} <span class="subtitle">({escape(where)})</span></p>'
-        f'<ul class="strip">{"".join(tiles)}</ul><p class="subtitle">{escape(scores)}</p></article>'
-    )
+def _strip(case: dict, labels: Mapping[str, str], addresses: Mapping[str, str]) -> dict:
+    """Returns what the template shows of a case: title, prompts, where, scores, and pictures as (caption, address, None
+    for a missing one, and what is read out in its place)."""
+    title, where = category_words(case["category"]), f"{case['edit']}, seed {case['seed']}"
+    return {
+        "title": title,
+        "prompts": f"“{case['prompt_original']}” → “{case['prompt_edited']}”",
+        "where": where,
+        "scores": " · ".join(f"{label} {number(case['scores'].get(name))}" for name, label in labels.items()),
+        "pictures": [
+            (caption, addresses.get(case[kind]), f"{title}, {where}: {caption}") for kind, caption in PICTURES.items()
+        ],
+    }
 
 
-def _cost(cost: dict) -> str:
-    return _facts(
+def _cost(cost: dict) -> Markup:
+    return definitions(
         {
             "Features": _figure(cost["num_features"]),
             "Injected norm": _figure(cost["injected_norm"]),
             "U-Net forwards an image": _figure(cost["unet_forwards_per_image"]),
             "Seconds an image": _figure(cost["seconds_per_image"]),
-            "Device": escape(cost["device"]) or "–",
-            "Machine": escape(cost["machine"]) or "–",
-        }
+            "Device": cost["device"] or "–",
+            "Machine": cost["machine"] or "–",
+        },
+        kind="facts",
     )
 
 
-def _failures(failures: dict) -> str:
+def _failures(failures: dict) -> Markup:
     rows = [
         (category_words(category), reason, count_cell(count))
         for category, reasons in failures.items()
@@ -203,15 +176,14 @@ def _failures(failures: dict) -> str:
     return table("Cases left out, by category and reason", ("category", "reason", "cases"), rows)
 
 
-def _what_was_run(content: dict) -> str:
+def _what_was_run(content: dict) -> Markup:
     rest = {key: value for key, value in content.items() if key not in TOLD}
     rest["hashes"] = {key: value for key, value in content["hashes"].items() if key != "images"}
-    rows = table("Settings, versions and hashes of the entry", ("what", "value"), _leaves(rest))
-    return f'<div class="wrap">{rows}</div>'
+    return wrapped(table("Settings, versions and hashes of the entry", ("what", "value"), _leaves(rest)))
 
 
 def _leaves(value: object, name: str = "") -> list[tuple[str, str]]:
-    """(Dotted name, text) of each leaf of nested dicts; a list is one leaf."""
+    """Returns (dotted name, text) of each leaf of nested dicts; a list is one leaf."""
     if isinstance(value, dict):
         return [row for key, inner in value.items() for row in _leaves(inner, f"{name}.{key}" if name else str(key))]
     if isinstance(value, list) and not any(isinstance(item, (dict, list)) for item in value):
@@ -221,11 +193,6 @@ def _leaves(value: object, name: str = "") -> list[tuple[str, str]]:
 
 def _with_arrow(metric: dict) -> str:
     return metric["label"] + ARROWS[metric["better"]]
-
-
-def _facts(facts_markup: Mapping[str, str]) -> str:
-    inside = "".join(f"<dt>{escape(name)}</dt><dd>{markup}</dd>" for name, markup in facts_markup.items())
-    return f'<dl class="facts">{inside}</dl>'
 
 
 def _figure(value: float | None) -> str:

@@ -6,6 +6,8 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from riebench.report.figures import Point, trade_off
 
 
@@ -18,8 +20,8 @@ class LinkedPoint:
     """Relative address of its entry's page."""
 
 
-def linked_trade_off(title: str, x_label: str, y_label: str, linked: Sequence[LinkedPoint]) -> str:
-    """`riebench.report.figures.trade_off` as SVG, where each point, with its bars and its label, leads to its page.
+def linked_trade_off(title: str, x_label: str, y_label: str, linked: Sequence[LinkedPoint]) -> Markup:
+    """Returns `riebench.report.figures.trade_off`, where each point, with its bars and its label, leads to its page.
 
     Every part of an entry carries `data-entry`. Points are those of no strength or subset: none is small, all have a
     label.
@@ -37,7 +39,7 @@ def linked_trade_off(title: str, x_label: str, y_label: str, linked: Sequence[Li
         link.extend([*leader, *point, drawn[label]])  # the point's title names the link
         for part in (*leader, point, drawn[label]):
             svg.remove(part)
-    return ET.tostring(svg, encoding="unicode", short_empty_elements=False)
+    return Markup(ET.tostring(svg, encoding="unicode", short_empty_elements=False))
 
 
 def _classes(element: ET.Element) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from urllib.parse import quote, urlsplit
 
@@ -13,17 +12,18 @@ ALL = "all"  # the name of all categories together
 
 
 def category_words(category: str) -> str:
+    """Returns how pages call a category."""
     return OVERALL if category == ALL else words(category)
 
 
 def rows_by_category(content: Mapping) -> dict[str, dict]:
-    """Category -> row of an entry's aggregates, all together first."""
+    """Returns category -> row of an entry's aggregates, all together first."""
     of_categories = content["aggregates"]["categories"]
     return {ALL: content["aggregates"]["overall"], **{name: of_categories[name] for name in in_order(of_categories)}}
 
 
 def in_order(categories: Collection[str]) -> list[str]:
-    """The protocol's nine in its order, then one's own."""
+    """Returns the protocol's nine in its order, then one's own."""
     return [
         *(name for name in CATEGORY_NAMES if name in categories),
         *sorted(name for name in categories if name not in CATEGORY_NAMES),
@@ -31,20 +31,14 @@ def in_order(categories: Collection[str]) -> list[str]:
 
 
 def address(*parts: str) -> str:
-    """A relative address out of the names of folders and of a file."""
+    """Returns the relative address of a file in folders of those names."""
     return "/".join(quote(part, safe="@+") for part in parts)
 
 
 def web_address(text: str) -> str | None:
-    """The text where it is an http or https address that may be linked, else None."""
+    """Returns the text where it is an http or https address that may be linked, else None."""
     try:
         parts = urlsplit(text)
     except ValueError:
         return None
     return text if parts.scheme in ("http", "https") and parts.hostname else None
-
-
-def embedded_json(value: object) -> str:
-    """JSON for a script element: no markup can end or open anything there. Raises `ValueError` for NaN."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

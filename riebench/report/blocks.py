@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from markupsafe import Markup
+
 from riebench.analysis.dominance import NOT_SEPARABLE
 from riebench.report.figures import HeatRow, heat_picture
 from riebench.report.markup import Cell, details, figure, paragraph, table
@@ -20,7 +22,8 @@ from riebench.report.words import (
 EFFECTS = {"solo": "solo", "leave_one_out": "leave-one-out", "shapley": "Shapley"}
 
 
-def blocks_section(summary: dict) -> str:
+def blocks_section(summary: dict) -> Markup:
+    """Returns the figures of the headline's block effects, and behind them those of the other settings."""
     if not summary["dominance"]:
         return paragraph(
             "Block effects were not measured: they need a method that is run on every subset of the blocks."
@@ -28,16 +31,16 @@ def blocks_section(summary: dict) -> str:
     headline, *others = summary["dominance"]
     parts = [_of_table(headline, summary, 0)]
     if others:
-        parts.append("<h3>The same for other methods</h3>")
+        parts.append(Markup("<h3>The same for other methods</h3>"))
         parts += [
             details(_sentence(found, summary), paragraph(answer(found, summary)) + _of_table(found, summary, place))
             for place, found in enumerate(others, start=1)
         ]
-    return "\n".join(parts)
+    return Markup("\n").join(parts)
 
 
 def answer(found: dict, summary: dict) -> str:
-    """Which block dominates which categories, in a sentence. found: a table of the summary's `dominance`."""
+    """Returns a sentence on which block dominates which categories. found: a table of the summary's `dominance`."""
     headline = summary["values"][0]
     verdicts = {category: row["dominant"].get(headline) for category, row in found["categories"].items()}
     dominant: dict[str, list[str]] = {}
@@ -53,17 +56,17 @@ def answer(found: dict, summary: dict) -> str:
     return f"By edit gain, one block dominates in {counted}: {named}.{rest}"
 
 
-def _of_table(found: dict, summary: dict, place: int) -> str:
-    """The figure of the headline value, and those of the others in details. place: in the summary's list."""
+def _of_table(found: dict, summary: dict, place: int) -> Markup:
+    """Returns the figure of the headline value, and those of the others in details. place: in the summary's list."""
     values = [value for value in summary["values"] if any(value in row["effects"] for row in _rows(found).values())]
     figures = {value: _figure(found, summary, value, place) for value in values}
-    return "\n".join(
+    return Markup("\n").join(
         picture if i == 0 else details(f"The same for {_value(value)}", picture)
         for i, (value, picture) in enumerate(figures.items())
     )
 
 
-def _figure(found: dict, summary: dict, value: str, place: int) -> str:
+def _figure(found: dict, summary: dict, value: str, place: int) -> Markup:
     picture = heat_picture(
         f"Shapley value of each block by category: {_value(value)}, {_setting(found, summary)}",
         summary["blocks"],

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+
+from markupsafe import Markup
 
 from riebench.analysis.statistics import Interval
 from riebench.core.axes import ticks
@@ -21,7 +22,7 @@ class HeatRow:
     label: str
     cells: tuple[Interval | None, ...]
     marked: int | None
-    """Which cell is outlined."""
+    """The place of the cell that is outlined."""
     remark: str
     """Text at the row's end."""
 
@@ -53,7 +54,7 @@ class Box:
     bottom: float
 
     def overlap(self, other: Box) -> float:
-        """The shared area."""
+        """Returns the shared area."""
         width = min(self.right, other.right) - max(self.left, other.left)
         height = min(self.bottom, other.bottom) - max(self.top, other.top)
         return max(width, 0.0) * max(height, 0.0)
@@ -67,8 +68,8 @@ class Box:
         )
 
 
-def heat_picture(title: str, columns: Sequence[str], rows: Sequence[HeatRow], remark_title: str) -> str:
-    """A table of coloured cells with means and intervals; the colour's depth is the mean over the largest magnitude."""
+def heat_picture(title: str, columns: Sequence[str], rows: Sequence[HeatRow], remark_title: str) -> Markup:
+    """Draws a table of coloured cells with means and intervals; a colour's depth is the mean over the largest size."""
     left, cell_width, cell_height, top, right = 150, 124, 42, 30, 130
     width, height = left + cell_width * len(columns) + right, top + cell_height * len(rows) + 4
     largest = max((abs(cell.mean) for row in rows for cell in row.cells if cell), default=0.0) or 1.0
@@ -84,22 +85,21 @@ def heat_picture(title: str, columns: Sequence[str], rows: Sequence[HeatRow], re
             if cell is None:
                 parts.append(_text(x + cell_width / 2, y + cell_height / 2 + 4, "–", "middle", "faint"))
                 continue
-            depth = 0.75 * abs(cell.mean) / largest
-            kind = "loss" if cell.mean < 0 else "gain"
+            place = {"x": x + 1.5, "y": y + 1.5, "width": cell_width - 3, "height": cell_height - 3}
+            depth = f"{0.75 * abs(cell.mean) / largest:.3f}"
             parts.append(
-                f"<g><title>{escape(f'{row.label}, {columns[c]}: {interval(cell, signed=True)}')}</title>"
-                f'<rect class="cell" x="{x + 1.5}" y="{y + 1.5}" width="{cell_width - 3}" height="{cell_height - 3}"/>'
-                f'<rect class="{kind}" fill-opacity="{depth:.3f}" x="{x + 1.5}" y="{y + 1.5}" '
-                f'width="{cell_width - 3}" height="{cell_height - 3}"/>'
-                + _text(x + cell_width / 2, y + 18, number(cell.mean, signed=True), "middle", "mean")
-                + _text(x + cell_width / 2, y + 33, f"{number(cell.low)} to {number(cell.high)}", "middle", "range")
-                + "</g>"
+                element(
+                    "g",
+                    element("title", f"{row.label}, {columns[c]}: {interval(cell, signed=True)}"),
+                    element("rect", class_="cell", **place),
+                    element("rect", class_="loss" if cell.mean < 0 else "gain", fill_opacity=depth, **place),
+                    _text(x + cell_width / 2, y + 18, number(cell.mean, signed=True), "middle", "mean"),
+                    _text(x + cell_width / 2, y + 33, f"{number(cell.low)} to {number(cell.high)}", "middle", "range"),
+                )
             )
         if row.marked is not None:
-            parts.append(
-                f'<rect class="marked" x="{left + row.marked * cell_width + 2.5}" y="{y + 2.5}" '
-                f'width="{cell_width - 5}" height="{cell_height - 5}"/>'
-            )
+            place = {"x": left + row.marked * cell_width + 2.5, "y": y + 2.5}
+            parts.append(element("rect", class_="marked", **place, width=cell_width - 5, height=cell_height - 5))
         weight = "" if row.marked is None else "mean"
         parts.append(
             _text(
@@ -109,8 +109,8 @@ def heat_picture(title: str, columns: Sequence[str], rows: Sequence[HeatRow], re
     return _svg(title, width, height, parts)
 
 
-def trade_off(title: str, x_label: str, y_label: str, points: Sequence[Point], curves: Sequence[Curve] = ()) -> str:
-    """Points with 95 % interval bars in both directions, labels placed where they hide the least, and curves."""
+def trade_off(title: str, x_label: str, y_label: str, points: Sequence[Point], curves: Sequence[Curve] = ()) -> Markup:
+    """Draws points with 95 % interval bars in both directions, labels placed where they hide the least, and curves."""
     width, height = 1000, 540
     plot = Box(64, 16, width - 20, height - 52)
     reaching = [p for p in points if not p.small]
@@ -128,34 +128,28 @@ def trade_off(title: str, x_label: str, y_label: str, points: Sequence[Point], c
     parts = []
     for x in x_ticks:
         px, _ = at(x, 0)
-        parts.append(f'<line class="grid" x1="{px:.1f}" x2="{px:.1f}" y1="{plot.top}" y2="{plot.bottom}"/>')
+        parts.append(_line(px, plot.top, px, plot.bottom, "grid"))
         parts.append(_text(px, plot.bottom + 18, _tick(x, x_ticks), "middle", "range"))
     for y in y_ticks:
         _, py = at(0, y)
-        kind = "zero" if y == 0 else "grid"
-        parts.append(f'<line class="{kind}" x1="{plot.left}" x2="{plot.right}" y1="{py:.1f}" y2="{py:.1f}"/>')
+        parts.append(_line(plot.left, py, plot.right, py, "zero" if y == 0 else "grid"))
         parts.append(_text(plot.left - 8, py + 4, _tick(y, y_ticks), "end", "range"))
     parts.append(_text((plot.left + plot.right) / 2, height - 10, x_label, "middle"))
     middle = (plot.top + plot.bottom) / 2
-    parts.append(f'<g transform="rotate(-90 14 {middle})">{_text(14, middle + 4, y_label, "middle")}</g>')
+    parts.append(element("g", _text(14, middle + 4, y_label, "middle"), transform=f"rotate(-90 14 {middle})"))
 
     for curve in curves:
         along = " ".join(f"{px:.1f},{py:.1f}" for px, py in (at(x, y) for x, y in curve.points))
-        parts.append(f'<polyline class="curve c{curve.colour}" points="{along}"/>')
+        parts.append(element("polyline", class_=f"curve c{curve.colour}", points=along))
     for point in reaching:
         (x, y), (x1, y1), (x2, y2) = (at(*ends) for ends in _ends(point))
-        parts.append(
-            f'<g class="bars c{point.colour}"><line x1="{x1:.1f}" x2="{x2:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/></g>'
-        )
+        parts.append(element("g", _line(x1, y, x2, y), _line(x, y1, x, y2), class_=f"bars c{point.colour}"))
     for point in sorted(points, key=lambda p: not p.small):
         x, y = at(point.x.mean, point.y.mean)
         words = f"{point.label}: {x_label} {interval(point.x)}, {y_label} {interval(point.y, signed=True)}"
-        parts.append(
-            f"<g><title>{escape(words)}</title>"
-            f'<circle class="point{" small" if point.small else ""} c{point.colour}" cx="{x:.1f}" cy="{y:.1f}" '
-            f'r="{3.5 if point.small else 6}"/></g>'
-        )
+        kind, radius = ("point small", 3.5) if point.small else ("point", 6)
+        circle = element("circle", class_=f"{kind} c{point.colour}", cx=f"{x:.1f}", cy=f"{y:.1f}", r=radius)
+        parts.append(element("g", element("title", words), circle))
     labelled = sorted((p for p in points if p.labelled), key=lambda p: p.small)
     anchors = [at(p.x.mean, p.y.mean) for p in labelled]
     taken = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in (at(p.x.mean, p.y.mean) for p in points)]
@@ -166,7 +160,7 @@ def trade_off(title: str, x_label: str, y_label: str, points: Sequence[Point], c
     for point, (x, y), box in zip(labelled, anchors, boxes, strict=True):
         near_x, near_y = min(max(x, box.left), box.right), min(max(y, box.top), box.bottom)
         if math.hypot(near_x - x, near_y - y) > FAR:
-            parts.append(f'<line class="leader" x1="{x:.1f}" y1="{y:.1f}" x2="{near_x:.1f}" y2="{near_y:.1f}"/>')
+            parts.append(_line(x, y, near_x, near_y, "leader"))
         parts.append(_text(box.left, box.bottom - 3, point.label, "start", "label faint" if point.small else "label"))
     return _svg(title, width, height, parts)
 
@@ -174,7 +168,7 @@ def trade_off(title: str, x_label: str, y_label: str, points: Sequence[Point], c
 def place_labels(
     labels: Sequence[str], anchors: Sequence[tuple[float, float]], taken: Sequence[Box], plot: Box
 ) -> list[Box]:
-    """A box for each label beside its anchor, in turn where it overlaps least with what is there already."""
+    """Returns a box for each label beside its anchor, in turn where it overlaps least with what is there already."""
     placed: list[Box] = []
     for label, (x, y) in zip(labels, anchors, strict=True):
         width, height = CHARACTER_WIDTH * len(label), 15.0
@@ -198,7 +192,7 @@ def place_labels(
 
 
 def _ends(point: Point) -> tuple[tuple[float, float], ...]:
-    """(x, y) of the point's mean and of the lower and upper ends of its intervals."""
+    """Returns (x, y) of the point's mean and of the lower and upper ends of its intervals."""
     return (point.x.mean, point.y.mean), (point.x.low, point.y.low), (point.x.high, point.y.high)
 
 
@@ -207,14 +201,28 @@ def _tick(value: float, marks: Sequence[float]) -> str:
     return f"{value:.{decimals}f}".replace("-", "−")
 
 
-def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+def element(name: str, *inside: str, **attributes: object) -> Markup:
+    """Returns an element of an SVG, in which the texts inside and the attributes are escaped; `Markup` is not.
+
+    An underscore in an attribute's name stands for a hyphen, and one at its end, as in `class_`, for nothing. An
+    attribute that is "" is left out.
+    """
+    named = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value != ""}
+    written = Markup().join(Markup(' {}="{}"').format(key, value) for key, value in named.items())
+    if not inside:
+        return Markup("<{}{}/>").format(name, written)
+    return Markup("<{0}{1}>{2}</{0}>").format(name, written, Markup().join(inside))
 
 
-def _svg(title: str, width: float, height: float, parts: Sequence[str]) -> str:
-    inside = "\n".join(parts)
-    kind = ' class="wide"' if width > 620 else ""
-    return (
-        f'<svg{kind} viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
-        f'aria-label="{escape(title)}"><title>{escape(title)}</title>\n{inside}</svg>'
-    )
+def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> Markup:
+    return element("text", text, class_=kind, x=f"{x:.1f}", y=f"{y:.1f}", text_anchor=anchor)
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, kind: str = "") -> Markup:
+    return element("line", class_=kind, x1=f"{x1:.1f}", y1=f"{y1:.1f}", x2=f"{x2:.1f}", y2=f"{y2:.1f}")
+
+
+def _svg(title: str, width: float, height: float, parts: Sequence[Markup]) -> Markup:
+    size = {"viewBox": f"0 0 {width} {height}", "width": width, "height": height}
+    about = {"class_": "wide" if width > 620 else "", **size, "role": "img", "aria_label": title}
+    return element("svg", element("title", title), *parts, **about)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from markupsafe import Markup
+
 from riebench.report.markup import Cell, choice, definitions, details, p_value, paragraph, table
 from riebench.report.words import (
     COST,
@@ -21,7 +23,8 @@ from riebench.report.words import (
 FIRST = (COST, "lpips_outside", "oracle_success", "oracle_preservation")
 
 
-def methods_section(summary: dict) -> str:
+def methods_section(summary: dict) -> Markup:
+    """Returns the tables of methods, with what their scores mean."""
     panels = {OVERALL: summary["methods"]} | {
         words(category): rows for category, rows in summary["methods_by_category"].items()
     }
@@ -40,18 +43,19 @@ def methods_section(summary: dict) -> str:
         for score in summary["scores"]
     }
     parts.append(details("What the scores mean", definitions(meanings)))
-    return "\n".join(parts)
+    return Markup("\n").join(parts)
 
 
 def split(rows: Iterable[dict], blocks: Sequence[str]) -> tuple[list[dict], list[dict]]:
-    """The rows of methods on all their blocks, and those on subsets of the blocks."""
-    whole, parts = [], []
+    """Returns the rows of methods on all their blocks, and those on subsets of the blocks."""
+    whole: list[dict] = []
+    parts: list[dict] = []
     for row in rows:
         (whole if row["blocks"] in ("", "+".join(blocks)) else parts).append(row)
     return whole, parts
 
 
-def _panel(name: str, rows: list[dict], summary: dict) -> str:
+def _panel(name: str, rows: list[dict], summary: dict) -> Markup:
     whole, subsets = split(rows, summary["blocks"])
     file_name = f"methods-{name.replace(' ', '-')}"
     cases, edits = count_of(rows[0]["cases"], "case"), count_of(rows[0]["edits"], "edit")
@@ -67,10 +71,10 @@ def _panel(name: str, rows: list[dict], summary: dict) -> str:
     if subsets and name == OVERALL:
         words_of = "The same for subsets of the blocks"
         parts.append(details("Subsets of the blocks", _first_table(words_of, subsets, summary, f"{file_name}-subsets")))
-    return "".join(parts)
+    return Markup().join(parts)
 
 
-def _first_table(caption: str, rows: list[dict], summary: dict, file_name: str) -> str:
+def _first_table(caption: str, rows: list[dict], summary: dict, file_name: str) -> Markup:
     scores = {score["name"]: score for score in summary["scores"]}
     shown = [name for name in FIRST if name in scores]
     with_spread = any(row["seed_spread"].get(GAIN) is not None for row in rows)
@@ -78,7 +82,7 @@ def _first_table(caption: str, rows: list[dict], summary: dict, file_name: str) 
 
     def line(row: dict) -> list[str | Cell]:
         gain = row["gains"].get(GAIN)
-        cells = [
+        cells: list[str | Cell] = [
             label_of(row, summary),
             interval_cell(gain, signed=True),
             Cell(p_value(gain["p_holm"]), gain["p_holm"]) if gain else Cell("–", None),
@@ -96,7 +100,7 @@ def _first_table(caption: str, rows: list[dict], summary: dict, file_name: str) 
     return table(caption, head, map(line, rows), sortable=True, file_name=file_name)
 
 
-def _every_score(name: str, rows: list[dict], summary: dict, file_name: str) -> str:
+def _every_score(name: str, rows: list[dict], summary: dict, file_name: str) -> Markup:
     scores = summary["scores"]
     means = table(
         f"All scores, {name}: mean and 95 % interval",
@@ -116,7 +120,7 @@ def _every_score(name: str, rows: list[dict], summary: dict, file_name: str) -> 
     )
 
 
-def _chosen_strengths(chosen: dict[str, dict]) -> str:
+def _chosen_strengths(chosen: dict[str, dict]) -> Markup:
     rows = [
         (
             method,

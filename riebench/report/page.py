@@ -3,11 +3,8 @@ it; everything else stands in the page."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from html import escape
-from importlib import resources
+from collections.abc import Mapping
 from pathlib import Path
-from string import Template
 from types import MappingProxyType
 
 import pandas as pd
@@ -16,8 +13,8 @@ from riebench.analysis.dominance import MIN_EDITS
 from riebench.analysis.summary import load_summary
 from riebench.core.files import write_text
 from riebench.report.blocks import answer, blocks_section
-from riebench.report.markup import links_to, paragraph, policy_digest, titled
 from riebench.report.methods import methods_section
+from riebench.report.rendering import ENVIRONMENT, asset, content_policy
 from riebench.report.request import asked_section, failures_section, run_section
 from riebench.report.strips import strips_section
 from riebench.report.trade_off import trade_off_section
@@ -55,41 +52,22 @@ def write_report(
     }
     overall, num_categories = summary["overall"], len(summary["categories"])
     style, scripts = asset("style.css"), [asset(name) for name in SCRIPTS]
-    page = Template(asset("page.html")).substitute(
-        title=escape(title),
-        subtitle=escape(
+    page = ENVIRONMENT.get_template("page.html").render(
+        title=title,
+        subtitle=(
             f"{summary['backbone']}, {count_of(summary['steps'], 'step')}, {summary['mode']} mode. "
             f"{overall['cases']:,} of {count_of(summary['planned'], 'case')} valid, "
             f"on {count_of(overall['edits'], 'edit')} in {count_of(num_categories, 'category', 'categories')}."
         ),
         policy=content_policy(style, scripts),
         style=style,
-        scripts="\n".join(f"<script>{script}</script>" for script in scripts),
-        navigation=links_to([*request, *results]),
-        answer=_answer(summary),
-        min_edits=str(MIN_EDITS),
-        request=titled(request),
-        results=titled(results),
+        scripts=scripts,
+        titles=[*request, *results],
+        answer=answer(summary["dominance"][0], summary) if summary["dominance"] else "",
+        min_edits=MIN_EDITS,
+        request=request,
+        results=results,
     )
     path = run_folder / "report.html"
     write_text(path, page)
     return path
-
-
-def asset(name: str) -> str:
-    """The text of a file beside this module: a template, a style sheet, a script."""
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
-
-
-def content_policy(style: str, scripts: Iterable[str]) -> str:
-    """The Content-Security-Policy of a page with these inline texts: they run and nothing else does, and nothing is
-    loaded but pictures from the page's own place.
-    """
-    digests = " ".join(map(policy_digest, scripts))
-    return f"default-src 'none'; img-src 'self' file:; style-src {policy_digest(style)}; script-src {digests}"
-
-
-def _answer(summary: dict) -> str:
-    if not summary["dominance"]:
-        return ""
-    return f'<div class="answer">{paragraph(answer(summary["dominance"][0], summary))}</div>'

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from riebench.report.markup import definitions, details, paragraph, table
+from markupsafe import Markup
+
+from riebench.report.markup import definitions, details, paragraph, table, wrapped
 from riebench.report.words import count_cell, count_of, share_cell, words
 
 NOT_SETTINGS = ("name", "class", "strength", "sites")
 
 
-def asked_section(summary: dict, manifest: Mapping) -> str:
-    """The configuration in words, and the methods with their settings."""
+def asked_section(summary: dict, manifest: Mapping) -> Markup:
+    """Returns the configuration in words, and the methods with their settings."""
     config = _mapping(manifest.get("config"))
     edits, seeds = _mapping(manifest.get("edits")), config.get("seeds")
     per_category = config.get("edits_per_category")
@@ -40,13 +42,13 @@ def asked_section(summary: dict, manifest: Mapping) -> str:
         if isinstance(method, Mapping)
     ]
     listed = table("Methods and their settings", ("method", "strength", "settings"), rows, file_name="settings")
-    return definitions({key: text for key, text in said.items() if text}, short=True) + (
-        details(f"{count_of(len(rows), 'method')} and their settings", _wrapped(listed)) if rows else ""
+    return definitions({key: text for key, text in said.items() if text}, kind="short") + (
+        details(f"{count_of(len(rows), 'method')} and their settings", wrapped(listed)) if rows else Markup()
     )
 
 
-def run_section(manifest: Mapping) -> str:
-    """Versions, machine and cost, and the whole manifest in details."""
+def run_section(manifest: Mapping) -> Markup:
+    """Returns versions, machine and cost, and the whole manifest in details."""
     versions = _mapping(manifest.get("versions"))
     said = {
         "Versions": ", ".join(f"{name} {version}" for name, version in versions.items())
@@ -61,14 +63,14 @@ def run_section(manifest: Mapping) -> str:
         ),
         "forwards": _text(manifest.get("forwards", "")),
     }
-    whole = _wrapped(table("The run’s manifest", ("what", "value"), _flat(manifest), file_name="manifest"))
-    return definitions({key: text for key, text in said.items() if text}, short=True) + details(
+    whole = wrapped(table("The run’s manifest", ("what", "value"), _flat(manifest), file_name="manifest"))
+    return definitions({key: text for key, text in said.items() if text}, kind="short") + details(
         "The whole manifest", whole
     )
 
 
-def failures_section(summary: dict) -> str:
-    """Cases that are in no table, by category and reason."""
+def failures_section(summary: dict) -> Markup:
+    """Returns how many cases are in no table, by category and reason."""
     rows = [
         (words(category), reason, count_cell(count), share_cell(count / row["planned"]))
         for category, row in summary["categories"].items()
@@ -95,12 +97,8 @@ def _settings(method: Mapping) -> str:
 
 
 def _mapping(value: object) -> Mapping:
-    """A manifest may come from anywhere: what should be a mapping and is not is an empty one."""
+    """Returns the value, or an empty mapping where it is none: a manifest may come from anywhere."""
     return value if isinstance(value, Mapping) else {}
-
-
-def _wrapped(markup: str) -> str:
-    return f'<div class="wrap">{markup}</div>'
 
 
 def _text(value: object) -> str:

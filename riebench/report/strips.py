@@ -19,17 +19,16 @@ a setting is folder + files.before + files.between[case] + files.after; null for
 from __future__ import annotations
 
 import base64
-import json
 import os
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 
 from riebench.analysis.frames import CASE, NOOP, SETTING, Setting, settings_of
-from riebench.report.markup import paragraph
+from riebench.report.rendering import ENVIRONMENT
 from riebench.report.words import COST, GAIN, label_of, words
 
 PICTURES = ("original", "edited", "regions")
@@ -43,42 +42,18 @@ CONTROLS = {
 ORDERS = {"best": "best first", "worst": "worst first", "random": "random", "edit": "by edit"}
 
 
-def strips_section(summary: dict, frame: pd.DataFrame, run_folder: Path, prompts: Mapping[str, tuple[str, str]]) -> str:
-    """Controls, an empty list and the index, for `strips.js`; a sentence where the run kept no pictures."""
+def strips_section(
+    summary: dict, frame: pd.DataFrame, run_folder: Path, prompts: Mapping[str, tuple[str, str]]
+) -> Markup:
+    """Returns controls, an empty list and the index, for `strips.js`; a sentence where the run kept no pictures."""
     index = strips_index(summary, frame, run_folder, prompts)
-    if index is None:
-        return paragraph("The run kept no images to show.")
-    selects = "".join(
-        f'<div><label for="strips-{name}">{escape(label)}</label><select id="strips-{name}"></select></div>'
-        for name, label in CONTROLS.items()
-    )
-    orders = "".join(f'<option value="{name}">{escape(label)}</option>' for name, label in ORDERS.items())
-    return (
-        paragraph(
-            "Each strip is one case: the original image, the edited image, the mask of where they may differ, and the "
-            "original prompt’s image with the intervention on; under it the edit gain, and LPIPS to the original."
-        )
-        + (
-            paragraph("In the mask, dark grey is the original image’s region, light grey the edited one’s, white both.")
-            if index["masks"]
-            else ""
-        )
-        + "<noscript><p>Strips are drawn by a script of this page, which your browser has switched off.</p></noscript>"
-        + '<div id="strips-browser" hidden>'
-        + f'<div class="controls">{selects}'
-        + f'<div><label for="strips-order">Order</label><select id="strips-order">{orders}</select></div></div>'
-        + '<p id="strips-status" role="status" aria-live="polite"></p><div id="strips-list"></div>'
-        + '<div class="controls" role="group" aria-label="Pages of cases">'
-        + '<button type="button" id="strips-previous">Previous cases</button>'
-        + '<button type="button" id="strips-next">Next cases</button></div></div>'
-        + f'<script type="application/json" id="strips-index">{_json(index)}</script>'
-    )
+    return Markup(ENVIRONMENT.get_template("strips.html").render(index=index, controls=CONTROLS, orders=ORDERS))
 
 
 def strips_index(
     summary: dict, frame: pd.DataFrame, run_folder: Path, prompts: Mapping[str, tuple[str, str]]
 ) -> dict | None:
-    """The index that the module describes; None where no picture of an intervention is in the folder."""
+    """Returns the index that the module describes; None where no picture of an intervention is in the folder."""
     settings = [setting for setting in settings_of(frame) if setting.method != NOOP]
     every = "+".join(summary["blocks"])
     settings.sort(key=lambda setting: setting.blocks not in ("", every))  # stable: the whole before the parts
@@ -145,7 +120,7 @@ def _describe(
 
 
 def _first(summary: dict, settings: Sequence[Setting], every: str) -> Setting:
-    """The setting of the headline's block effects, or else the first that acts on blocks, or else the first."""
+    """Returns the setting of the headline's block effects, or else the first that acts on blocks, or else the first."""
     if summary["dominance"]:
         headline = summary["dominance"][0]
         wanted = Setting(headline["method"], headline["strength"], every)
@@ -155,7 +130,7 @@ def _first(summary: dict, settings: Sequence[Setting], every: str) -> Setting:
 
 
 def _pictures(frame: pd.DataFrame, run_folder: Path) -> dict[str, pd.Series]:
-    """The frame's columns of picture paths, with "" where the file is missing or lies outside the folder."""
+    """Returns the frame's columns of picture paths, with "" where the file is missing or lies outside the folder."""
     found: dict[str, str] = {"": ""}
 
     def shown(name: str) -> str:
@@ -169,7 +144,7 @@ def _pictures(frame: pd.DataFrame, run_folder: Path) -> dict[str, pd.Series]:
 
 
 def _folders(frame: pd.DataFrame, count: int) -> list[str]:
-    """The folder of each case's pictures with a slash at its end, "" where it has none or they share no folder."""
+    """Returns the folder of each case's pictures with a slash at its end, "" where they share none."""
     of_case: list[set[str]] = [set() for _ in range(count)]
     for case, image in zip(frame["case"], frame["image"], strict=True):
         if image:
@@ -178,7 +153,7 @@ def _folders(frame: pd.DataFrame, count: int) -> list[str]:
 
 
 def _files(images: Sequence[str], folders: Sequence[str]) -> dict:
-    """What the file names have in common before and after, and what differs."""
+    """Returns what the file names have in common before and after, and what differs."""
     names = [image[len(folder) :] for image, folder in zip(images, folders, strict=True)]
     there = [name for name in names if name]
     before = os.path.commonprefix(there)
@@ -188,7 +163,7 @@ def _files(images: Sequence[str], folders: Sequence[str]) -> dict:
 
 
 def _of_cases(case: pd.Series, values: pd.Series, count: int) -> list[str]:
-    """The first text that is not empty of each case."""
+    """Returns the first text of each case that is not empty."""
     found = [""] * count
     for place, value in zip(case, values, strict=True):
         found[place] = found[place] or value
@@ -199,9 +174,3 @@ def _numbers(case: pd.Series, values: pd.Series, count: int) -> str:
     numbers = np.full(count, np.nan, dtype="<f4")
     numbers[case.to_numpy()] = values.to_numpy(dtype=float)
     return base64.b64encode(numbers.tobytes()).decode()
-
-
-def _json(value: object) -> str:
-    """JSON that may stand within a script element, whatever its texts are."""
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

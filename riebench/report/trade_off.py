@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from markupsafe import Markup
+
 from riebench.analysis.statistics import Interval
 from riebench.report.figures import Curve, Point, trade_off
 from riebench.report.markup import Cell, choice, details, figure, number, table
@@ -14,7 +16,8 @@ NUM_COLOURS = 8
 NOTHING = Interval(0.0, 0.0, 0.0)
 
 
-def trade_off_section(summary: dict) -> str:
+def trade_off_section(summary: dict) -> Markup:
+    """Returns the plot of all methods over all categories and in each, with its numbers and curves."""
     frontier = summary["frontier"]
     panels = {OVERALL: (summary["methods"], frontier["overall"])} | {
         words(category): (rows, frontier["categories"].get(category, {}))
@@ -23,13 +26,13 @@ def trade_off_section(summary: dict) -> str:
     return choice("Category", {name: _panel(name, *found, summary) for name, found in panels.items()})
 
 
-def _panel(name: str, rows: list[dict], curves: Mapping[str, dict], summary: dict) -> str:
+def _panel(name: str, rows: list[dict], curves: Mapping[str, dict], summary: dict) -> Markup:
     colours = {
         method: i % NUM_COLOURS for i, method in enumerate(dict.fromkeys(r["method"] for r in summary["methods"]))
     }
     whole, subsets = split(rows, summary["blocks"])
-    points = [_point(row, summary, colours, small=row in subsets) for row in [*whole, *subsets]]
-    points = [point for point in points if point]
+    placed = [_point(row, summary, colours, small=row in subsets) for row in [*whole, *subsets]]
+    points = [point for point in placed if point]
     file_name = f"trade-off-{name.replace(' ', '-')}"
     numbers = table(
         f"The points of the figure, {name}",
@@ -53,7 +56,7 @@ def _panel(name: str, rows: list[dict], curves: Mapping[str, dict], summary: dic
         details("Numbers", numbers),
         file_name=file_name,
     )
-    return picture + (_curves(name, curves, file_name) if curves else "")
+    return picture + (_curves(name, curves, file_name) if curves else Markup())
 
 
 def _point(row: dict, summary: dict, colours: Mapping[str, int], *, small: bool) -> Point | None:
@@ -70,7 +73,7 @@ def _point(row: dict, summary: dict, colours: Mapping[str, int], *, small: bool)
     )
 
 
-def _curves(name: str, curves: Mapping[str, dict], file_name: str) -> str:
+def _curves(name: str, curves: Mapping[str, dict], file_name: str) -> Markup:
     costs = sorted({at["cost"] for curve in curves.values() for at in curve["at_cost"]})
     matched = table(
         f"Edit gain at matched preservation, {name}: interpolated between strengths, with 95 % intervals",
@@ -89,7 +92,7 @@ def _curves(name: str, curves: Mapping[str, dict], file_name: str) -> str:
         sortable=True,
         file_name=f"{file_name}-curves",
     )
-    return (matched if costs else "") + whole
+    return (matched if costs else Markup()) + whole
 
 
 def _gain_at(curve: dict, cost: float) -> Cell:

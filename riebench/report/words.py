@@ -22,16 +22,18 @@ VALUES = {
 
 
 def words(name: str) -> str:
+    """Returns a name without its underscores."""
     return name.replace("_", " ")
 
 
 def count_of(count: int, one: str, many: str = "") -> str:
+    """Returns a number and what it counts. many: the plural, where it is not `one` with an s."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def label_of(setting: Mapping, summary: dict) -> str:
-    """A setting in tables: the strength is named where the method has several or one that is not 1, the blocks where
-    they are not all."""
+    """Returns how a setting is called in tables: the strength is named where the method has several or one that is not
+    1, the blocks where they are not all."""
     strengths = {other["strength"] for other in summary["methods"] if other["method"] == setting["method"]}
     named = len(strengths) > 1 or (setting["strength"] != 1 and setting["method"] != NOOP)
     strength = f" ×{setting['strength']:g}" if named else ""
@@ -40,23 +42,27 @@ def label_of(setting: Mapping, summary: dict) -> str:
 
 
 def interval_of(cell: Mapping | None) -> Interval | None:
+    """Returns the interval in a summary's cell; None where there is none."""
     return None if cell is None else Interval(cell["mean"], cell["low"], cell["high"])
 
 
 def interval_cell(cell: Mapping | None, signed: bool = False) -> Cell:
-    """Mean and interval, which sorts by the mean."""
+    """Returns mean and interval, which sort by the mean."""
     if cell is None:
         return Cell("–", None)
     return Cell(interval(interval_of(cell), signed), cell["mean"], cell["low"], cell["high"])
 
 
 def number_cell(value: float | None) -> Cell:
+    """Returns a number of three decimals."""
     return Cell(number(value), value)
 
 
 def count_cell(count: int) -> Cell:
+    """Returns a whole number."""
     return Cell(f"{count:,}", count)
 
 
 def share_cell(share: float | None) -> Cell:
+    """Returns a share as per cent."""
     return Cell("–" if share is None else f"{share:.0%}", share)

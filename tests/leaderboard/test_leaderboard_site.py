@@ -21,8 +21,9 @@ from riebench.core.errors import UserError
 from riebench.edits.edit import CATEGORY_NAMES
 from riebench.leaderboard.site import render_site
 from riebench.leaderboard.site_plot import LinkedPoint, linked_trade_off
-from riebench.leaderboard.site_words import embedded_json, web_address
+from riebench.leaderboard.site_words import web_address
 from riebench.report.figures import Point
+from riebench.report.rendering import environment
 
 TURBO = "tinyworld-turbo@1"
 
@@ -268,10 +269,11 @@ def test_text_of_an_entry_stays_text(tmp_path):
 
 def test_embedded_json_closes_no_script():
     value = {HOSTILE: [HOSTILE, "<!--", 0.5, None]}
-    text = embedded_json(value)
+    template = environment().from_string("{{ value | tojson }}")
+    text = template.render(value=value)
     assert json.loads(text) == value and "<" not in text
     with pytest.raises(ValueError):
-        embedded_json(float("nan"))
+        template.render(value=float("nan"))
 
 
 @pytest.mark.parametrize(
