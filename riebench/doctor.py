@@ -28,7 +28,7 @@ CLIP_WEIGHTS = Weights("timm/vit_large_patch14_clip_224.openai", "main", ("open_
 
 
 def fetch_names() -> dict[str, tuple[Weights, ...]]:
-    """All that `riebench fetch` can fetch, by name.
+    """Returns all that `riebench fetch` can fetch, by name.
 
     A model's name, without its steps, stands for its half-precision files, and with `:float32` behind it for the
     float32 ones.
@@ -43,7 +43,7 @@ def fetch_names() -> dict[str, tuple[Weights, ...]]:
 
 
 def examine() -> dict[str, Any]:
-    """What was found on this machine, as plain values. Sizes are in 10^9 bytes. Nothing is loaded or downloaded."""
+    """Returns what was found on this machine, as plain values, sizes in 10^9 bytes. Nothing is loaded or downloaded."""
     import psutil
     import torch
     from huggingface_hub import constants
@@ -76,7 +76,7 @@ def examine() -> dict[str, Any]:
 
 
 def format_doctor(found: dict[str, Any]) -> str:
-    """What `examine` found, for people: one screen, with the command that fetches what is missing."""
+    """Returns what `examine` found, for people: one screen, with the command that fetches what is missing."""
     memory, hub = found["memory"], found["hub"]
     lines = [
         f"python {found['python']} on {found['platform']}",
@@ -123,7 +123,7 @@ def _cuda_device(index: int) -> dict[str, Any]:
 
 
 def _disk_free(folder: Path) -> float:
-    """On the disk of a folder that need not exist yet."""
+    """Returns the free 10^9 bytes on the disk of a folder that need not exist yet."""
     folder = folder.expanduser().absolute()
     while not folder.exists():
         folder = folder.parent
@@ -131,9 +131,9 @@ def _disk_free(folder: Path) -> float:
 
 
 def _examine_backbone(backbone: Backbone, dtype: str, free: float) -> dict[str, Any]:
-    """weights: in words; missing: files; fetch: (what `riebench fetch` takes, its 10^9 bytes) or None; dtype: what it
-    would be computed in; needs: 10^9 bytes, 0 where it is not known; fits: beside what is free, None where that is not
-    known."""
+    """Returns weights: in words; missing: files; fetch: (what `riebench fetch` takes, its 10^9 bytes) or None; dtype:
+    what it would be computed in; needs: 10^9 bytes, 0 where it is not known; fits: beside what is free, None where that
+    is not known."""
     dtype = backbone.dtype if backbone.dtype != "auto" else dtype
     needs = backbone.gigabytes(dtype)
     memory = {"dtype": dtype, "needs": needs, "free": free, "fits": needs <= free if needs else None}
@@ -162,7 +162,7 @@ def _examine_grounder(name: str) -> dict[str, Any]:
 
 
 def _presence(weights: Sequence[Weights], name: str) -> dict[str, Any]:
-    """As in `_examine_backbone`, of files that are all of one name."""
+    """Returns what `_examine_backbone` does of weights, of files that are all of one name."""
     lacking = [(item, len(missing_files(item))) for item in weights]
     missing = sum(count for _, count in lacking)
     if not missing:

@@ -18,7 +18,8 @@ ALL = "all"
 
 
 def dominance_over(summaries: Sequence[tuple[str, dict]]) -> pd.DataFrame:
-    """The effects of every block in every table of every run, one row for each of a category's values and blocks.
+    """Returns the effects of every block in every table of every run, one row for each of a category's values and
+    blocks.
 
     summaries: a run's name and its summary. The row of all categories together has the category "all".
     Columns: run, backbone, steps, method, strength, window, category, value, block, share; solo, leave_one_out and
@@ -49,7 +50,7 @@ def dominance_over(summaries: Sequence[tuple[str, dict]]) -> pd.DataFrame:
 
 
 def verdict_table(effects: pd.DataFrame, value: str = "clip_text_edited") -> str:
-    """The verdicts on one value as plain text: a row a category, a column for each backbone, method and window.
+    """Returns the verdicts on one value as plain text: a row a category, a column for each backbone, method and window.
 
     effects: of `dominance_over`. A cell is the block that dominates with its Shapley value, or "not separable"; "-"
     where the category has no valid case. Strength, steps and run are named where columns are not told apart without.

@@ -93,7 +93,7 @@ class Estimate:
 
 
 def agreement_of_run(folder: Path, *, resamples: int = RESAMPLES, seed: int = 0) -> dict:
-    """`measure_agreement` of a run's folder, with the folder's name under `run`.
+    """Returns `measure_agreement` of a run's folder, with the folder's name under `run`.
 
     Raises `UserError` for a folder without a finished run, besides what `measure_agreement` refuses.
     """
@@ -106,7 +106,7 @@ def agreement_of_run(folder: Path, *, resamples: int = RESAMPLES, seed: int = 0)
 
 
 def measure_agreement(frame: pd.DataFrame, *, resamples: int = RESAMPLES, seed: int = 0) -> dict:
-    """How each of `MEASURES` ranks the results against each of `TRUTHS`, as a JSON-able dict.
+    """Returns how each of `MEASURES` ranks the results against each of `TRUTHS`, as a JSON-able dict.
 
     `sets` has, for each of `RESULT_SETS`, all its results (`overall`) and those of each category: how many they are,
     the share that has each truth, and under `agreement` -> measure -> truth the two estimates, with the number of
@@ -136,7 +136,7 @@ def measure_agreement(frame: pd.DataFrame, *, resamples: int = RESAMPLES, seed: 
 
 
 def agreement_tables(found: dict) -> str:
-    """What `agreement_of_run` found, as markdown whose columns also line up in a terminal."""
+    """Returns what `agreement_of_run` found, as markdown whose columns also line up in a terminal."""
     percent = f"{100 * found['level']:g} %"
     parts = [
         f"## Agreement of the metrics with the oracle: `{found['run']}`",
@@ -159,7 +159,7 @@ def agreement_tables(found: dict) -> str:
 def rank_agreement(
     score_n: np.ndarray, truth_n: np.ndarray, edit_n: np.ndarray, counts_re: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Spearman's rank correlation and the AUROC of every resample of edits: two float arrays `[resamples]`.
+    """Returns Spearman's rank correlation and the AUROC of every resample of edits: two float arrays `[resamples]`.
 
     `score_n` and `truth_n` are `[results]`, without NaN; positives are the results whose truth is 1. `edit_n` is the
     column of each result's edit in the integers `counts_re` `[resamples, edits]`, which say how often an edit was
@@ -201,12 +201,12 @@ def rank_agreement(
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """NaN where the denominator is zero."""
+    """Returns the ratios, NaN where the denominator is zero."""
     return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0)
 
 
 def _results(frame: pd.DataFrame) -> pd.DataFrame:
-    """Every valid result but the no-op's: category, edit, method, and a column for each measure and truth."""
+    """Returns every valid result but the no-op's: category, edit, method, and a column for each measure and truth."""
     valid = frame[frame["status"] == "ok"]
     noop = valid[valid["method"] == NOOP].groupby(CASE)["clip_text_edited"].mean()
     if noop.empty:
@@ -238,7 +238,7 @@ def _of_set(results: pd.DataFrame, left_out: tuple[str, ...], categories: list[s
 
 
 def _of_group(results: pd.DataFrame, resamples: int, generator: np.random.Generator) -> dict:
-    """The agreement over some results. All measures share the resamples, so they can be compared."""
+    """Returns the agreement over some results. All measures share the resamples, so they can be compared."""
     edit_n, edits = pd.factorize(results["edit"])
     counts_re = _draws(len(edits), resamples, generator)
     return {
@@ -256,7 +256,7 @@ def _of_group(results: pd.DataFrame, resamples: int, generator: np.random.Genera
 
 
 def _draws(num_edits: int, resamples: int, generator: np.random.Generator) -> np.ndarray:
-    """How often each resample draws each edit: int64 `[resamples, num_edits]`."""
+    """Returns how often each resample draws each edit: int64 `[resamples, num_edits]`."""
     if num_edits == 0:
         return np.empty((resamples, 0), dtype=np.int64)
     return np.rint(bootstrap_weights(num_edits, resamples, generator) * num_edits).astype(np.int64)
@@ -284,8 +284,8 @@ def _of_pair(scores: pd.Series, truths: pd.Series, truth: Truth, edit_n: np.ndar
 
 
 def _estimate(value: float, resampled: np.ndarray, edits: int, undefined: str) -> Estimate:
-    """Percentile interval. There is none of a single edit, nor where too many resamples leave the value undefined:
-    those that do not would then hold less than `LEVEL` of all."""
+    """Returns the value with its percentile interval. There is none of a single edit, nor where too many resamples
+    leave the value undefined: those that do not would then hold less than `LEVEL` of all."""
     if np.isnan(value):
         return Estimate(None, None, None, undefined)
     defined = resampled[~np.isnan(resampled)]

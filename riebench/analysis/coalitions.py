@@ -27,7 +27,7 @@ class Coalitions:
     masks: tuple[int, ...]
     """Rising: the first is the empty subset, the last all blocks."""
     estimator: Literal["exact", "sampled"]
-    """Of the Shapley values. The other two effects are exact in any case."""
+    """How the Shapley values are had. The other two effects are exact in any case."""
     solo: np.ndarray
     """`[masks, blocks]`: v({i}) - v(empty)."""
     leave_one_out: np.ndarray
@@ -37,23 +37,23 @@ class Coalitions:
 
 
 def subset_name(blocks: Sequence[str], mask: int) -> str:
-    """The `blocks` cell of a subset: its blocks joined by "+" in the given order, "" for the empty one."""
+    """Returns the `blocks` cell of a subset: its blocks joined by "+" in the given order, "" for the empty one."""
     return "+".join(block for i, block in enumerate(blocks) if mask >> i & 1)
 
 
 def subset_names(blocks: Sequence[str]) -> list[str]:
-    """`subset_name` of all 2^n subsets, by bit mask."""
+    """Returns `subset_name` of all 2^n subsets, by bit mask."""
     return [subset_name(blocks, mask) for mask in range(1 << len(blocks))]
 
 
 def subset_mask(blocks: Sequence[str], name: str) -> int | None:
-    """The bit mask of a `blocks` cell; None where it names a block that is not among `blocks`."""
+    """Returns the bit mask of a `blocks` cell; None where it names a block that is not among `blocks`."""
     chosen = name.split("+") if name else []
     return sum(1 << blocks.index(block) for block in chosen) if set(chosen) <= set(blocks) else None
 
 
 def sampled_orders(blocks: Sequence[str], count: int, seed: int) -> list[tuple[str, ...]]:
-    """`count` random orders of the blocks, every second one the reverse of the one before it.
+    """Returns `count` random orders of the blocks, every second one the reverse of the one before it.
 
     Antithetic permutations: Mitchell, Cooper, Frank and Holmes, "Sampling Permutations for Shapley Value Estimation",
     JMLR 2022, section 3.
@@ -64,7 +64,8 @@ def sampled_orders(blocks: Sequence[str], count: int, seed: int) -> list[tuple[s
 
 
 def needed_subsets(blocks: Sequence[str], seed: int = 0, orders: int = ORDERS) -> list[tuple[str, ...]]:
-    """The non-empty subsets that a method is run on so that its effects can be told: small ones first, then by block.
+    """Returns the non-empty subsets that a method is run on so that its effects can be told: small ones first, then by
+    block.
 
     All of them to `EXACT_BLOCKS` blocks; beyond, the prefixes of `sampled_orders(blocks, orders, seed)`, every block
     alone and all blocks but one. Blocks keep their order inside a subset.
@@ -81,7 +82,8 @@ def needed_subsets(blocks: Sequence[str], seed: int = 0, orders: int = ORDERS) -
 
 
 def coalitions_of(num_blocks: int, masks: Collection[int]) -> Coalitions | None:
-    """What can be told from the values of these subsets, the empty one being known; None where they do not suffice.
+    """Returns what can be told from the values of these subsets, the empty one being known; None where they do not
+    suffice.
 
     To `EXACT_BLOCKS` blocks all subsets are needed. Beyond, those that `needed_subsets` names for some seed: others,
     chosen by hand, would give biased Shapley values.
@@ -106,8 +108,8 @@ def coalitions_of(num_blocks: int, masks: Collection[int]) -> Coalitions | None:
 
 
 def shapley_weights(num_blocks: int, masks: Sequence[int]) -> np.ndarray:
-    """`[masks, blocks]`: the mean of v(S with i) - v(S) over all chains from the empty subset to all blocks through
-    the given subsets, a chain adding one block at a time.
+    """Returns `[masks, blocks]`: the mean of v(S with i) - v(S) over all chains from the empty subset to all blocks
+    through the given subsets, a chain adding one block at a time.
 
     masks: rising, with the empty subset, all blocks, and a chain between them. With all 2^n of them the chains are the
     n! orders of the blocks, so this is the Shapley value (Shapley, "A Value for n-Person Games", 1953). With the
@@ -130,7 +132,7 @@ def shapley_weights(num_blocks: int, masks: Sequence[int]) -> np.ndarray:
 
 
 def _chains(num_blocks: int, masks: Sequence[int]) -> tuple[dict[int, int], dict[int, int]]:
-    """Of each subset, how many chains lead to it from the first, and from it to the last."""
+    """Returns for each subset how many chains lead to it from the first, and from it to the last."""
     below, above = {masks[0]: 1}, {masks[-1]: 1}
     for mask in masks[1:]:
         below[mask] = sum(below.get(mask ^ 1 << i, 0) for i in range(num_blocks) if mask >> i & 1)

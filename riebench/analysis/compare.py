@@ -137,7 +137,7 @@ def compare_runs(
 
 
 def compare_table(found: dict) -> str:
-    """What `compare_runs` found, as markdown whose columns also line up in a terminal."""
+    """Returns what `compare_runs` found, as markdown whose columns also line up in a terminal."""
     metrics = {score["name"]: score for score in found["metrics"]}
     cells = {(cell["category"], cell["method"], cell["metric"]): cell for cell in found["cells"]}
     others = list(dict.fromkeys(cell["method"] for cell in found["cells"]))
@@ -238,7 +238,7 @@ def _refuse_differences(runs: Sequence[_Run], metrics: Sequence[str]) -> None:
 
 
 def _facts(run: _Run, metrics: Sequence[str]) -> dict[str, str]:
-    """Respect -> what the run says there. Runs that are compared say the same in all."""
+    """Returns respect -> what the run says there. Runs that are compared say the same in all."""
     frame, setup = run.frame, run.manifest.get("setup", {})
     grounder = setup.get("grounder", "unknown")
     backbone, steps, mode = one_of_each(frame)
@@ -264,7 +264,7 @@ def _facts(run: _Run, metrics: Sequence[str]) -> dict[str, str]:
 
 
 def _contenders(runs: Sequence[_Run]) -> tuple[list[_Contender], pd.DataFrame]:
-    """Who is compared, and the rows of all of them in one frame, in which `method` is the label."""
+    """Returns who is compared, and the rows of all of them in one frame, in which `method` is the label."""
     entries = [(run, setting, _rows(run.frame, setting)) for run in runs for setting in settings_of(run.frame)]
     distinct: list[tuple[_Run, Setting, pd.DataFrame]] = []
     for run, setting, rows in entries:
@@ -283,7 +283,7 @@ def _contenders(runs: Sequence[_Run]) -> tuple[list[_Contender], pd.DataFrame]:
 
 
 def _placed(contender: _Contender) -> Setting:
-    """Where a contender's rows stand in the frame of all."""
+    """Returns where a contender's rows stand in the frame of all."""
     return Setting(contender.label, 0.0, "")
 
 
@@ -292,7 +292,7 @@ def _rows(frame: pd.DataFrame, setting: Setting) -> pd.DataFrame:
 
 
 def _same(one: pd.DataFrame, other: pd.DataFrame, scores: Mapping[str, Score]) -> bool:
-    """Whether two runs have the same results of a setting."""
+    """Returns whether two runs have the same results of a setting."""
     names = [*CASE, "status", "reason", *(name for name in scores if name in one and name in other)]
     sorted_rows = [rows[names].sort_values(CASE).reset_index(drop=True) for rows in (one, other)]
     return sorted_rows[0].equals(sorted_rows[1])
@@ -332,7 +332,8 @@ def _reason(frame: pd.DataFrame, contender: _Contender) -> str:
 
 
 def _counts(frame: pd.DataFrame, valid: ValidCases) -> dict:
-    """Of all, and of each category: cases planned, valid cases, their edits, and how many failed for what reason."""
+    """Returns, of all and of each category, cases planned, valid cases, their edits, and how many failed for what
+    reason."""
     planned = frame[CASE].drop_duplicates()["category"]
     failures = valid.failures()
 
@@ -360,7 +361,7 @@ def _cells(
     resamples: int,
     seed: int,
 ) -> list[dict]:
-    """A cell for each metric, category and method, with its verdict."""
+    """Returns a cell for each metric, category and method, with its verdict."""
     found: list[tuple[dict, np.ndarray]] = []
     for score in scores:
         table = score_table(frame, score.name)
@@ -381,8 +382,8 @@ def _cells(
 
 
 def _counted(pair: pd.DataFrame, by_edit: np.ndarray) -> dict:
-    """What a cell says before it is tested. pair: a metric under a method and under that compared with, by case;
-    by_edit: the means of each edit on which both have it, `[edits, 2]`."""
+    """Returns what a cell says before it is tested. pair: a metric under a method and under that compared with, by
+    case; by_edit: the means of each edit on which both have it, `[edits, 2]`."""
     num_cases = len(pair.dropna())
     means = [float(mean) for mean in by_edit.mean(axis=0)] if len(by_edit) else [None, None]
     return {

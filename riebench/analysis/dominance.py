@@ -41,7 +41,7 @@ class Game:
 
     @property
     def whole(self) -> Setting:
-        """The setting on all blocks."""
+        """Returns the setting on all blocks."""
         return self.settings[self.coalitions.masks[-1]]
 
 
@@ -63,8 +63,8 @@ class Dominance:
 
 
 def games_of(frame: pd.DataFrame, blocks: Sequence[str], first: Sequence[str] = ()) -> list[Game]:
-    """Every method and strength of the frame that was run on enough subsets: the methods `first` names in that order,
-    then the others in the frame's, each from the strength nearest 1 on."""
+    """Returns every method and strength of the frame that was run on enough subsets: the methods `first` names in that
+    order, then the others in the frame's, each from the strength nearest 1 on."""
     subsets: dict[tuple[str, float], dict[int, Setting]] = {}
     for setting in map(Setting._make, frame[SETTING].drop_duplicates().itertuples(index=False, name=None)):
         mask = subset_mask(blocks, setting.blocks)
@@ -82,8 +82,8 @@ def games_of(frame: pd.DataFrame, blocks: Sequence[str], first: Sequence[str] = 
 
 
 def subset_gains(scores: pd.DataFrame, game: Game) -> pd.DataFrame:
-    """v(S) of each case: rows (category, edit, seed), columns the masks of `game.coalitions`; cases without a score
-    under some subset are left out.
+    """Returns v(S) of each case: rows (category, edit, seed), columns the masks of `game.coalitions`; cases without a
+    score under some subset are left out.
 
     scores: a `score_table`. v(S) is the score of the case under the game's method on S less its score under no
     intervention. For `lpips_original`, which is 0 under no intervention, that is the preservation cost.
@@ -94,7 +94,7 @@ def subset_gains(scores: pd.DataFrame, game: Game) -> pd.DataFrame:
 
 
 def efficiency(gains: np.ndarray, costs: np.ndarray) -> np.ndarray:
-    """Mean edit gain for a unit of mean preservation cost; 0 where the cost is 0, as on the empty subset.
+    """Returns the mean edit gain for a unit of mean preservation cost; 0 where the cost is 0, as on the empty subset.
 
     A ratio of means, not a mean of ratios: a case that hardly changes has an LPIPS near 0, and its own ratio explodes.
     """
@@ -102,7 +102,7 @@ def efficiency(gains: np.ndarray, costs: np.ndarray) -> np.ndarray:
 
 
 def dominance(values_wm: np.ndarray, coalitions: Coalitions, blocks: Sequence[str], num_edits: int) -> Dominance:
-    """The effects of each block and the verdict, from v of each subset under all rows of `edit_weights`,
+    """Returns the effects of each block and the verdict, from v of each subset under all rows of `edit_weights`,
     `[weighings, masks]`.
 
     Blocks are ranked by Shapley value. The first is the verdict where its own 95 % interval lies above zero, that of
@@ -124,9 +124,9 @@ def dominance(values_wm: np.ndarray, coalitions: Coalitions, blocks: Sequence[st
 
 
 def selected_shares(frame: pd.DataFrame, setting: Setting, blocks: Sequence[str]) -> pd.DataFrame:
-    """Share of the selected features that lie in each block, the published count: rows (category, edit, seed), columns
-    blocks. It says where features were selected, not what they do. Cases without recorded features are left out.
-    """
+    """Returns the share of the selected features that lie in each block, the published count: rows (category, edit,
+    seed), columns blocks. It says where features were selected, not what they do. Cases without recorded features are
+    left out."""
     rows = frame[(frame[SETTING] == list(setting)).all(axis=1)].set_index(CASE)
     counts = pd.DataFrame([feature_counts(cell) for cell in rows["features"]], rows.index, list(blocks)).fillna(0)
     totals = counts.sum(axis=1)
@@ -141,7 +141,8 @@ def dominance_table(
     groups: Mapping[str, pd.MultiIndex],
     edit_weights: Callable[[int], np.ndarray],
 ) -> dict[str, dict]:
-    """Name of each group of cases -> `edits`, `cases`, and by value `effects`, the verdict (`dominant`) and the `lead`.
+    """Returns the name of each group of cases -> `edits`, `cases`, and by value `effects`, the verdict (`dominant`) and
+    the `lead`.
 
     tables: score of the frame -> its `score_table`. edit_weights: number of edits -> `statistics.edit_weights`. The
     values are those of `SCORED` that there are, and `efficiency`. A value that no case of a group has is not there.

@@ -47,7 +47,7 @@ class Score:
     network: str = ""
     """Architecture and weights of the network behind it; "" for none."""
     weights_sha256: str = ""
-    """Of the weights' files; "" for none."""
+    """The sha256 of the weights' files; "" for none."""
     preprocessing: str = ""
     """What is done to an image in [0, 1] before it is scored."""
 
@@ -142,21 +142,22 @@ def scores_of(frame: pd.DataFrame) -> tuple[Score, ...]:
 
 
 def describe_scores(frame: pd.DataFrame, scores: Sequence[Score]) -> pd.DataFrame:
-    """The frame with what `scores_of` is to say of it."""
+    """Returns the frame with what `scores_of` is to say of it."""
     described = frame.copy(deep=False)
     described.attrs = {**frame.attrs, METRICS_KEY: [score_words(score) | {"always": score.always} for score in scores]}
     return described
 
 
 def score_words(score: Score) -> dict:
-    """The fields of a score that tell what it measures, as JSON has them: all but `always`, which is of the table."""
+    """Returns the fields of a score that tell what it measures, as JSON has them: all but `always`, which is of the
+    table."""
     words = json.loads(json.dumps(asdict(score)))
     del words["always"]
     return words
 
 
 def score_from_words(words: dict) -> Score:
-    """Raises `TypeError` or `KeyError` for what are not the words of a score."""
+    """Returns the score that `score_words` describes. Raises `TypeError` or `KeyError` for other words."""
     return Score(**{**words, "bounds": tuple(words["bounds"]), "needs": tuple(words["needs"])})
 
 
@@ -232,7 +233,8 @@ def read_scores(path: Path) -> pd.DataFrame:
 
 
 def one_of_each(frame: pd.DataFrame) -> tuple[str, int, str]:
-    """The frame's (backbone, steps, mode). Raises `UserError` where there are several: they are not to be averaged."""
+    """Returns the frame's (backbone, steps, mode). Raises `UserError` where there are several: they are not to be
+    averaged."""
     kinds = frame[["backbone", "steps", "mode"]].drop_duplicates()
     if len(kinds) != 1:
         raise UserError(
@@ -243,17 +245,18 @@ def one_of_each(frame: pd.DataFrame) -> tuple[str, int, str]:
 
 
 def settings_of(frame: pd.DataFrame) -> list[Setting]:
-    """The distinct settings, in the order of their first row."""
+    """Returns the distinct settings, in the order of their first row."""
     return [Setting(*row) for row in frame[SETTING].drop_duplicates().itertuples(index=False, name=None)]
 
 
 def score_table(frame: pd.DataFrame, score: str) -> pd.DataFrame:
-    """One score as a table: rows (category, edit, seed), columns (method, strength, blocks)."""
+    """Returns one score as a table: rows (category, edit, seed), columns (method, strength, blocks)."""
     return frame.pivot(index=CASE, columns=SETTING, values=score)
 
 
 def feature_counts(features: str) -> dict[str, int]:
-    """The `features` cell: block -> number of selected features. Raises `UserError` where it is not such an object."""
+    """Returns block -> number of selected features, as a `features` cell has it. Raises `UserError` where it is no such
+    object."""
     try:
         counts = json.loads(features) if features else {}
         return {str(block): int(count) for block, count in counts.items()}

@@ -40,7 +40,8 @@ class Sweep:
 def sweeps_of(
     tables: Mapping[str, pd.DataFrame], cases: pd.MultiIndex, settings: Sequence[Setting], blocks: Sequence[str]
 ) -> list[Sweep]:
-    """Of each method that was run on all blocks at several strengths, in the order of `settings`; none without a case.
+    """Returns the sweep of each method that was run on all blocks at several strengths, in the order of `settings`;
+    none without a case.
 
     tables: score -> its `score_table`.
     """
@@ -69,7 +70,7 @@ def sweeps_of(
 
 
 def curves(sweeps: Sequence[Sweep], edit_weights: Callable[[int], np.ndarray]) -> dict[str, dict]:
-    """Method -> `points`, `at_cost`, `area` and `hypervolume`, with intervals over edits.
+    """Returns method -> `points`, `at_cost`, `area` and `hypervolume`, with intervals over edits.
 
     edit_weights: number of edits -> `statistics.edit_weights`. Gain at matched cost is None where the curve does not
     reach that cost. Areas are up to the largest cost that two methods reach (or the only method), and the
@@ -108,7 +109,8 @@ def _curve(
 
 
 def gain_at(costs_sw: np.ndarray, gains_sw: np.ndarray, cost: float) -> np.ndarray:
-    """Gain of the curve at a cost, `[w]`; behind its last point, that point's. Both arrays are `[strengths, w]`."""
+    """Returns the gain of the curve at a cost, `[w]`; behind its last point, that point's. Both arrays are
+    `[strengths, w]`."""
     costs_pw, gains_pw = _path(costs_sw, gains_sw)
     gain_w = gains_pw[-1].copy()
     for (c0, c1), (g0, g1) in zip(_pairs(costs_pw), _pairs(gains_pw), strict=True):
@@ -118,7 +120,8 @@ def gain_at(costs_sw: np.ndarray, gains_sw: np.ndarray, cost: float) -> np.ndarr
 
 
 def area(costs_sw: np.ndarray, gains_sw: np.ndarray, limit: float) -> np.ndarray:
-    """Mean over all costs c from 0 to `limit` of the best gain that the curve has at a cost of at most c, `[w]`.
+    """Returns the mean over all costs c from 0 to `limit` of the best gain that the curve has at a cost of at most c,
+    `[w]`.
 
     In the unit of gain, and never negative, for nothing need be done. 0 where the limit is 0.
     """
@@ -137,9 +140,9 @@ def area(costs_sw: np.ndarray, gains_sw: np.ndarray, limit: float) -> np.ndarray
 
 
 def hypervolume(costs_sw: np.ndarray, gains_sw: np.ndarray, reference: float) -> np.ndarray:
-    """Area of the points (cost, gain) that some strength is at least as good as in both, between gain 0 and the cost
-    `reference`, `[w]`: the hypervolume indicator (Zitzler and Thiele, "Multiobjective Evolutionary Algorithms", 1999).
-    """
+    """Returns the area of the points (cost, gain) that some strength is at least as good as in both, between gain 0 and
+    the cost `reference`, `[w]`: the hypervolume indicator (Zitzler and Thiele, "Multiobjective Evolutionary
+    Algorithms", 1999)."""
     costs_pw, gains_pw = _path(costs_sw, gains_sw)
     best_pw = np.maximum.accumulate(gains_pw, axis=0)
     widths_pw = np.diff(np.minimum(costs_pw, reference), axis=0, append=reference)
@@ -147,7 +150,7 @@ def hypervolume(costs_sw: np.ndarray, gains_sw: np.ndarray, reference: float) ->
 
 
 def _path(costs_sw: np.ndarray, gains_sw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The points of a curve by rising cost, behind (0, 0); a cost is never below 0."""
+    """Returns the points of a curve by rising cost, behind (0, 0); a cost is never below 0."""
     order = np.argsort(costs_sw, axis=0, kind="stable")
     origin = np.zeros((1, costs_sw.shape[1]))
     costs_pw = np.vstack([origin, np.maximum(np.take_along_axis(costs_sw, order, axis=0), 0)])
@@ -159,6 +162,6 @@ def _pairs(values_pw: np.ndarray) -> np.ndarray:
 
 
 def _share(at: np.ndarray | float, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """How far `at` lies on the way from start to end, within [0, 1]; 0 where there is no way."""
+    """Returns how far `at` lies on the way from start to end, within [0, 1]; 0 where there is no way."""
     way = end - start
     return np.clip(np.divide(at - start, way, out=np.zeros_like(way), where=way != 0), 0, 1)

@@ -23,7 +23,8 @@ def method_rows(
     edit_weights: Callable[[int], np.ndarray],
     generator: np.random.Generator,
 ) -> list[dict]:
-    """A row for each setting: `scores`, `gains` over no-op with Holm's p over all cells of the table, `seed_spread`.
+    """Returns a row for each setting: `scores`, `gains` over no-op with Holm's p over all cells of the table,
+    `seed_spread`.
 
     tables: score -> its `score_table`. edit_weights: number of edits -> `statistics.edit_weights`. All settings of a
     score are compared on the cases that have it under every setting that has it at all; where no-op has it not, as a

@@ -21,16 +21,21 @@ TIE = 1e-12  # means this near share a rank
 class Ranked(Protocol):
     """What can be ranked, as an `Entry` of the leaderboard."""
 
-    name: str
-    backbone: str
-    mode: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def backbone(self) -> str: ...
+
+    @property
+    def mode(self) -> str: ...
 
     @property
     def metrics(self) -> dict[str, Score]: ...
 
     @property
     def values(self) -> pd.DataFrame:
-        """Rows (category, edit, seed) of its valid cases, a column for each metric."""
+        """Returns rows (category, edit, seed) of its valid cases, a column for each metric."""
         ...
 
 
@@ -43,7 +48,7 @@ class Rank(Generic[T]):
 
     entry: T
     value: Interval
-    """Of the metric's mean over edits."""
+    """The metric's mean over edits."""
     rank: int
     rank_low: int
     """The best rank in the 95 % interval."""
@@ -55,7 +60,7 @@ class Rank(Generic[T]):
 def rank_entries(
     entries: Sequence[T], metric: str, category: str = ALL, *, resamples: int = 10_000, seed: int = 0
 ) -> list[Rank[T]]:
-    """Entries of one backbone, ranked by the mean of a metric in its direction, best first.
+    """Returns entries of one backbone, ranked by the mean of a metric in its direction, best first.
 
     category: one of the nine, or "all". An entry that has the metric on no case there is not ranked; the others are
     ranked on the cases on which all of them have it. The seeds of an edit are averaged, and edits are resampled, the
@@ -92,7 +97,8 @@ def rank_entries(
 def rank_intervals(
     values_ek: np.ndarray, weights_re: np.ndarray, *, higher_is_better: bool, level: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest rank of each column, int `[columns]` twice: the percentile interval over resamples of edits.
+    """Returns the lowest and highest rank of each column, int `[columns]` twice: the percentile interval over resamples
+    of edits.
 
     values_ek: `[edits, columns]`; weights_re: of `bootstrap_weights`. Each holds its column's rank alone, not all
     at once, and where means are near each other it may hold it less often than `level` says: Mogstad, Romano, Shaikh
@@ -106,14 +112,15 @@ def rank_intervals(
 
 
 def ranks_of(means_rk: np.ndarray, *, higher_is_better: bool) -> np.ndarray:
-    """Rank of each column in each row, int `[rows, columns]`: one more than the number of columns that are better."""
+    """Returns the rank of each column in each row, int `[rows, columns]`: one more than the number of columns that are
+    better."""
     signed_rk = means_rk if higher_is_better else -means_rk
     better_rk = [(signed_rk > column[:, None] + TIE).sum(axis=1) for column in signed_rk.T]
     return 1 + np.stack(better_rk, axis=1)
 
 
 def _alike(entries: Sequence[Ranked], metric: str) -> Score:
-    """What all say of the metric. Raises `UserError` where they differ in what decides its values."""
+    """Returns what all say of the metric. Raises `UserError` where they differ in what decides its values."""
     first = entries[0]
     for other in entries[1:]:
         one, two = first.metrics[metric], other.metrics[metric]

@@ -39,7 +39,7 @@ class ValidCases:
     """Columns category, edit, seed, reason; one row a case that some setting failed on."""
 
     def failures(self) -> dict[str, dict[str, int]]:
-        """Category -> reason -> number of cases."""
+        """Returns category -> reason -> number of cases."""
         return {
             category: {str(reason): int(count) for reason, count in group["reason"].value_counts().items()}
             for category, group in self.failed.groupby("category", sort=False)
@@ -47,7 +47,7 @@ class ValidCases:
 
 
 def valid_cases(frame: pd.DataFrame, settings: Iterable[Setting]) -> ValidCases:
-    """The intersection of the cases that each setting has an "ok" row for, out of all the frame's cases.
+    """Returns the intersection of the cases that each setting has an "ok" row for, out of all the frame's cases.
 
     A case without a row under one of the settings counts as failed, with the reason "not run" unless another setting
     recorded one.
@@ -69,28 +69,29 @@ def edit_means(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def bootstrap_weights(num_edits: int, resamples: int, generator: np.random.Generator) -> np.ndarray:
-    """Resamples of `num_edits` edits with replacement, as weights `[resamples, num_edits]` whose rows sum to one."""
+    """Returns resamples of `num_edits` edits with replacement, as weights `[resamples, num_edits]` whose rows sum to
+    one."""
     return generator.multinomial(num_edits, np.full(num_edits, 1 / num_edits), size=resamples) / num_edits
 
 
 def edit_weights(num_edits: int, resamples: int, seed: int) -> np.ndarray:
-    """The weighings of edits that an interval needs, `[1 + num_edits + resamples, num_edits]`: all edits alike, each of
-    them left out in turn, then `bootstrap_weights`. Every row sums to one, but for the second with a single edit, which
-    is zero.
-    """
+    """Returns the weighings of edits that an interval needs, `[1 + num_edits + resamples, num_edits]`: all edits alike,
+    each of them left out in turn, then `bootstrap_weights`. Every row sums to one, but for the second with a single
+    edit, which is zero."""
     generator = np.random.default_rng([seed, num_edits])
     return with_jackknife(bootstrap_weights(num_edits, resamples, generator))
 
 
 def with_jackknife(weights_re: np.ndarray) -> np.ndarray:
-    """The rows of `edit_weights`, for resamples that are given: `[resamples, num_edits]`."""
+    """Returns the rows of `edit_weights`, for resamples that are given: `[resamples, num_edits]`."""
     num_edits = weights_re.shape[1]
     left_out = (1 - np.eye(num_edits)) / max(num_edits - 1, 1)
     return np.vstack([np.full((1, num_edits), 1 / num_edits), left_out, weights_re])
 
 
 def intervals(statistics_kw: np.ndarray, num_edits: int, level: float = 0.95) -> list[Interval]:
-    """Bootstrap interval of each statistic, from its values under the rows of `edit_weights`, `[statistics, rows]`.
+    """Returns the bootstrap interval of each statistic, from its values under the rows of `edit_weights`, `[statistics,
+    rows]`.
 
     The BCa interval (Efron, "Better Bootstrap Confidence Intervals", 1987: bias from the share of resamples below the
     statistic, ties counting half, acceleration from the jackknife) at the expanded level of Hesterberg, "What Teachers
@@ -133,20 +134,20 @@ def intervals(statistics_kw: np.ndarray, num_edits: int, level: float = 0.95) ->
 
 
 def mean_intervals(values_ek: np.ndarray, weights_we: np.ndarray, level: float = 0.95) -> list[Interval]:
-    """`intervals` of each column's mean over edits, from one value an edit, `[edits, columns]`, and `edit_weights`.
-    Columns share the resamples, so they are paired."""
+    """Returns `intervals` of each column's mean over edits, from one value an edit, `[edits, columns]`, and
+    `edit_weights`. Columns share the resamples, so they are paired."""
     values_ke = np.ascontiguousarray(np.asarray(values_ek, dtype=float).T)
     chunks = (values_ke[start : start + COLUMNS_AT_ONCE] for start in range(0, len(values_ke), COLUMNS_AT_ONCE))
     return [one for chunk in chunks for one in intervals(chunk @ weights_we.T, weights_we.shape[1], level)]
 
 
 def bootstrap_intervals(values_ek: np.ndarray, weights_re: np.ndarray, level: float = 0.95) -> list[Interval]:
-    """`mean_intervals` from resamples of `bootstrap_weights`."""
+    """Returns `mean_intervals` from resamples of `bootstrap_weights`."""
     return mean_intervals(values_ek, with_jackknife(weights_re), level)
 
 
 def sign_flip_p(differences_ek: np.ndarray, resamples: int, generator: np.random.Generator) -> np.ndarray:
-    """Two-sided p of each column's mean being zero, `[columns]`, by flipping the signs of whole edits.
+    """Returns the two-sided p of each column's mean being zero, `[columns]`, by flipping the signs of whole edits.
 
     The paired randomisation test (Fisher, "The Design of Experiments", 1935, section 21), of `skew_corrected_t`: exact
     where differences are symmetric about zero, as with any statistic, and nearer to its level than with the mean where
@@ -176,7 +177,7 @@ def sign_flip_p(differences_ek: np.ndarray, resamples: int, generator: np.random
 
 
 def skew_corrected_t(means: np.ndarray, third_moments: np.ndarray) -> np.ndarray:
-    """Mean over standard deviation, transformed so that skewness shifts and bends its distribution less.
+    """Returns the mean over standard deviation, transformed so that skewness shifts and bends its distribution less.
 
     Both moments are about zero, of values whose mean square is 1. With S = mean / deviation and skewness g it is
     S + g S^2 / 3 + g^2 S^3 / 27, monotone in S: Hall, "On the Removal of Skewness by Transformation", 1992, without the
@@ -188,7 +189,8 @@ def skew_corrected_t(means: np.ndarray, third_moments: np.ndarray) -> np.ndarray
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
-    """Holm's step-down adjusted p-values (Holm 1979), in the order given: reject those at or below the wanted level."""
+    """Returns Holm's step-down adjusted p-values (Holm 1979), in the order given: reject those at or below the wanted
+    level."""
     p_values = np.asarray(p_values, dtype=float)
     order = np.argsort(p_values, kind="stable")
     stepped = p_values[order] * np.arange(len(p_values), 0, -1)
@@ -198,8 +200,8 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 
 
 def seed_spread(table: pd.DataFrame) -> pd.Series:
-    """Of each column of a table of (category, edit, seed) rows without gaps: the sample standard deviation over the
-    seeds of the mean over edits.
+    """Returns for each column of a table of (category, edit, seed) rows without gaps the sample standard deviation over
+    the seeds of the mean over edits.
 
     Only edits that have all seeds of the table count, so that the seeds are compared on the same edits. NaN with one
     seed, and where no edit has all seeds.

@@ -19,12 +19,12 @@ HALVES = ("first half", "second half")
 
 
 def in_first_half(edit: str) -> bool:
-    """Whether an edit belongs to the first half: by a digest of its id, so that it does whatever else is run."""
+    """Returns whether an edit belongs to the first half: by a digest of its id, whatever else is run."""
     return hashlib.sha256(edit.encode()).digest()[0] < 128
 
 
 def chosen_strengths(sweep: Sweep, edit_weights: Callable[[int], np.ndarray]) -> dict | None:
-    """The strength with the best mean gain on each half; gain and cost of each half under the other's choice.
+    """Returns the strength with the best mean gain on each half; gain and cost of each half under the other's choice.
 
     `gain` and `cost` are means over all edits, each under the strength chosen on the half that it is not in;
     `optimistic_gain` is that of the strength that is best on all edits. Intervals are over edits, with the choice held.

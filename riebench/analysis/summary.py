@@ -126,7 +126,7 @@ def load_summary(summary: dict) -> dict:
 
 
 def block_table(summary: dict) -> str:
-    """Shapley value of each block for the headline value by category, as plain text of at most 110 columns.
+    """Returns the Shapley value of each block for the headline value by category, as plain text of at most 110 columns.
 
     Intervals are left out where there are too many blocks for that width.
     """

@@ -6,7 +6,7 @@ import math
 
 
 def ticks(low: float, high: float, about: int = 6) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten that enclose [low, high], about `about` of them."""
+    """Returns multiples of 1, 2 or 5 times a power of ten that enclose [low, high], about `about` of them."""
     span = (high - low) or abs(high) or 1.0
     power = 10.0 ** math.floor(math.log10(span / about))
     step = next(power * k for k in (1, 2, 5, 10) if power * k * about >= span * (1 - 1e-9))

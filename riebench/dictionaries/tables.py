@@ -79,7 +79,7 @@ sum of the cosines is greatest (Hungarian method). Cosine: the mean of the match
 
 
 def format_tables(found: dict) -> str:
-    """The tables of what `evaluate` found but the mean explained variance of steps, for a terminal."""
+    """Returns the tables of what `evaluate` found but the mean explained variance of steps, for a terminal."""
     tables = _of_own(found) | _of_steps(found, without=ONLY_ON_PAGE) | _of_images(found) | _of_seeds(found)
     return "\n\n".join(
         "\n".join([title, *aligned(_cells(table, FORMATS.get(title, DECIMALS)), _right(table))])
@@ -88,7 +88,7 @@ def format_tables(found: dict) -> str:
 
 
 def format_markdown(found: dict) -> str:
-    """A page of all tables that says what they are and how to make them again."""
+    """Returns a page of all tables that says what they are and how to make them again."""
     counts = ", ".join(f"{on['prompts']} on `{on['backbone']}`" for on in found["on"])
     said = found | {"counts": counts, "words": _words(found), "own_rows": f"{OWN_ROWS:,}"}
     said["prompts_of"] = f"of `{found['source']}`" if found["source"] else "captions of held-out scenes"
@@ -109,7 +109,7 @@ def format_markdown(found: dict) -> str:
 
 
 def _words(found: dict) -> str:
-    """The options that make the page."""
+    """Returns the options that make the page."""
     named = ["--dictionary", ",".join(found["names"])] if found["names"] else []
     backbones = ",".join(on["backbone"] for on in found["on"])
     options = ["--trained-on", found["trained_on"], *named, "--on", backbones]
@@ -118,7 +118,8 @@ def _words(found: dict) -> str:
 
 
 def _of_own(found: dict) -> dict[str, pd.DataFrame]:
-    """The figures of each (block, dictionary) on the backbone it was trained on; of each branch where there are two."""
+    """Returns the figures of each (block, dictionary) on the backbone it was trained on; of each branch where there are
+    two."""
     rows = {}
     for row in found["dictionaries"]:
         courses = row["on"][found["trained_on"]]
@@ -132,7 +133,7 @@ def _of_own(found: dict) -> dict[str, pd.DataFrame]:
 
 
 def _of_steps(found: dict, without: Sequence[str] = ()) -> dict[str, pd.DataFrame]:
-    """A table a figure, of each (block, dictionary) at the shown steps of each backbone and branch."""
+    """Returns a table a figure, of each (block, dictionary) at the shown steps of each backbone and branch."""
     tables = {}
     for field, title in (OF_STEPS | OF_PAIRS).items():
         columns: dict[tuple[str, str], dict[tuple[str, str], float]] = {}
@@ -149,7 +150,7 @@ def _of_steps(found: dict, without: Sequence[str] = ()) -> dict[str, pd.DataFram
 
 
 def _of_images(found: dict) -> dict[str, pd.DataFrame]:
-    """A table a figure, of what replaces which blocks, at all steps and at the shown ones of each backbone."""
+    """Returns a table a figure, of what replaces which blocks, at all steps and at the shown ones of each backbone."""
     tables = {}
     every = max((effect["blocks"] for effect in found["effects"]), key=lambda blocks: blocks.count("+"), default="")
     for field, title in OF_IMAGES.items():
@@ -170,7 +171,7 @@ def _of_images(found: dict) -> dict[str, pd.DataFrame]:
 
 
 def _whole_branch(found: dict, backbone: str) -> str:
-    """The branch that stands for all rows of a backbone."""
+    """Returns the branch that stands for all rows of a backbone."""
     return next(effect["branch"] for effect in found["effects"] if effect["backbone"] == backbone)
 
 
@@ -183,7 +184,7 @@ def _of_seeds(found: dict) -> dict[str, pd.DataFrame]:
 
 
 def _table(columns: dict[tuple[str, str], dict[tuple[str, str], float]], names: Sequence[str]) -> pd.DataFrame:
-    """Columns by (backbone, step) of rows by `names`."""
+    """Returns columns by (backbone, step) of rows by `names`."""
     table = pd.DataFrame(columns, dtype=float)
     return table.rename_axis(index=names, columns=["", "step"])
 

@@ -34,45 +34,49 @@ class Entry:
 
     @property
     def name(self) -> str:
+        """Returns the name of the entry, which is that of its folder."""
         return self.content["name"]
 
     @property
     def backbone(self) -> str:
+        """Returns the name of the backbone that it was run on."""
         return self.content["backbone"]
 
     @property
     def mode(self) -> str:
+        """Returns the mode of the run, strict or reference."""
         return self.content["mode"]
 
     @property
     def setting(self) -> Setting:
-        """The method on all blocks: what the entry is ranked by."""
+        """Returns the method on all blocks, which the entry is ranked by."""
         row = self.content["aggregates"]["overall"]
         return Setting(row["method"], float(row["strength"]), row["blocks"])
 
     @property
     def is_control(self) -> bool:
+        """Returns whether its method is one of `CONTROLS`."""
         return self.content["method"]["name"] in CONTROLS
 
     @cached_property
     def metrics(self) -> dict[str, Score]:
-        """Metric -> what is said of it."""
+        """Returns metric -> what is said of it."""
         return {words["name"]: score_from_words(words) for words in self.content["metrics"]}
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """All rows of `scores.parquet`. Raises `UserError` where it cannot be read."""
+        """Returns all rows of `scores.parquet`. Raises `UserError` where it cannot be read."""
         return read_scores(self.folder / SCORES_FILE)
 
     @cached_property
     def values(self) -> pd.DataFrame:
-        """The method's own scores on its valid cases: rows (category, edit, seed), a column for each metric."""
+        """Returns the method's own scores on its valid cases: rows (category, edit, seed), a column for each metric."""
         rows = self.scores[(self.scores[SETTING] == list(self.setting)).all(axis=1) & (self.scores["status"] == "ok")]
         return rows.set_index(CASE)[[name for name in self.metrics if name in rows]]
 
 
 def read_entry(path: Path) -> Entry:
-    """The entry in a folder, or of its `entry.json`.
+    """Returns the entry in a folder, or of its `entry.json`.
 
     Raises `UserError` where it cannot be read, is of another version of the schema, or breaks the schema; then with
     all that is wrong.
@@ -86,12 +90,13 @@ def read_entry(path: Path) -> Entry:
 
 
 def read_entries(root: Path) -> list[Entry]:
-    """The entries below a folder, by backbone and name. Raises `UserError` where there is none, or one is broken."""
+    """Returns the entries below a folder, by backbone and name. Raises `UserError` where there is none, or one is
+    broken."""
     return [read_entry(folder) for folder in entry_folders(root)]
 
 
 def entry_folders(root: Path) -> list[Path]:
-    """The folders of the entries below a folder, by backbone and name, or that folder where it is one itself.
+    """Returns the folders of the entries below a folder, by backbone and name, or that folder where it is one itself.
 
     Raises `UserError` where there is none.
     """
@@ -104,14 +109,14 @@ def entry_folders(root: Path) -> list[Path]:
 
 
 def entry_folder(path: Path) -> Path:
-    """The folder of an entry that is given as its folder or as its `entry.json`."""
+    """Returns the folder of an entry that is given as its folder or as its `entry.json`."""
     path = Path(path)
     return path.parent if path.name == ENTRY_FILE else path
 
 
 def read_content(folder: Path) -> dict:
-    """The JSON object of an entry. Raises `UserError` where it cannot be read, holds a number that is not finite, or is
-    of another version of the schema."""
+    """Returns the JSON object of an entry. Raises `UserError` where it cannot be read, holds a number that is not
+    finite, or is of another version of the schema."""
     path = entry_folder(folder) / ENTRY_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
@@ -129,18 +134,18 @@ def read_content(folder: Path) -> dict:
 
 
 def schema_problems(content: dict) -> list[str]:
-    """Where the content of an `entry.json` breaks the schema, a line each."""
+    """Returns where the content of an `entry.json` breaks the schema, a line each."""
     found = sorted(_validator().iter_errors(content), key=lambda error: [str(part) for part in error.absolute_path])
     return [f"{dotted(error.absolute_path) or 'the entry'}: {_shortened(error.message)}" for error in found]
 
 
 def ids_digest(ids: Iterable[str]) -> str:
-    """sha256 of the ids of edits, sorted, one a line."""
+    """Returns the sha256 of the ids of edits, sorted, one a line."""
     return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
 
 
 def dotted(path: Iterable[str | int]) -> str:
-    """Where in an entry something stands, as in `images.3.scores`."""
+    """Returns where in an entry something stands, as in `images.3.scores`."""
     return ".".join(map(str, path))
 
 

@@ -20,7 +20,7 @@ CHOSEN = "of each category the first edit by sha256 of its id that has a valid c
 
 
 def figures_of(frame: pd.DataFrame, setting: Setting, blocks: Sequence[str], resamples: int, seed: int) -> dict:
-    """`aggregates`, `dominance`, `failures` and the part of `cost` that an entry's scores tell.
+    """Returns `aggregates`, `dominance`, `failures` and the part of `cost` that an entry's scores tell.
 
     setting: the method on all blocks. Aggregates are of the cases that are valid for it and for no intervention, block
     effects of those that are valid for every subset of the blocks. Raises `UserError` where no case is.
@@ -41,7 +41,7 @@ def figures_of(frame: pd.DataFrame, setting: Setting, blocks: Sequence[str], res
 
 
 def choose_cases(frame: pd.DataFrame, setting: Setting) -> list[tuple[str, str, int]]:
-    """The cases (category, edit, seed) whose pictures an entry shows: see `CHOSEN`. No score is looked at."""
+    """Returns the cases (category, edit, seed) whose pictures an entry shows: see `CHOSEN`. No score is looked at."""
     rows = _rows(frame, setting)
     rows = rows[rows["blocks"].isin((setting.blocks, "")) & (rows["status"] == "ok")]
     needed = len({setting.method, NOOP})
@@ -52,18 +52,18 @@ def choose_cases(frame: pd.DataFrame, setting: Setting) -> list[tuple[str, str, 
 
 
 def case_scores(frame: pd.DataFrame, setting: Setting, case: tuple[str, str, int], names: Sequence[str]) -> dict:
-    """Metric -> value of one case, without those that are undefined there."""
+    """Returns metric -> value of one case, without those that are undefined there."""
     rows = frame[(frame[SETTING] == list(setting)).all(axis=1) & (frame[CASE] == list(case)).all(axis=1)]
     return {name: float(value) for name, value in rows.iloc[0][list(names)].items() if not np.isnan(value)}
 
 
 def sees_edited_image(method: Mapping) -> bool:
-    """Whether a method is told what the edited image is, by its settings in a run's manifest."""
+    """Returns whether a method is told what the edited image is, by its settings in a run's manifest."""
     return method["name"] != NOOP and method.get("select_on") != "text"
 
 
 def _rows(frame: pd.DataFrame, setting: Setting) -> pd.DataFrame:
-    """Those of the method at its strength, on whatever blocks, and of no intervention."""
+    """Returns the rows of the method at its strength, on whatever blocks, and of no intervention."""
     of_method = (frame["method"] == setting.method) & (frame["strength"] == setting.strength)
     return frame[of_method | (frame["method"] == NOOP)]
 
@@ -76,7 +76,7 @@ def _row(rows: Sequence[dict], setting: Setting) -> dict:
 
 
 def _dominance(rows: pd.DataFrame, setting: Setting, blocks: Sequence[str], resamples: int, seed: int) -> dict | None:
-    """The table of block effects; None where the method was not run on enough subsets of the blocks."""
+    """Returns the table of block effects; None where the method was not run on enough subsets of the blocks."""
     if rows.loc[rows["method"] == setting.method, "blocks"].nunique() < 2:
         return None
     tables = summarise(rows, blocks, method=setting.method, resamples=resamples, seed=seed)["dominance"]

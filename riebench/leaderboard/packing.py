@@ -25,8 +25,8 @@ PATHS = ("image", "original", "edited", "regions")  # columns that name pictures
 
 
 def entry_rows(frame: pd.DataFrame, setting: Setting) -> pd.DataFrame:
-    """The rows that an entry keeps: of the method at its strength on whatever blocks, of no intervention, and of each
-    control at the strength nearest to the method's. Sorted, without paths and keys, scores in float32."""
+    """Returns the rows that an entry keeps: of the method at its strength on whatever blocks, of no intervention, and
+    of each control at the strength nearest to the method's. Sorted, without paths and keys, scores in float32."""
     kept = (frame["method"] == setting.method) & (frame["strength"] == setting.strength)
     for control in CONTROLS:
         of_control = frame["method"] == control

@@ -71,8 +71,7 @@ def board_of(entries: Sequence[Entry], pages: Mapping[str, str]) -> dict:
         "ranked": {category: {name: _ranked(entries, name, category) for name in names} for category in categories},
         "columns": {
             column.key: {
-                category: [_numbers(column.of(row) if row else None) for row in _rows(entries, category)]
-                for category in categories
+                category: [_numbers(column, row) for row in _rows(entries, category)] for category in categories
             }
             for column in COLUMNS
         },
@@ -115,7 +114,7 @@ def standing(entry: Entry, board: Mapping) -> str:
 def _ranked(entries: Sequence[Entry], metric: str, category: str) -> list[list[float] | None]:
     found = {one.entry.name: one for one in rank_entries(entries, metric, category, resamples=RESAMPLES)}
     return [
-        [*_numbers(one.value), one.rank, one.rank_low, one.rank_high] if (one := found.get(entry.name)) else None
+        [*_rounded(one.value), one.rank, one.rank_low, one.rank_high] if (one := found.get(entry.name)) else None
         for entry in entries
     ]
 
@@ -153,5 +152,10 @@ def _known(cell: dict | None) -> Interval | None:
     return interval_of(cell) if cell and None not in (cell["mean"], cell["low"], cell["high"]) else None
 
 
-def _numbers(value: Interval | None) -> list[float] | None:
-    return None if value is None else [round(part, DIGITS) for part in (value.mean, value.low, value.high)]
+def _numbers(column: Column, row: dict | None) -> list[float] | None:
+    value = column.of(row) if row else None
+    return _rounded(value) if value else None
+
+
+def _rounded(value: Interval) -> list[float]:
+    return [round(part, DIGITS) for part in (value.mean, value.low, value.high)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jinja2 import PackageLoader
 from markupsafe import Markup
@@ -17,7 +18,7 @@ from riebench.report.words import COST, GAIN, VALUES, count_cell, interval_cell,
 
 #: The environment of the site's templates.
 ENVIRONMENT = environment(PackageLoader("riebench.leaderboard", "site"))
-_MACROS = ENVIRONMENT.get_template("entry_parts.html").module
+_MACROS: Any = ENVIRONMENT.get_template("entry_parts.html").module
 
 #: The scores of the first table, where the entry has them; all of them are in the second.
 HEADLINE_SCORES = (COST, "lpips_outside", "edit_efficiency", "oracle_success")

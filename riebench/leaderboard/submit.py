@@ -104,7 +104,7 @@ def submit(
 
 
 def _choose(source: _Source, methods: Sequence[str]) -> list[Setting]:
-    """The settings that are to be entries: all of the run on all of its blocks, or those of the names."""
+    """Returns the settings that are to be entries: all of the run on all of its blocks, or those of the names."""
     every = "+".join(source.manifest["blocks"])
     whole = [setting for setting in settings_of(source.frame) if setting.blocks in ("", every)]
     labels = {setting: (setting.method, f"{setting.method}@{setting.strength:g}") for setting in whole}
@@ -136,7 +136,7 @@ def _write(source: _Source, setting: Setting, about: Mapping[str, str], target: 
             f"cannot write to {target.parent}: {error.strerror or error}", remedy="choose a folder you may write to"
         ) from error
     try:
-        words = _fill(folder, source, setting) | about | {"name": target.name}
+        words = {**_fill(folder, source, setting), **about, "name": target.name}
         words["description"] = words["description"] or _summary(setting.method)
         problems = schema_problems(words)
         if problems:
@@ -217,7 +217,7 @@ def _fill(folder: Path, source: _Source, setting: Setting) -> dict:
 
 
 def _settings(manifest: Mapping, setting: Setting) -> dict:
-    """The settings of the method. Raises `UserError` where the manifest has no such method."""
+    """Returns the settings of the method. Raises `UserError` where the manifest has no such method."""
     for words in manifest["methods"]:
         if (words["name"], words["strength"]) == (setting.method, setting.strength):
             return dict(words)
@@ -231,7 +231,7 @@ def _summary(method: str) -> str:
 
 
 def _cost_of_run(manifest: Mapping) -> dict:
-    """What a result of the run took on average, over all its methods; None where the command made none."""
+    """Returns what a result of the run took on average, over all its methods; None where the command made none."""
     made = manifest["made"]
     return {
         "unet_forwards_per_image": round(manifest["forwards"] / made, 3) if made else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 import pandas as pd
 
@@ -51,7 +52,7 @@ MOST_SHOWN = 20  # of the figures that are not what the scores say
 
 
 def validate(entry: Path) -> list[str]:
-    """All that is wrong with an entry, a line each; [] where it is right.
+    """Returns all that is wrong with an entry, a line each; [] where it is right.
 
     Looked at: the schema; the names of the folders; the hashes of all files, and that there is no other; the edit set,
     complete and as it is shipped, with at least three seeds in strict mode; mode, precision, blocks, metrics and their
@@ -80,7 +81,8 @@ def validate(entry: Path) -> list[str]:
 
 
 def rows_problems(rows: pd.DataFrame, setting: Setting, edits: Sequence[Edit], mode: str) -> list[str]:
-    """What the scores of an entry lack: cases of the edit set, seeds, controls; and rows that do not belong there."""
+    """Returns what the scores of an entry lack: cases of the edit set, seeds, controls; and rows that do not belong
+    there."""
     seeds = sorted(int(seed) for seed in rows["seed"].unique())
     problems = []
     if mode not in MIN_SEEDS:
@@ -121,7 +123,7 @@ def _place_problems(folder: Path, content: Mapping) -> Iterator[str]:
 
 
 def _file_problems(folder: Path, content: Mapping) -> Iterator[str]:
-    """Files that are missing, that are not what was submitted, and that no key of the entry names."""
+    """Yields the files that are missing, that are not what was submitted, and that no key of the entry names."""
     images = content["hashes"]["images"]
     expected = {SCORES_FILE: content["hashes"]["scores"]}
     expected |= {f"{IMAGES_FOLDER}/{name}": digest for name, digest in images.items()}
@@ -154,8 +156,8 @@ def _scores_problems(entry: Entry, rows: pd.DataFrame, edits: Sequence[Edit] | N
     if method != (setting.method, setting.strength) or setting.blocks not in ("", "+".join(content["blocks"])):
         problems.append(f"aggregates are of {setting}, the entry is of {method} on {'+'.join(content['blocks'])!r}")
     if (content["resamples"], content["seed"]) != (RESAMPLES, SEED):
-        said = f"{content['resamples']} resamples from seed {content['seed']}"
-        problems.append(f"{said}, where every entry has {RESAMPLES} from seed {SEED}")
+        counted = f"{content['resamples']} resamples from seed {content['seed']}"
+        problems.append(f"{counted}, where every entry has {RESAMPLES} from seed {SEED}")
     problems += _bounds_problems(rows, scores_of(rows))
     if edits is not None:
         set_words = {
@@ -177,7 +179,7 @@ def _scores_problems(entry: Entry, rows: pd.DataFrame, edits: Sequence[Edit] | N
 
 
 def _examples(content: Mapping, rows: pd.DataFrame, setting: Setting, edits: Sequence[Edit] | None) -> list[dict]:
-    """What `images` must say, but for the names of the files, which are taken as they are."""
+    """Returns what `images` must say, but for the names of the files, which are taken as they are."""
     prompts = {edit.id: (edit.original_prompt, edit.edited_prompt) for edit in edits or ()}
     names = [score.name for score in scores_of(rows)]
     found = []
@@ -208,7 +210,7 @@ def _bounds_problems(rows: pd.DataFrame, scores: Sequence[Score]) -> Iterator[st
 def mismatches(
     said: object, found: object, path: tuple[str | int, ...] = (), by: str = "the scores say"
 ) -> Iterator[str]:
-    """Where two JSON values differ, numbers by more than `TOLERANCE` of the larger of 1 and what was found."""
+    """Yields where two JSON values differ, numbers by more than `TOLERANCE` of the larger of 1 and what was found."""
     where = dotted(path)
     if isinstance(said, Mapping) and isinstance(found, Mapping):
         for key in sorted({*said, *found}):
@@ -228,7 +230,7 @@ def mismatches(
         yield f"{where} is {_shown(said)}, {by} {_shown(found)}"
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -60,6 +60,7 @@ class Box:
         return max(width, 0.0) * max(height, 0.0)
 
     def contains(self, other: Box) -> bool:
+        """Returns whether the other box lies within this one."""
         return (
             self.left <= other.left
             and self.top <= other.top

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
 
 from riebench.analysis.statistics import Interval
 from riebench.report.rendering import ENVIRONMENT
 
-_MACROS = ENVIRONMENT.get_template("markup.html").module
+_MACROS: Any = ENVIRONMENT.get_template("markup.html").module
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def _score_rows(
     done: list[dict[str, float]],
     version: str,
 ) -> list[dict[str, float]]:
-    """Metric -> value of every row, of which the first are done; with a checkpoint now and then."""
+    """Returns metric -> value of every row, of which the first are done; with a checkpoint now and then."""
     saved = len(done)
     items = _items(folder, rows.iloc[len(done) :], edits)
     with Progress("scoring", len(rows), len(done), "result") as progress:
@@ -103,7 +103,7 @@ def _score_rows(
 def _items(
     folder: Path, rows: pd.DataFrame, edits: Mapping[str, Edit]
 ) -> Iterator[tuple[Edit, Pictures, torch.Tensor]]:
-    """What a `Scorer` takes, row by row; the pictures of a case are read once."""
+    """Yields what a `Scorer` takes, row by row; the pictures of a case are read once."""
 
     @lru_cache(maxsize=1)
     def of_case(original: str, edited: str, regions: str) -> Pictures:
@@ -123,7 +123,7 @@ def _backbone(manifest: Mapping) -> Backbone:
 
 
 def _edits(frame: pd.DataFrame, manifest: Mapping) -> dict[str, Edit]:
-    """The run's edits by id. Raises `UserError` where its edit set has them no longer, or never had."""
+    """Returns the run's edits by id. Raises `UserError` where its edit set has them no longer, or never had."""
     name, ids = manifest["config"]["edits"], set(frame["edit"])
     known = [edit for edit in load_edits(name) if edit.id in ids]
     missing = sorted(ids - {edit.id for edit in known})
@@ -159,7 +159,8 @@ def _write_checkpoint(path: Path, version: str, done: Sequence[Mapping[str, floa
 
 
 def _read_checkpoint(path: Path, version: str) -> list[dict[str, float]]:
-    """What is scored already, row by row; nothing where the scores, the metrics or their code are no longer those."""
+    """Returns what is scored already, row by row; nothing where the scores, the metrics or their code are no longer
+    those."""
     if not path.is_file():
         return []
     frame = pd.read_parquet(path)

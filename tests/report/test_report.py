@@ -7,19 +7,21 @@ import hashlib
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+import riebench
 from riebench.analysis import summarise, write_scores
 from riebench.analysis.coalitions import subset_names
 from riebench.analysis.frames import COLUMNS, NOOP, SCORES
 from riebench.analysis.statistics import Interval
 from riebench.core.axes import ticks
-from riebench.report import write_report
-from riebench.report.figures import Box, Curve, HeatRow, Point, heat_picture, place_labels, trade_off
+from riebench.report import markup, write_report
+from riebench.report.figures import Box, Curve, HeatRow, Point, element, heat_picture, place_labels, trade_off
 from riebench.report.markup import Cell, number, p_value, table
 from riebench.report.strips import strips_index
 
@@ -375,6 +377,33 @@ def test_hostile_text_is_escaped(tmp_path):
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
     index = json.loads(page.data["strips-index"])
     assert all(edit["id"].endswith(HOSTILE) and edit["prompts"] == [HOSTILE, HOSTILE] for edit in index["edits"])
+
+
+def test_plain_text_is_escaped_wherever_it_is_put():
+    made = [
+        markup.table(HOSTILE, [HOSTILE], [[HOSTILE, Cell(HOSTILE, 0.5)]], sortable=True, file_name=HOSTILE),
+        markup.figure(HOSTILE, HOSTILE, HOSTILE, file_name=HOSTILE),
+        markup.choice(HOSTILE, {HOSTILE: HOSTILE}),
+        markup.details(HOSTILE, HOSTILE),
+        markup.paragraph(HOSTILE),
+        markup.wrapped(HOSTILE),
+        markup.definitions({HOSTILE: HOSTILE}, kind=HOSTILE),
+        element("g", HOSTILE, class_=HOSTILE, data_entry=HOSTILE),
+    ]
+    for text in made:
+        page = Page(text)
+        assert not page.all("script") and 'alert("x")' in page.text + str(page.elements)
+        values = [value for _, attributes in page.elements for value in attributes.values()]
+        assert all(value == HOSTILE for value in values if "alert" in value)
+    inside = markup.paragraph("&")
+    assert inside in markup.details("a", inside) and "&amp;amp;" not in markup.details("a", inside)
+
+
+def test_no_template_lets_text_through_as_it_is():
+    templates = [path for path in Path(riebench.__file__).parent.rglob("*.html") if path.parent.name != "_data"]
+    assert {"page.html", "strips.html", "index.html", "entry.html"} <= {path.name for path in templates}
+    for path in templates:
+        assert not re.search(r"\|\s*safe|autoescape|</?script[^>]*>[^{\s]", path.read_text())
 
 
 def test_a_run_without_images_subsets_or_valid_categories_still_has_a_page(tmp_path):
