@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
 
@@ -16,9 +17,18 @@ from riebench.backbones.table import BACKBONES, DTYPES, Backbone
 from riebench.core.errors import UserError, did_you_mean
 from riebench.regions.grounders import GROUNDERS, grounder_settings
 from riebench.runs.setup import Setup
+from riebench.values import Range, check_value
 
 PRESETS = Path(__file__).parent / "presets"
 REFERENCE_SEED = 42  # of every case, in the published code
+#: Fields of a method's dataclass that say what it is, and are no settings; its name in tables is `label`.
+NO_SETTINGS = ("name", "sites", "select_on")
+#: What settings of our baselines may be, where their annotation allows more.
+LIMITS = {
+    ("k", int): Annotated[int, Range(1)],
+    ("pool", str): Literal["", "block", "all"],
+    ("steps", str): Literal["first", "mean"],
+}
 
 
 @dataclass(frozen=True)
@@ -31,20 +41,39 @@ class MethodConfig:
     """Its name in tables, where that is not its own: a second setting of a method wants one."""
 
     def build(self):
-        """The method. Raises `UserError` for an unknown name or setting."""
-        factory = METHODS.get(self.name)
-        known = [f.name for f in dataclasses.fields(factory)] if dataclasses.is_dataclass(factory) else None
-        for key in self.settings:
-            if known is not None and key not in known:
-                raise UserError(
-                    f"method {self.name!r} has no setting {key!r}{did_you_mean(key, known)}",
-                    remedy=f"use {', '.join(known)}",
-                )
+        """Returns the method. Raises `UserError` for an unknown name or setting, and for a value that a setting cannot
+        have."""
+        factory, kinds = METHODS.get(self.name), setting_kinds(self.name)
+        settings = dict(self.settings)
+        if kinds is not None:
+            _refuse_unknown(settings, kinds, f"method {self.name!r} has no setting", "use")
+            where = f"method {self.name!r}: "
+            settings = {key: check_value(key, value, kinds[key], where) for key, value in settings.items()}
         label = {"name": self.label} if self.label else {}
         try:
-            return factory(**self.settings, **label)
+            return factory(**settings, **label)
         except TypeError as error:
             raise UserError(f"method {self.name!r}: {error}", remedy="check its settings") from error
+
+
+def setting_kinds(method: str) -> dict[str, Any] | None:
+    """Returns what each setting of a method may be, as an annotation that `check_value` reads; `Any` where that cannot
+    be known, and None for a method that is no dataclass. Raises `UserError` for an unknown method."""
+    factory = METHODS.get(method)
+    if not (isinstance(factory, type) and dataclasses.is_dataclass(factory)):
+        return None
+    try:
+        hints = get_type_hints(factory, include_extras=True)
+    except NameError:  # a name that only type checkers import
+        hints = {}
+    kinds = {}
+    for one in dataclasses.fields(factory):
+        if one.init and one.name not in NO_SETTINGS:
+            owner = next(base for base in factory.__mro__ if one.name in vars(base).get("__annotations__", ()))
+            kind = hints.get(one.name, Any)
+            ours = owner.__module__.startswith("baselines.")
+            kinds[one.name] = LIMITS.get((one.name, kind), kind) if ours else kind
+    return kinds
 
 
 @dataclass(frozen=True)
@@ -69,9 +98,9 @@ class RunConfig:
     """Which categories of it; empty for all."""
     split: str = ""
     """Which split of it: dev (to choose strengths on), test, or all; empty is test where there is one, and else all."""
-    edits_per_category: int = 0
+    edits_per_category: Annotated[int, Range(0)] = 0
     """The first so many edits of each category; 0 takes all."""
-    seeds: tuple[int, ...] = (42, 43, 44)
+    seeds: tuple[Annotated[int, Range(0, 2**63 - 1)], ...] = (42, 43, 44)
     """Seeds of the noise: a case is an edit with a seed."""
     methods: tuple[MethodConfig, ...] = (MethodConfig("noop"), MethodConfig("sae"))
     """Methods, in the order of the tables. `noop` must be among them: gains are measured from it."""
@@ -87,14 +116,14 @@ class RunConfig:
     """Metrics beside those that every run has (`riebench ls metrics`)."""
     mask_rule: str = "touched"
     """How an image mask becomes cells: touched or half (protocol section 4); reference mode has its own."""
-    batch_size: int = 0
+    batch_size: Annotated[int, Range(0, 4096)] = 0
     """Images generated at once; 0 takes what suits the device, and halves it where memory runs out."""
-    resamples: int = 10_000
+    resamples: Annotated[int, Range(1, 1_000_000)] = 10_000
     """Bootstrap resamples behind every interval."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.subsets_of, str):
-            object.__setattr__(self, "subsets_of", (self.subsets_of,))
+        for name, value in _checked(vars(self)).items():
+            object.__setattr__(self, name, value)
         names = [method.label or method.name for method in self.methods]
         for needed in ("noop", *self.subsets_of):
             if needed not in names:
@@ -110,13 +139,13 @@ class RunConfig:
             )
         self.open_backbone()
         self.setup("float32")
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise UserError(f"seeds {list(self.seeds)} are empty or repeated", remedy="give distinct whole numbers")
-        if self.batch_size < 0 or self.resamples < 1 or self.edits_per_category < 0:
-            raise UserError("resamples is at least 1, batch_size and edits_per_category at least 0", remedy="mend them")
+        for name, remedy in (("seeds", "distinct whole numbers"), ("blocks", f"some of {', '.join(BLOCK_NAMES)}")):
+            items = getattr(self, name)
+            if not items or len(set(items)) != len(items):
+                raise UserError(f"{name} {list(items)} are empty or repeated", remedy=f"give {remedy}")
 
     def open_backbone(self) -> Backbone:
-        """The backbone, with the grounder that is asked for."""
+        """Returns the backbone, with the grounder that is asked for."""
         found = (
             backbone_from(self.backbone, "backbone")
             if isinstance(self.backbone, Mapping)
@@ -131,7 +160,7 @@ class RunConfig:
         return dataclasses.replace(found, grounder=name)
 
     def setup(self, dtype: str) -> Setup:
-        """What all cases share; `dtype` is what is computed in on the device of the run."""
+        """Returns what all cases share; `dtype` is what is computed in on the device of the run."""
         return Setup(
             mode=self.mode,
             mask_rule="published" if self.mode == "reference" else self.mask_rule,
@@ -151,11 +180,16 @@ class RunConfig:
 
 
 def preset_names() -> list[str]:
+    """Returns the names of the shipped runs."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
 def read_config(name: str, overrides: Mapping[str, Any] | None = None) -> RunConfig:
-    """The configuration of a preset or a YAML file. Raises `UserError` for unknown keys, wrong types, broken YAML."""
+    """Returns the configuration of a preset or a YAML file, with the overrides in the place of its values; where they
+    ask for reference mode, its seed is taken too.
+
+    Raises `UserError` for unknown or repeated keys, for values that are not allowed, and for broken YAML.
+    """
     path = PRESETS / f"{name}.yaml" if name in preset_names() else Path(name)
     if not path.is_file():
         raise UserError(
@@ -163,62 +197,82 @@ def read_config(name: str, overrides: Mapping[str, Any] | None = None) -> RunCon
             remedy=f"use {', '.join(preset_names())} or a YAML file",
         )
     try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = yaml.load(path.read_text(), _Loader)
+    except (
+        OSError,
+        ValueError,
+        yaml.YAMLError,
+    ) as error:  # ValueError: of text that is no UTF-8, or a date that is none
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}", remedy="mend that line") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no settings", remedy="write `key: value` lines, as in the shipped presets")
-    return build_config({**values, **(overrides or {})}, where=str(path))
+    over = _with_reference_seed(_checked(overrides or {}))
+    return RunConfig(**_with_reference_seed(_checked(values, f"{path}: ") | over))
 
 
 def build_config(values: Mapping[str, Any], where: str) -> RunConfig:
-    """A RunConfig of plain values, as YAML gives them."""
-    known = {f.name: f.default for f in dataclasses.fields(RunConfig)}
-    checked: dict[str, Any] = {}
-    for key, value in values.items():
+    """Returns a RunConfig of plain values, as YAML gives them. where: what messages about a value begin with."""
+    return RunConfig(**_with_reference_seed(_checked(values, f"{where}: ")))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key stands once, and is text: `on`, a setting of `chosen`, is true in YAML 1.1."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node, seen = super().compose_mapping_node(anchor), set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key is no text", key.start_mark)
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
+            seen.add(key.value)
+            if not key.tag.endswith(":merge"):
+                key.tag = "tag:yaml.org,2002:str"
+        return node
+
+
+@cache
+def _kinds() -> dict[str, Any]:
+    return get_type_hints(RunConfig, include_extras=True)
+
+
+def _checked(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Returns values of a run's fields, each as its annotation has it."""
+    kinds = _kinds()
+    _refuse_unknown(values, kinds, f"{where}unknown key", "the keys are")
+    checked = {key: check_value(key, value, kinds[key], where) for key, value in values.items()}
+    if isinstance(checked.get("subsets_of"), str):
+        checked["subsets_of"] = (checked["subsets_of"],)
+    if "methods" in checked:
+        checked["methods"] = tuple(method for item in checked["methods"] for method in _methods(where, item))
+    return checked
+
+
+def _refuse_unknown(values: Mapping[str, Any], known: Mapping[str, Any], what: str, remedy: str) -> None:
+    for key in values:
         if key not in known:
-            raise UserError(
-                f"{where}: unknown key {key!r}{did_you_mean(key, known)}", remedy=f"the keys are {', '.join(known)}"
-            )
-        checked[key] = _typed(where, key, value, known[key])
-    if checked.get("mode") == "reference":
-        checked.setdefault("seeds", (REFERENCE_SEED,))
-    return RunConfig(**checked)
+            raise UserError(f"{what} {key!r}{did_you_mean(key, known)}", remedy=f"{remedy} {', '.join(known)}")
 
 
-def _typed(where: str, key: str, value: Any, default: Any) -> Any:
-    if key in ("backbone", "grounder") and isinstance(value, Mapping):
-        return dict(value)
-    if key == "subsets_of" and isinstance(value, str):
-        return (value,)
-    if key == "methods":
-        return tuple(method for item in _list(where, key, value) for method in _methods(where, item))
-    if isinstance(default, tuple):
-        kind = type(default[0]) if default else str
-        return tuple(_scalar(where, key, item, kind) for item in _list(where, key, value))
-    return _scalar(where, key, value, type(default))
-
-
-def _list(where: str, key: str, value: Any) -> list:
-    if not isinstance(value, list | tuple):
-        raise UserError(f"{where}: {key} is {value!r}, not a list", remedy=f"write {key}: [..., ...]")
-    return list(value)
-
-
-def _scalar(where: str, key: str, value: Any, kind: type) -> Any:
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise UserError(f"{where}: {key} holds {value!r}", remedy=f"give {'a whole number' if kind is int else 'text'}")
-    return value
+def _with_reference_seed(values: Mapping[str, Any]) -> dict[str, Any]:
+    seeds = {"seeds": (REFERENCE_SEED,)} if values.get("mode") == "reference" else {}
+    return seeds | dict(values)
 
 
 def _methods(where: str, item: Any) -> list[MethodConfig]:
-    """One method, or one for each strength of a list."""
+    """Returns one method, or one for each strength of a list."""
+    if isinstance(item, MethodConfig):
+        return [item]
     if isinstance(item, str):
         item = {"name": item}
-    if not isinstance(item, dict) or not isinstance(item.get("name"), str):
-        raise UserError(f"{where}: a method is {item!r}", remedy="write `- name: sae` and its settings")
+    if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
+        raise UserError(f"{where}a method is {item!r}", remedy="write `- name: sae` and its settings")
     METHODS.summary(item["name"])  # an unknown name is an error before anything is loaded
+    label = check_value(f"the label of {item['name']!r}", item.get("label", ""), str, where)
     settings = {key: value for key, value in item.items() if key not in ("name", "label")}
     strengths = settings.get("strength")
-    each = [settings | {"strength": one} for one in strengths] if isinstance(strengths, list) else [settings]
-    return [MethodConfig(item["name"], one, str(item.get("label", ""))) for one in each]
+    if not isinstance(strengths, list | tuple):
+        return [MethodConfig(item["name"], settings, label)]
+    if not strengths:
+        raise UserError(f"{where}the strength of {item['name']!r} is []", remedy="give a number, or a list of some")
+    return [MethodConfig(item["name"], settings | {"strength": one}, label) for one in strengths]
