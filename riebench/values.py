@@ -24,7 +24,7 @@ class Range:
         return self.least <= number <= self.most
 
     def __str__(self) -> str:
-        return f"of at least {self.least:,}" if self.most == math.inf else f"from {self.least:,} to {self.most:,}"
+        return f"of at least {self.least}" if self.most == math.inf else f"from {self.least} to {self.most}"
 
 
 def check_value(key: str, value: Any, kind: Any, where: str = "") -> Any:

@@ -12,6 +12,7 @@ from riebench.core.errors import UserError, did_you_mean
 from riebench.dictionaries.data import BUFFER_ROWS, Generated, Stored, TrainingData
 from riebench.dictionaries.prompts import read_prompts
 from riebench.dictionaries.train import Grid
+from riebench.dictionary_settings import TrainSettings
 from riebench.generation.sampler import load_sampler
 from sae_models.activation_store import ActivationStore
 from sae_models.architectures import L1, AuxK, BatchTopK, JumpReLU, Matryoshka, Restart, TopK
@@ -24,7 +25,7 @@ BY_WEIGHT = ("l1", "jumprelu")  # whose sparsity is set by a weight in the loss
 
 @dataclass(frozen=True)
 class Defaults:
-    """What is taken where nothing is said."""
+    """Holds what is taken where nothing is said."""
 
     prompts: int
     steps: int
@@ -52,7 +53,7 @@ def generated_data(
     prompts: str = "",
     column: str = "",
     count: int = 0,
-    branch: str = "both",
+    branch: str = TrainSettings.branch,
     site: str = "",
     seed: int = 0,
     buffer_rows: int = BUFFER_ROWS,
@@ -72,15 +73,15 @@ def generated_data(
 def stored_data(
     folder: Path, blocks: Sequence[str] = (), *, backbone: str | None = None, seed: int = 0, device: str = "auto"
 ) -> Stored:
-    """Rows of a store's blocks (default: all). backbone: the one that the store must be of. Raises `UserError` as
-    `ActivationStore.open`, its `expect` and `Stored` do."""
+    """Returns rows of a store's blocks (default: all). backbone: the one that the store must be of. Raises `UserError`
+    as `ActivationStore.open`, its `expect` and `Stored` do."""
     store = ActivationStore.open(folder)
     store.expect(backbone=backbone)
     return Stored(store, blocks, seed=seed, device=choose_device(device))
 
 
 def defaults_for(backbone: str) -> Defaults:
-    """Of a backbone by name; of SDXL where it is not known here."""
+    """Returns the defaults of a backbone by name; those of SDXL where it is not known here."""
     known = BACKBONES.get(backbone).judges if backbone in BACKBONES.names() else "sdxl"
     return DEFAULTS[known]
 
@@ -88,17 +89,17 @@ def defaults_for(backbone: str) -> Defaults:
 def make_grid(
     defaults: Defaults,
     *,
-    architecture: str = "topk",
+    architecture: str = TrainSettings.architecture,
     k: Sequence[int] = (),
     weights: Sequence[float] = (),
     expansions: Sequence[int] = (),
     prefixes: Sequence[float] = (),
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[int] = TrainSettings.seeds,
     revival: str = "",
     dead_after: int = 0,
 ) -> Grid:
-    """A grid of one kind of architecture. weights: of l1 and jumprelu, in the place of k. revival: auxk, restart, none,
-    or "" for the default. Raises `UserError` for an unknown word, and for values that cannot be meant."""
+    """Returns a grid of one kind of architecture. weights: of l1 and jumprelu, in the place of k. revival: auxk,
+    restart, none, or "" for the default. Raises `UserError` for an unknown word, and for values that cannot be meant."""
     if architecture not in ARCHITECTURES:
         raise UserError(
             f"unknown architecture {architecture!r}{did_you_mean(architecture, ARCHITECTURES)}",
@@ -142,7 +143,7 @@ def make_config(
     compute: str = TrainConfig.compute,
     compile: bool = False,
 ) -> tuple[TrainConfig, int]:
-    """(Configuration, batch size); 0 and None take the default, and 0 steps as many as take each vector once."""
+    """Returns (configuration, batch size). 0 and None take the default, and 0 steps those that take each vector once."""
     batch_size = batch_size or defaults.batch_size
     steps = defaults.steps if steps is None else steps
     return (

@@ -33,7 +33,7 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """A method by name, with the settings of its dataclass."""
+    """Names a method, with the settings of its dataclass."""
 
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -78,7 +78,7 @@ def setting_kinds(method: str) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What a run is asked to do."""
+    """Says what a run is asked to do. Raises `UserError` for a value that a field cannot have."""
 
     backbone: str | Mapping[str, Any] = "tinyworld-turbo@1"
     """Name out of `riebench ls backbones`, or one's own, as `{name: mine@4, like: sdxl-turbo@4, folder: ...}`."""
@@ -202,7 +202,7 @@ def read_config(name: str, overrides: Mapping[str, Any] | None = None) -> RunCon
         OSError,
         ValueError,
         yaml.YAMLError,
-    ) as error:  # ValueError: of text that is no UTF-8, or a date that is none
+    ) as error:  # ValueError: no UTF-8, or no date
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}", remedy="mend that line") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no settings", remedy="write `key: value` lines, as in the shipped presets")

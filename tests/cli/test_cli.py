@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from riebench.cli import KINDS, main
+from riebench.cli import main
+from riebench.cli.listing import KINDS
 from riebench.core.errors import UserError
 from riebench.runs.config import build_config, preset_names, read_config
 
@@ -73,7 +74,7 @@ def test_train_and_evaluate_say_what_is_wrong_with_their_words(capsys, tmp_path)
         ("methods: [sae]", "no method 'noop'"),
         ("methods: [noop, {name: sae, kk: 3}]", "no setting 'kk'"),
         ("methods: [noop, 3]", "a method is 3"),
-        ("batch_size: -1", "batch_size holds -1 -> give a whole number from 0 to 4,096"),
+        ("batch_size: -1", "batch_size holds -1 -> give a whole number from 0 to 4096"),
         ("batch_size: true", "holds True"),
         ("mask_rule: most", "unknown mask rule"),
     ],

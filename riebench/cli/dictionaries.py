@@ -1,0 +1,191 @@
+"""Verbs of dictionaries: harvest, train, convert, publish, index-text, evaluate."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from riebench.cli.flags import Verb, word
+from riebench.dictionary_settings import BACKBONE, EvaluateSettings, HarvestSettings, TrainSettings
+
+
+def _harvest(settings: HarvestSettings) -> None:
+    from riebench.backbones.loading import choose_device, choose_dtype
+    from riebench.backbones.table import BACKBONES, BLOCK_NAMES, check_blocks
+    from riebench.dictionaries.harvest import harvest_to_store
+    from riebench.dictionaries.prompts import read_prompts
+    from riebench.generation.sampler import load_sampler
+
+    backbone, device = BACKBONES.get(settings.backbone), choose_device(settings.device)
+    dtype = choose_dtype(backbone, device, settings.dtype)
+    blocks = check_blocks(settings.blocks or BLOCK_NAMES)
+    prompts = read_prompts(
+        settings.prompts,
+        column=settings.column,
+        count=settings.count,
+        seed=settings.seed,
+        family=backbone.judges,
+    )
+    sampler = load_sampler(backbone, device, settings.batch_size, dtype)
+    store = harvest_to_store(sampler, blocks, prompts, settings.seed, settings.out, branch=settings.branch)
+    print(f"{len(prompts)} prompts, {sum(store.rows.values())} vectors of {', '.join(store.blocks)}: {settings.out}")
+
+
+def _train(settings: TrainSettings) -> None:
+    from riebench.dictionaries.settings import defaults_for, generated_data, make_config, make_grid, stored_data
+    from riebench.dictionaries.train import train_dictionaries
+
+    common = {"seed": settings.seed, "device": settings.device}
+    if settings.store:
+        data = stored_data(settings.store, settings.blocks, backbone=settings.backbone, **common)
+    else:
+        buffer = {"buffer_rows": settings.buffer_rows} if settings.buffer_rows is not None else {}
+        words = _taken(settings, "prompts", "column", "count", "branch")
+        data = generated_data(settings.backbone or BACKBONE, settings.blocks, **words, **buffer, **common)
+    defaults = defaults_for(data.backbone)
+    how = _taken(settings, "steps", "batch_size", "lr", "normalisation", "compute", "compile")
+    config, batch_size = make_config(defaults, data, **how)
+    which = ("architecture", "k", "weights", "expansions", "prefixes", "seeds", "revival", "dead_after")
+    grid = make_grid(defaults, **_taken(settings, *which))
+    where = _taken(settings, "checkpoint_every", "trackers", "engine", "address")
+    train_dictionaries(data, grid, settings.out, config, batch_size, **where)
+
+
+def _taken(settings: TrainSettings, *names: str) -> dict:
+    """Returns the values of some of the settings."""
+    return {name: getattr(settings, name) for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convert:
+    """Holds the words of `riebench convert`."""
+
+    source: Path = word(positional=True)
+    """A SAELens, sparsify, dictionary_learning or sdxl-unbox checkpoint."""
+    out: Path = word(positional=True)
+    """Folder to write."""
+    to: str = "saelens"
+    """The layout: saelens, which is ours, or sparsify."""
+
+
+def _convert(words: Convert) -> None:
+    from sae_models.convert import convert
+
+    sha256 = convert(words.source, words.out, to=words.to)
+    print(f"{words.out}  weights sha256 {sha256}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publish:
+    """Holds the words of `riebench publish`."""
+
+    folder: Path = word(positional=True)
+    """A checkpoint, or a folder that riebench train wrote."""
+    repo: str = word(positional=True)
+    """The repository, owner/name, on the Hub."""
+    private: bool = False
+    """Make it a private repository."""
+
+
+def _publish(words: Publish) -> None:
+    from sae_models.publish import publish
+
+    print(publish(words.folder, words.repo, private=words.private))
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexText:
+    """Holds the words of `riebench index-text`."""
+
+    backbone: str = BACKBONE
+    """A name out of `riebench ls backbones`."""
+    prompts: str = "4096"
+    """A text file, a prompt on each line; for tinyworld a number."""
+    out: Path | None = None
+    """Folder to write to (default: your cache, where runs look)."""
+    device: str = "auto"
+    """The device: auto, cpu or cuda."""
+
+
+def _index_text(words: IndexText) -> None:
+    from riebench.dictionaries.text_index import index_text
+
+    prompts = int(words.prompts) if words.prompts.isdecimal() else Path(words.prompts)
+    for path in index_text(words.backbone, prompts, words.out, words.device).values():
+        print(path)
+
+
+def _evaluate(settings: EvaluateSettings) -> None:
+    from riebench.backbones.table import BACKBONES
+    from riebench.core.files import write_text
+    from riebench.dictionaries.evaluate import evaluate
+    from riebench.dictionaries.tables import format_markdown, format_tables
+
+    others = ("tinyworld-turbo@4", "tinyworld-base@25") if settings.trained_on.startswith("tinyworld") else ()
+    found = evaluate(
+        settings.trained_on,
+        [BACKBONES.get(name) for name in (others if settings.on is None else settings.on)],
+        settings.count,
+        settings.images,
+        source=settings.prompts,
+        names=settings.dictionary,
+        root=settings.dictionaries,
+        other=settings.other,
+        device=settings.device,
+    )
+    if settings.out:
+        write_text(settings.out, format_markdown(found))
+    print(json.dumps(found, indent=2, allow_nan=False) if settings.json else format_tables(found))
+
+
+VERBS = (
+    Verb(
+        "harvest",
+        "generate, and store what the blocks add to their inputs",
+        HarvestSettings,
+        _harvest,
+        (
+            "riebench harvest --out store --count 4096",
+            "riebench harvest --out store --backbone sdxl-turbo@1 --prompts prompts.txt --blocks mid.0,up.0.1",
+        ),
+    ),
+    Verb(
+        "train",
+        "train sparse autoencoders on a backbone's block updates",
+        TrainSettings,
+        _train,
+        ("riebench train --out saes", "riebench train --out saes --store store --k 10,20,40 --width 4 --seeds 0,1,2"),
+    ),
+    Verb(
+        "convert",
+        "write another package's SAE checkpoint in our layout, or back",
+        Convert,
+        _convert,
+        ("riebench convert checkpoint ours", "riebench convert ours theirs --to sparsify"),
+    ),
+    Verb(
+        "publish",
+        "upload an SAE checkpoint, or a folder of them, to the Hugging Face Hub",
+        Publish,
+        _publish,
+        ("riebench publish saes owner/name", "riebench publish saes owner/name --private"),
+    ),
+    Verb(
+        "index-text",
+        "learn which features go with which words, for text-selected",
+        IndexText,
+        _index_text,
+        ("riebench index-text", "riebench index-text --backbone sdxl-turbo@1 --prompts prompts.txt --out text_index"),
+    ),
+    Verb(
+        "evaluate",
+        "what dictionaries are worth: in figures, at other steps and on other models, in the images",
+        EvaluateSettings,
+        _evaluate,
+        (
+            "riebench evaluate --dictionaries saes --other saes-of-another-seed",
+            "riebench evaluate --on tinyworld-turbo@4 --count 64 --images 4 --json",
+        ),
+    ),
+)

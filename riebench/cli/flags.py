@@ -1,0 +1,156 @@
+"""Flags that are derived from the dataclass they fill: the name, type, default and docstring of each field."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import inspect
+import itertools
+import textwrap
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+from riebench.core.errors import UserError
+from riebench.core.files import named_path
+
+EXAMPLES = {str: "a,b", int: "4,8,16", float: "0.1,0.4"}
+
+
+@dataclass(frozen=True)
+class Verb:
+    """Describes a verb of the command line. Its flags are the fields of the dataclass `words`, an instance of which
+    `do` is called with.
+
+    examples: two command lines that its help shows. overrides: a dataclass and the names of some of its fields that
+    are flags too; a mapping of those that were given is the second argument of `do`.
+    """
+
+    name: str
+    summary: str
+    words: type
+    do: Callable[..., None]
+    examples: tuple[str, str]
+    overrides: tuple[type, tuple[str, ...]] | None = None
+
+    def add_flags(self, parser: argparse.ArgumentParser) -> None:
+        """Adds the flags of the verb to its parser."""
+        add_flags(parser, self.words)
+        if self.overrides:
+            add_flags(parser, *self.overrides, title="settings of the run, in the place of those in its file")
+
+    def run(self, arguments: argparse.Namespace) -> None:
+        """Does what the verb does with the words that were given. Raises `UserError` as that does."""
+        overrides = [read_flags(arguments, *self.overrides)] if self.overrides else []
+        self.do(self.words(**read_flags(arguments, self.words)), *overrides)
+
+
+def word(
+    default: Any = MISSING, *, positional: bool = False, flag: str = "", repeat: bool = False, metavar: str = ""
+) -> Any:
+    """Returns a field whose word differs from what its annotation says. positional: given without a flag. flag: another
+    name than the field's. repeat: the items of a tuple are given one by one, not with commas between."""
+    metadata = {"positional": positional, "flag": flag, "repeat": repeat, "metavar": metavar}
+    return field(default=default, metadata={key: value for key, value in metadata.items() if value})
+
+
+def add_flags(parser: argparse.ArgumentParser, settings: type, only: Sequence[str] = (), title: str = "") -> None:
+    """Adds a flag for each field of a dataclass.
+
+    A field without a default must be given, a bool is a switch, a tuple is a list with commas between, and a `Path` may
+    begin with `~`. only: the fields that are flags, whose defaults lie elsewhere; title: what these stand under in the
+    help. The metadata of a field may hold what `word` takes, and the `group` that its flag stands under.
+    """
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for one, kind, many in _fields(settings, only):
+        how, required = one.metadata, one.default is MISSING
+        name = how.get("flag", one.name).replace("_", "-")
+        options = {"default": argparse.SUPPRESS, "help": _help(settings, one, shows_default=not only)}
+        if kind is bool:
+            options["action"] = "store_true"
+        else:
+            listed = many and not how.get("repeat") and not how.get("positional")
+            options["type"] = str if listed else _path if kind is Path else kind
+            options["metavar"] = how.get("metavar") or (
+                one.name if how.get("positional") else name.upper().replace("-", "_")
+            )
+        group = how.get("group", title)
+        if group and group not in groups:
+            groups[group] = parser.add_argument_group(group)
+        place = groups.get(group, parser)
+        if how.get("positional"):
+            nargs = {"nargs": "+" if required else "*"} if many else {}
+            place.add_argument(one.name, **options, **nargs)
+        else:
+            action = {"action": "append"} if how.get("repeat") else {}
+            place.add_argument(f"--{name}", dest=one.name, required=required, **options, **action)
+
+
+def read_flags(arguments: argparse.Namespace, settings: type, only: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns the fields that were given, with lists as tuples. Raises `UserError` for a list that holds other things
+    than its annotation says."""
+    given = {}
+    for one, kind, many in _fields(settings, only):
+        if not hasattr(arguments, one.name):
+            continue
+        value = getattr(arguments, one.name)
+        if many and isinstance(value, str):
+            value = _items(value, one.metadata.get("flag", one.name).replace("_", "-"), kind)
+        given[one.name] = tuple(value) if many else value
+    return given
+
+
+@cache
+def field_docs(settings: type) -> dict[str, str]:
+    """Returns the docstring under each field of a dataclass, its own and those that it inherits."""
+    found: dict[str, str] = {}
+    for base in reversed([base for base in settings.__mro__ if dataclasses.is_dataclass(base)]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
+        for statement, below in itertools.pairwise(body):
+            match statement, below:
+                case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
+                    found[name] = " ".join(text.split())
+    return found
+
+
+def _fields(settings: type, only: Sequence[str]):
+    """Yields (field, type of a value or of an item, whether it is a tuple)."""
+    hints = get_type_hints(settings, include_extras=True)
+    for one in dataclasses.fields(settings):
+        if not only or one.name in only:
+            yield one, *_type(hints[one.name])
+
+
+def _type(hint: Any) -> tuple[type, bool]:
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is tuple:
+        return _type(parts[0])[0], True
+    return _type(parts[0]) if origin in (Annotated, Union, types.UnionType) else (hint, False)
+
+
+def _help(settings: type, one: dataclasses.Field, *, shows_default: bool) -> str:
+    text = field_docs(settings).get(one.name, "").replace("`", "").rstrip(".")
+    if shows_default and one.default and one.default is not MISSING and "(default" not in text:
+        default = ",".join(map(str, one.default)) if isinstance(one.default, tuple) else one.default
+        text += f" (default: {default})"
+    return text.replace("%", "%%")
+
+
+def _items(text: str, flag: str, kind: type) -> tuple:
+    words = [word for word in text.split(",") if word] if kind is str else text.split(",") if text else []
+    try:
+        return tuple(dict.fromkeys(map(kind, words)))
+    except ValueError as error:
+        remedy = f"give numbers with commas between, as {EXAMPLES[kind]}"
+        raise UserError(f"--{flag} is {text!r}", remedy=remedy) from error
+
+
+def _path(text: str) -> Path:
+    try:
+        return named_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

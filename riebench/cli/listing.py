@@ -1,0 +1,68 @@
+"""The verb that lists what there is: ls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from riebench.cli.flags import Verb, word
+from riebench.core.errors import UserError, did_you_mean
+
+KINDS = ("backbones", "blocks", "categories", "dictionaries", "edits", "grounders", "methods", "metrics", "runs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ls:
+    """Holds the words of `riebench ls`."""
+
+    kind: str = word(positional=True)
+    """What is listed: backbones, blocks, categories, dictionaries, edits, grounders, methods, metrics or runs."""
+
+
+def _ls(words: Ls) -> None:
+    if words.kind not in KINDS:
+        raise UserError(
+            f"there is nothing to list as {words.kind!r}{did_you_mean(words.kind, KINDS)}",
+            remedy=f"use {', '.join(KINDS)}",
+        )
+    rows = _listed(words.kind)
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, summary in rows:
+        print(f"{name:<{width}}  {summary}".rstrip())
+
+
+def _listed(kind: str) -> list[tuple[str, str]]:
+    if kind == "blocks":
+        from riebench.backbones.table import BLOCKS
+
+        return list(BLOCKS.items())
+    if kind == "categories":
+        from riebench.edits.edit import CATEGORIES
+
+        return [(category.name, f"{category.id}  {category.title}") for category in CATEGORIES]
+    if kind == "runs":
+        from riebench.runs.config import preset_names, read_config
+
+        configs = [(name, read_config(name)) for name in preset_names()]
+        return [(name, f"{c.backbone}, {len(c.methods)} methods, {len(c.seeds)} seeds") for name, c in configs]
+    if kind == "edits":
+        from riebench.edits.edit import load_edits, shipped_sets
+
+        return [(name, f"{len(load_edits(name))} edits") for name in shipped_sets()]
+    if kind == "dictionaries":
+        from sae_models.index import describe, entries
+
+        return [(entry.name, describe(entry)) for entry in entries()]
+    registry = _registries()[kind]
+    return [(name, registry.summary(name)) for name in registry.names()]
+
+
+def _registries() -> dict:
+    from riebench.backbones.table import BACKBONES
+    from riebench.methods.method import METHODS
+    from riebench.metrics import METRICS
+    from riebench.regions.grounders import GROUNDERS
+
+    return {"backbones": BACKBONES, "grounders": GROUNDERS, "methods": METHODS, "metrics": METRICS}
+
+
+VERBS = (Verb("ls", "list what there is", Ls, _ls, ("riebench ls methods", "riebench ls dictionaries")),)

@@ -1,0 +1,90 @@
+"""Verbs of the embedded world: tinyworld train, evaluate, edits."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from riebench.cli.flags import Verb
+
+NAME, SUMMARY = "tinyworld", "make or judge the embedded world"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Holds the words of `riebench tinyworld train`."""
+
+    out: Path
+    """Folder for weights and checkpoints."""
+    only: tuple[str, ...] = ()
+    """The parts, comma-separated: vae, base, turbo, oracle, grounder, clip, dictionaries (default: all)."""
+    seed: int = 0
+    """Seed of all that is random."""
+    device: str = "auto"
+    """The device: auto, cpu or cuda."""
+
+
+def _train(words: Train) -> None:
+    from riebench.tinyworld_build.train import PARTS, train_world
+
+    train_world(words.out, words.only or PARTS, seed=words.seed, device=words.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Holds the words of `riebench tinyworld evaluate`."""
+
+    json: bool = False
+    """Print JSON."""
+    count: int = 512
+    """Pictures for each figure."""
+    device: str = "auto"
+    """The device: auto, cpu or cuda."""
+
+
+def _evaluate(words: Evaluate) -> None:
+    from riebench.tinyworld_build.evaluate import evaluate_world, format_evaluation
+
+    found = evaluate_world(words.count, words.device)
+    print(json.dumps(found, indent=2) if words.json else format_evaluation(found))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edits:
+    """Holds the words of `riebench tinyworld edits`."""
+
+    out: Path
+    """Folder for one file a category."""
+
+
+def _edits(words: Edits) -> None:
+    from riebench.tinyworld_build.edit_set import write_edit_set
+
+    for path in write_edit_set(words.out):
+        print(path)
+
+
+VERBS = (
+    Verb(
+        f"{NAME} train",
+        "train every model of tinyworld from nothing; resumable",
+        Train,
+        _train,
+        ("riebench tinyworld train --out world", "riebench tinyworld train --out world --only vae,base --seed 1"),
+    ),
+    Verb(
+        f"{NAME} evaluate",
+        "judge the shipped models against the renderer's truth",
+        Evaluate,
+        _evaluate,
+        ("riebench tinyworld evaluate", "riebench tinyworld evaluate --json --count 64"),
+    ),
+    Verb(
+        f"{NAME} edits",
+        "write tinyworld's edit set, the same bytes every time",
+        Edits,
+        _edits,
+        ("riebench tinyworld edits --out edits", "riebench tinyworld edits --out data/edits/tinyworld"),
+    ),
+)
