@@ -38,10 +38,11 @@ def check_value(key: str, value: Any, kind: Any, where: str = "") -> Any:
     origin, parts = get_origin(kind) or kind, get_args(kind)
     refusal = UserError(f"{where}{key} holds {value!r}{_near(value, kind)}", remedy=f"give {allowed(kind)}")
     if origin is Annotated:
-        found = check_value(key, value, parts[0], where)
-        if not all(found in rule for rule in kind.__metadata__):
-            raise refusal
-        return found
+        with contextlib.suppress(UserError):
+            found = check_value(key, value, parts[0], where)
+            if all(found in rule for rule in kind.__metadata__):
+                return found
+        raise refusal
     if origin in (Union, types.UnionType):
         for part in parts:
             with contextlib.suppress(UserError):

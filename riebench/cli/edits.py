@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,20 +52,28 @@ class Validate:
 
 
 def _validate(words: Validate) -> None:
-    from riebench.edits.checks import validate_edits
-    from riebench.leaderboard import entry_folders, validate
-
     wrong = total = 0
     for path in words.paths:
-        is_entry = any(path.rglob("entry.json"))
-        for one in entry_folders(path) if is_entry else [path]:
-            problems = [f"{one}: {problem}" for problem in validate(one)] if is_entry else validate_edits(one)
+        for problems in _checked(path):
             for problem in problems:
                 print(problem, file=sys.stderr)
             wrong, total = wrong + bool(problems), total + 1
     if wrong:
         raise UserError(f"{wrong} of {total} are not in order", remedy="mend what is named above")
     print(f"{total} in order")
+
+
+def _checked(path: Path) -> Iterator[list[str]]:
+    """Yields what is wrong with each entry in a folder, or with a set of edits."""
+    if any(path.rglob("entry.json")):
+        from riebench.leaderboard import entry_folders, validate
+
+        for one in entry_folders(path):
+            yield [f"{one}: {problem}" for problem in validate(one)]
+    else:
+        from riebench.edits.checks import validate_edits
+
+        yield list(validate_edits(path))
 
 
 VERBS = (

@@ -99,7 +99,8 @@ def make_grid(
     dead_after: int = 0,
 ) -> Grid:
     """Returns a grid of one kind of architecture. weights: of l1 and jumprelu, in the place of k. revival: auxk,
-    restart, none, or "" for the default. Raises `UserError` for an unknown word, and for values that cannot be meant."""
+    restart, none, or "" for the default. Raises `UserError` for an unknown word, and for values that cannot be
+    meant."""
     if architecture not in ARCHITECTURES:
         raise UserError(
             f"unknown architecture {architecture!r}{did_you_mean(architecture, ARCHITECTURES)}",
@@ -143,7 +144,7 @@ def make_config(
     compute: str = TrainConfig.compute,
     compile: bool = False,
 ) -> tuple[TrainConfig, int]:
-    """Returns (configuration, batch size). 0 and None take the default, and 0 steps those that take each vector once."""
+    """Returns (configuration, batch size). 0 and None take the default, and 0 steps as many as take each vector."""
     batch_size = batch_size or defaults.batch_size
     steps = defaults.steps if steps is None else steps
     return (

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from riebench.cli import main
+from riebench.cli import VERBS, build_parser, main
+from riebench.cli.flags import field_docs, read_flags
 from riebench.cli.listing import KINDS
 from riebench.core.errors import UserError
+from riebench.core.files import data_folder
+from riebench.dictionary_settings import TrainSettings
 from riebench.runs.config import build_config, preset_names, read_config
 
 
@@ -38,6 +44,127 @@ def test_listing_and_help_import_no_torch():
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+
+def test_verbs_of_files_alone_and_every_help_import_no_torch(tmp_path):
+    entry = next((data_folder() / "leaderboard").rglob("entry.json")).parent
+    verbs = [["new-edits", str(tmp_path / "mine.yaml")], ["validate", str(entry)], ["compare", str(tmp_path)]]
+    verbs += [["leaderboard", "--out", str(tmp_path / "site")], *([*verb.name.split(), "--help"] for verb in VERBS)]
+    code = (
+        "import sys\nfrom riebench.cli import main\n"
+        f"for words in {verbs!r}:\n    try:\n        main(words)\n    except SystemExit:\n        pass\n"
+        "    assert 'torch' not in sys.modules, words"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "1 in order" in done.stdout and "riebench tinyworld edits" in done.stdout
+    assert (tmp_path / "mine.yaml").is_file() and (tmp_path / "site" / "index.html").is_file()
+
+
+def test_the_package_is_a_command_too():
+    done = subprocess.run([sys.executable, "-m", "riebench.cli", "ls", "blocks"], capture_output=True, text=True)
+    assert done.returncode == 0 and "mid_block" in done.stdout
+    done = subprocess.run([sys.executable, "-m", "riebench.cli", "ls", "blcks"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("riebench: there is nothing to list as 'blcks'; did you")
+
+
+@pytest.mark.parametrize("name", [*(verb.name for verb in VERBS), "tinyworld"])
+def test_every_verb_shows_two_examples_that_can_be_typed(name, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*name.split(), "--help"])
+    assert stopped.value.code == 0
+    shown = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    examples = [line for line in shown if line == f"riebench {name}" or line.startswith(f"riebench {name} ")]
+    assert len(examples) == len(set(examples)) == 2
+    for line in examples:
+        arguments = build_parser().parse_args(shlex.split(line)[1:])
+        verb = arguments.verb
+        assert verb.name == name or verb.name.startswith(f"{name} ")
+        verb.words(**read_flags(arguments, verb.words))  # lists are read too
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
+def test_every_word_of_a_verb_is_explained_and_says_its_default(verb, capsys):
+    for settings, only in ((verb.words, ()), *([verb.overrides] if verb.overrides else [])):
+        docs = field_docs(settings)
+        for field in dataclasses.fields(settings):
+            if not only or field.name in only:
+                assert docs[field.name][-1] == ".", field.name
+    with pytest.raises(SystemExit):
+        main([*verb.name.split(), "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for field in dataclasses.fields(verb.words):
+        if isinstance(field.default, int | str) and field.default:
+            assert f"{field.default}" in shown, field.name
+
+
+def test_defaults_of_trainings_are_those_of_the_functions_that_take_them():
+    from inspect import signature
+
+    from riebench.dictionaries.train import train_dictionaries
+    from sae_models.trainer import TrainConfig
+
+    for name in ("normalisation", "compute", "compile"):
+        assert getattr(TrainSettings, name) == getattr(TrainConfig, name)
+    for name in ("checkpoint_every", "trackers", "engine", "address"):
+        assert getattr(TrainSettings, name) == signature(train_dictionaries).parameters[name].default
+
+
+def test_words_of_a_training_become_its_settings():
+    words = "train --out ~/saes --k 4,8,4 --width 2,16 --weight 0.1 --lr 1e-3 --seeds 3 --tracker wandb, --compile"
+    arguments = build_parser().parse_args(shlex.split(words))
+    given = read_flags(arguments, TrainSettings)
+    assert given == {
+        "out": Path.home() / "saes",
+        "k": (4, 8),
+        "expansions": (2, 16),
+        "weights": (0.1,),
+        "lr": 1e-3,
+        "seeds": (3,),
+        "trackers": ("wandb",),
+        "compile": True,
+    }
+    assert TrainSettings(**given).architecture == "topk"
+
+
+def test_flags_of_a_run_are_fields_of_its_configuration(monkeypatch):
+    def run(config, out, **how):
+        given.update(config=config, out=out, **how)
+        raise UserError("stopped")
+
+    given = {}
+    monkeypatch.setattr("riebench.runs.run.run", run)
+    words = "run quickstart --mode reference --batch-size 3 --edits-per-category 2 --reuse a --reuse b --split all"
+    assert main(shlex.split(words)) == 2
+    config = given["config"]
+    assert (config.mode, config.seeds, config.batch_size) == ("reference", (42,), 3)
+    assert (config.edits_per_category, config.split, config.backbone) == (2, "all", "tinyworld-turbo@1")
+    assert given["out"] == Path("runs/quickstart") and given["reuse"] == (Path("a"), Path("b"))
+    assert (given["cache"], given["engine"], given["address"]) == ("only-missing", "local", None)
+    assert (given["device"], given["compile"]) == ("auto", False)
+
+
+@pytest.mark.parametrize(
+    ("words", "settings"),
+    [
+        ("--set strength=2 --set keep_spatial=no", {"strength": 2, "keep_spatial": False}),
+        ("--set strength=1e-1 --set k=16", {"strength": "1e-1", "k": 16}),
+        ("--set steps=mean --set window=1,2", {"steps": "mean", "window": "1,2"}),
+        ("--set window=3", {"window": "3"}),
+        ("--method chosen --set on=up.0.1:12,55", {"on": "up.0.1:12,55"}),
+        ("--set k=[1", {"k": "[1"}),
+    ],
+)
+def test_a_setting_of_a_method_is_read_as_its_dataclass_has_it(words, settings, monkeypatch):
+    given = {}
+
+    def edit(*prompts, **how):
+        given.update(how)
+        raise UserError("stopped")
+
+    monkeypatch.setattr("riebench.api.edit", edit)
+    assert main(["edit", "a", "b", *shlex.split(words)]) == 2
+    assert {key: given[key] for key in settings} == settings
 
 
 def test_an_unknown_name_says_what_was_meant(capsys):
