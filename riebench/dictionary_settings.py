@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from riebench.values import Seed
+
 BACKBONE = "tinyworld-turbo@1"
 _ROWS = {"group": "what they are trained on: generated now, or a store that riebench harvest wrote"}
 _GRID = {"group": "which SAEs: every combination; lists are comma-separated"}
@@ -27,7 +29,7 @@ class HarvestSettings:
     """The first so many prompts; 0 for all."""
     branch: str = "both"
     """Rows kept under guidance: cond, uncond or both."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the noise, and of captions."""
     out: Path
     """Folder of the store; a killed harvest goes on there."""
@@ -62,7 +64,7 @@ class TrainSettings:
     """Room of a block's shuffling buffer (default: 524288)."""
     store: Path | None = field(default=None, metadata=_ROWS)
     """Read a store instead; the prompts and branches are its own then."""
-    seed: int = field(default=0, metadata=_ROWS)
+    seed: Seed = field(default=0, metadata=_ROWS)
     """Seed of the noise, and of the order of the rows."""
     architecture: str = field(default="topk", metadata=_GRID)
     """The kind of SAE: topk, batch-topk, l1 or jumprelu."""
@@ -74,7 +76,7 @@ class TrainSettings:
     """Features, as multiples of the channels (default: 4,8,16; SDXL 4)."""
     prefixes: tuple[float, ...] = field(default=(), metadata=_GRID)
     """Matryoshka: shares of the features that code by themselves."""
-    seeds: tuple[int, ...] = field(default=(0,), metadata=_GRID)
+    seeds: tuple[Seed, ...] = field(default=(0,), metadata=_GRID)
     """Where features start."""
     revival: str = field(default="", metadata=_GRID)
     """Revival of dead features: auxk, restart, none (default: suits the model)."""

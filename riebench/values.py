@@ -27,6 +27,9 @@ class Range:
         return f"of at least {self.least}" if self.most == math.inf else f"from {self.least} to {self.most}"
 
 
+Seed = Annotated[int, Range(0, 2**63 - 1)]
+
+
 def check_value(key: str, value: Any, kind: Any, where: str = "") -> Any:
     """Returns a value as its annotation has it: a list becomes a tuple, a whole number or one written as text (YAML
     reads `1e-1` so) becomes a float.

@@ -117,7 +117,7 @@ def test_python_and_flags_are_refused_what_yaml_is(name, value, capsys):
     assert len(set(errors)) == 1, "no file is blamed for what it does not hold"
     if name == "batch_size":
         assert main(["run", "quickstart", "--batch-size", str(value)]) == 2
-        assert capsys.readouterr().err.strip() == f"riebench: {errors[0]}"
+        assert capsys.readouterr().err.strip() == f"riebench: {errors[0].replace(name, '--batch-size')}"
 
 
 def test_values_are_kept_as_their_fields_have_them():

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from riebench.core.errors import UserError
 from riebench.core.files import named_path
+from riebench.values import check_value
 
 EXAMPLES = {str: "a,b", int: "4,8,16", float: "0.1,0.4"}
 
@@ -68,7 +69,7 @@ def add_flags(parser: argparse.ArgumentParser, settings: type, only: Sequence[st
     groups: dict[str, argparse._ArgumentGroup] = {}
     for one, kind, many in _fields(settings, only):
         how, required = one.metadata, one.default is MISSING
-        name = how.get("flag", one.name).replace("_", "-")
+        name = _flag(one)
         options = {"default": argparse.SUPPRESS, "help": _help(settings, one, shows_default=not only)}
         if kind is bool:
             options["action"] = "store_true"
@@ -91,16 +92,16 @@ def add_flags(parser: argparse.ArgumentParser, settings: type, only: Sequence[st
 
 
 def read_flags(arguments: argparse.Namespace, settings: type, only: Sequence[str] = ()) -> dict[str, Any]:
-    """Returns the fields that were given, with lists as tuples. Raises `UserError` for a list that holds other things
-    than its annotation says."""
-    given = {}
+    """Returns the fields that were given, with lists as tuples. Raises `UserError` for what their annotations do not
+    allow."""
+    given, hints = {}, get_type_hints(settings, include_extras=True)
     for one, kind, many in _fields(settings, only):
         if not hasattr(arguments, one.name):
             continue
-        value = getattr(arguments, one.name)
+        value, flag = getattr(arguments, one.name), f"--{_flag(one)}"
         if many and isinstance(value, str):
-            value = _items(value, one.metadata.get("flag", one.name).replace("_", "-"), kind)
-        given[one.name] = tuple(value) if many else value
+            value = _items(value, flag, kind)
+        given[one.name] = check_value(flag, value, hints[one.name])
     return given
 
 
@@ -125,6 +126,10 @@ def _fields(settings: type, only: Sequence[str]):
             yield one, *_type(hints[one.name])
 
 
+def _flag(one: dataclasses.Field) -> str:
+    return one.metadata.get("flag", one.name).replace("_", "-")
+
+
 def _type(hint: Any) -> tuple[type, bool]:
     origin, parts = get_origin(hint), get_args(hint)
     if origin is tuple:
@@ -146,7 +151,7 @@ def _items(text: str, flag: str, kind: type) -> tuple:
         return tuple(dict.fromkeys(map(kind, words)))
     except ValueError as error:
         remedy = f"give numbers with commas between, as {EXAMPLES[kind]}"
-        raise UserError(f"--{flag} is {text!r}", remedy=remedy) from error
+        raise UserError(f"{flag} is {text!r}", remedy=remedy) from error
 
 
 def _path(text: str) -> Path:

@@ -13,6 +13,7 @@ import yaml
 from riebench.cli.flags import Verb, word
 from riebench.core.errors import UserError
 from riebench.runs.config import RunConfig, read_config, setting_kinds
+from riebench.values import Seed
 
 #: Fields of a RunConfig that are flags of `riebench run`.
 OVERRIDES = ("backbone", "edits", "split", "mode", "dtype", "dictionaries", "edits_per_category", "batch_size")
@@ -81,7 +82,7 @@ class Edit:
     """A setting of the method, as strength=2 or on=up.0.1:12,55; repeatable."""
     blocks: tuple[str, ...] = ()
     """The blocks, comma-separated (default: all four)."""
-    seed: int = 42
+    seed: Seed = 42
     """Seed of the noise."""
     backbone: str = RunConfig.backbone
     """A name out of `riebench ls backbones`."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from riebench.cli.flags import Verb
+from riebench.values import Seed
 
 NAME, SUMMARY = "tinyworld", "make or judge the embedded world"
 
@@ -19,7 +20,7 @@ class Train:
     """Folder for weights and checkpoints."""
     only: tuple[str, ...] = ()
     """The parts, comma-separated: vae, base, turbo, oracle, grounder, clip, dictionaries (default: all)."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of all that is random."""
     device: str = "auto"
     """The device: auto, cpu or cuda."""

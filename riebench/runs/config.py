@@ -17,7 +17,7 @@ from riebench.backbones.table import BACKBONES, DTYPES, Backbone
 from riebench.core.errors import UserError, did_you_mean
 from riebench.regions.grounders import GROUNDERS, grounder_settings
 from riebench.runs.setup import Setup
-from riebench.values import Range, check_value
+from riebench.values import Range, Seed, check_value
 
 PRESETS = Path(__file__).parent / "presets"
 REFERENCE_SEED = 42  # of every case, in the published code
@@ -100,7 +100,7 @@ class RunConfig:
     """Which split of it: dev (to choose strengths on), test, or all; empty is test where there is one, and else all."""
     edits_per_category: Annotated[int, Range(0)] = 0
     """The first so many edits of each category; 0 takes all."""
-    seeds: tuple[Annotated[int, Range(0, 2**63 - 1)], ...] = (42, 43, 44)
+    seeds: tuple[Seed, ...] = (42, 43, 44)
     """Seeds of the noise: a case is an edit with a seed."""
     methods: tuple[MethodConfig, ...] = (MethodConfig("noop"), MethodConfig("sae"))
     """Methods, in the order of the tables. `noop` must be among them: gains are measured from it."""

@@ -176,6 +176,10 @@ def test_an_unknown_name_says_what_was_meant(capsys):
 
 def test_train_and_evaluate_say_what_is_wrong_with_their_words(capsys, tmp_path):
     assert "--k is '4;8'" in failing(capsys, "train", "--k", "4;8", "--out", tmp_path)
+    assert "--seeds holds -1 -> give a whole number from 0" in failing(
+        capsys, "train", "--seeds=1,-1", "--out", tmp_path
+    )
+    assert "--seed holds 9223372036854775808 -> " in failing(capsys, "edit", "a", "b", "--seed", 2**63)
     assert "--width is '4,'" in failing(capsys, "train", "--width", "4,", "--out", tmp_path)
     assert "did you mean 'tinyworld-base@25'" in failing(capsys, "evaluate", "--on", "tinyworld-bas@25")
     assert "no dictionary was trained on" in failing(capsys, "evaluate", "--dictionaries", tmp_path)
