@@ -1,8 +1,9 @@
 """Feed-forward neurons (GEGLU outputs of every layer of a block) in place of SAE features (protocol §6)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
+from riebench.core.values import Range
 from riebench.generation.interventions import Intervention
 from riebench.methods.method import Case
 from riebench.methods.transport import Transport, select_features, transport
@@ -11,11 +12,11 @@ from sae_models.dictionary import Identity
 
 @dataclass(frozen=True)
 class Neurons(Transport):
-    k: int = 64
+    k: Annotated[int, Range(1)] = 64
     """Neurons turned on, and as many off, in each block; over all blocks where pool is "all", as it is in reference
     mode."""
-    pool: str = ""
-    steps: str = "first"
+    pool: Literal["", "block", "all"] = ""
+    steps: Literal["first", "mean"] = "first"
     name: str = "neurons"
     sites: ClassVar[str] = "neurons"
     uses_sae: ClassVar[bool] = False

@@ -5,10 +5,11 @@ images allow. What `sae` gains over it is due to its dictionary being sparse and
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 
+from riebench.core.values import Range
 from riebench.generation.interventions import Intervention
 from riebench.methods.method import Case
 from riebench.methods.transport import Transport, select_features, transport
@@ -17,11 +18,11 @@ from sae_models.pca import PCA
 
 @dataclass(frozen=True)
 class PrincipalComponents(Transport):
-    k: int = 32
+    k: Annotated[int, Range(1)] = 32
     """Components turned on, and as many off, in each block; over all blocks where pool is "all", as it is in
     reference mode."""
-    pool: str = ""
-    steps: str = "first"
+    pool: Literal["", "block", "all"] = ""
+    steps: Literal["first", "mean"] = "first"
     name: str = "pca"
     sites: ClassVar[str] = "block"
     uses_sae: ClassVar[bool] = False

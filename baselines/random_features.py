@@ -4,12 +4,13 @@ What `sae` gains over this is due to which features it chose, and not to how har
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from riebench.core.errors import UserError
+from riebench.core.values import Range
 from riebench.generation.interventions import Addition, Intervention
 from riebench.methods.method import Case
 from riebench.methods.transport import Transport, select_features, transport
@@ -33,9 +34,9 @@ class Shuffled:
 
 @dataclass(frozen=True)
 class RandomFeatures(Transport):
-    k: int = 32
-    pool: str = ""
-    steps: str = "first"
+    k: Annotated[int, Range(1)] = 32
+    pool: Literal["", "block", "all"] = ""
+    steps: Literal["first", "mean"] = "first"
     name: str = "random"
     sites: ClassVar[str] = "block"
 

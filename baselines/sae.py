@@ -1,8 +1,9 @@
 """SAE features turned on (from the edited image) and off (from the original image), in their own places."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
+from riebench.core.values import Range
 from riebench.generation.interventions import Intervention
 from riebench.methods.method import Case
 from riebench.methods.transport import Transport, select_features, transport
@@ -10,11 +11,11 @@ from riebench.methods.transport import Transport, select_features, transport
 
 @dataclass(frozen=True)
 class SAE(Transport):
-    k: int = 32
+    k: Annotated[int, Range(1)] = 32
     """Features turned on, and as many off, in each block; over all blocks where pool is "all", as it is in reference
     mode."""
-    pool: str = ""
-    steps: str = "first"
+    pool: Literal["", "block", "all"] = ""
+    steps: Literal["first", "mean"] = "first"
     """Features are chosen by their values at the "first" step, or by the "mean" over the steps."""
     name: str = "sae"
     sites: ClassVar[str] = "block"

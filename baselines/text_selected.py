@@ -8,13 +8,14 @@ protocol takes the edited image's region as the original's, so there alone it is
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from riebench.backbones.family import Site
 from riebench.core.errors import UserError
+from riebench.core.values import Range
 from riebench.generation.interventions import Addition, Intervention
 from riebench.methods.method import Case
 from riebench.methods.selection import Selected
@@ -28,9 +29,9 @@ SUPPORTED = ("strength", "only_add", "window", "branch")  # of Transport's setti
 @dataclass(frozen=True)
 class TextSelected(Transport):
     strength: float = 2.0
-    k: int = 16
+    k: Annotated[int, Range(1)] = 16
     """The most features turned on, and off, in each block; over all blocks where pool is "all"."""
-    pool: str = ""
+    pool: Literal["", "block", "all"] = ""
     name: str = "text-selected"
     sites: ClassVar[str] = "block"
     select_on: ClassVar[str] = "text"
@@ -44,8 +45,6 @@ class TextSelected(Transport):
                     f"features chosen from text cannot be moved with {setting.name}={value!r}",
                     remedy="leave it out: there is no edited trace to take values from",
                 )
-        if self.pool not in ("", "block", "all"):
-            raise UserError(f"unknown pool {self.pool!r}", remedy="use block or all")
         if self.k < 1:
             raise UserError(f"k = {self.k} selects no feature", remedy="use k of at least 1")
 

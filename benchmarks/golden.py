@@ -21,11 +21,13 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "quickstart.parquet" KEY = ["edit", "seed", "method",
-"strength", "blocks"] SHOWN = ("clip_text_edited", "clip_text_original", "lpips_original", "oracle_success") #: What is
-no part of a result: keys, places, and what the parts of a run are called. LEFT_OUT = ("recipe", "code", "judges",
-"image", "image_sha256", "original", "edited", "regions", "edit_sha256") TOLERANCE = 0.01 NORM, NORM_TOLERANCE =
-"injected_norm", 1e-12  # a sum of squares in float64, whose order of summation is nobody's promise
+GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "quickstart.parquet"
+KEY = ["edit", "seed", "method", "strength", "blocks"]
+SHOWN = ("clip_text_edited", "clip_text_original", "lpips_original", "oracle_success")
+#: What is no part of a result: keys, places, and what the parts of a run are called.
+LEFT_OUT = ("recipe", "code", "judges", "image", "image_sha256", "original", "edited", "regions", "edit_sha256")
+TOLERANCE = 0.01
+NORM, NORM_TOLERANCE = "injected_norm", 1e-12  # a sum of squares in float64: its order of summation may change
 
 
 def machine() -> str:

@@ -142,7 +142,7 @@ def generate(
 
 
 def _open(backbone: str | Mapping[str, Any], dictionaries: str | Path, device: str, blocks: Sequence[str]) -> Engine:
-    config = RunConfig(backbone=backbone, dictionaries=str(dictionaries), blocks=tuple(blocks))
+    config = RunConfig(backbone=backbone, dictionaries=str(dictionaries), blocks=tuple(blocks) or None)
     found = config.open_backbone()
     dtype = dtype_name(choose_dtype(found, choose_device(device)))
     return open_engine(found, device, setup=config.setup(dtype), batch_size=2)

@@ -12,9 +12,9 @@ import riebench
 from riebench.api import edit
 from riebench.cli import main
 from riebench.core.errors import UserError
+from riebench.core.values import Range, allowed, check_value
 from riebench.methods.method import METHODS
 from riebench.runs.config import MethodConfig, RunConfig, build_config, read_config, setting_kinds
-from riebench.values import Range, allowed, check_value
 
 REFUSED_SETTINGS = [
     ("sae", "k: 0", "k holds 0", "a whole number of at least 1"),

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from riebench.cli.flags import Verb, word
-from riebench.dictionary_settings import BACKBONE, EvaluateSettings, HarvestSettings, TrainSettings
+from riebench.dictionaries.options import BACKBONE, EvaluateSettings, HarvestSettings, TrainSettings
 
 
 def _harvest(settings: HarvestSettings) -> None:
     from riebench.backbones.loading import choose_device, choose_dtype
-    from riebench.backbones.table import BACKBONES, BLOCK_NAMES, check_blocks
+    from riebench.backbones.table import BACKBONES
     from riebench.dictionaries.harvest import harvest_to_store
     from riebench.dictionaries.prompts import read_prompts
     from riebench.generation.sampler import load_sampler
 
     backbone, device = BACKBONES.get(settings.backbone), choose_device(settings.device)
     dtype = choose_dtype(backbone, device, settings.dtype)
-    blocks = check_blocks(settings.blocks or BLOCK_NAMES)
+    blocks = backbone.family.in_order(settings.blocks or backbone.blocks)
     prompts = read_prompts(
         settings.prompts,
         column=settings.column,

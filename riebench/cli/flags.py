@@ -17,7 +17,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from riebench.core.errors import UserError
 from riebench.core.files import named_path
-from riebench.values import check_value
+from riebench.core.values import check_value
 
 EXAMPLES = {str: "a,b", int: "4,8,16", float: "0.1,0.4"}
 

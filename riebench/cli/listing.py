@@ -32,9 +32,9 @@ def _ls(words: Ls) -> None:
 
 def _listed(kind: str) -> list[tuple[str, str]]:
     if kind == "blocks":
-        from riebench.backbones.table import BLOCKS
+        from riebench.backbones.sdxl import SDXL
 
-        return list(BLOCKS.items())
+        return [(block, place.path) for block, place in SDXL.places.items()]
     if kind == "categories":
         from riebench.edits.edit import CATEGORIES
 

@@ -12,8 +12,8 @@ import yaml
 
 from riebench.cli.flags import Verb, word
 from riebench.core.errors import UserError
+from riebench.core.values import Seed
 from riebench.runs.config import RunConfig, read_config, setting_kinds
-from riebench.values import Seed
 
 #: Fields of a RunConfig that are flags of `riebench run`.
 OVERRIDES = ("backbone", "edits", "split", "mode", "dtype", "dictionaries", "edits_per_category", "batch_size")
@@ -58,7 +58,7 @@ def _run(words: Run, overrides: Mapping[str, Any]) -> None:
         address=words.address,
         compile=words.compile,
     )
-    made = f"{done.manifest['made']} made now, {done.manifest['unet_forwards']:.0f} U-Net forwards"
+    made = f"{done.manifest['made']} made now, {done.manifest['forwards']:.0f} forwards"
     print(f"\n{block_table(done.summary)}\n")
     print(f"{done.manifest['results']} results in {done.manifest['seconds']:.0f} s ({made})")
     print(f"report: {done.report.resolve()}")
@@ -98,7 +98,7 @@ def _edit(words: Edit) -> None:
     settings = _settings(words.method, words.settings)
 
     from riebench.api import edit
-    from riebench.backbones.table import BACKBONES, BLOCK_NAMES
+    from riebench.backbones.table import BACKBONES
     from riebench.metrics import default_metrics, describe
 
     done = edit(
@@ -107,7 +107,7 @@ def _edit(words: Edit) -> None:
         region=words.region,
         edited_region=words.edited_region,
         method=words.method,
-        blocks=words.blocks or BLOCK_NAMES,
+        blocks=words.blocks,
         seed=words.seed,
         backbone=words.backbone,
         dictionaries=words.dictionaries,

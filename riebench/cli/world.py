@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from riebench.cli.flags import Verb
-from riebench.values import Seed
+from riebench.core.values import Seed
 
 NAME, SUMMARY = "tinyworld", "make or judge the embedded world"
 

@@ -10,9 +10,9 @@ from riebench.backbones.loading import choose_device
 from riebench.backbones.table import BACKBONES, Backbone
 from riebench.core.errors import UserError, did_you_mean
 from riebench.dictionaries.data import BUFFER_ROWS, Generated, Stored, TrainingData
+from riebench.dictionaries.options import TrainSettings
 from riebench.dictionaries.prompts import read_prompts
 from riebench.dictionaries.train import Grid
-from riebench.dictionary_settings import TrainSettings
 from riebench.generation.sampler import load_sampler
 from sae_models.activation_store import ActivationStore
 from sae_models.architectures import L1, AuxK, BatchTopK, JumpReLU, Matryoshka, Restart, TopK

@@ -15,20 +15,14 @@ from baselines import METHODS
 from riebench.backbones.own import backbone_from
 from riebench.backbones.table import BACKBONES, DTYPES, Backbone
 from riebench.core.errors import UserError, did_you_mean
+from riebench.core.values import Range, Seed, check_value
+from riebench.methods.modes import MODES, mode_named
 from riebench.regions.grounders import GROUNDERS, grounder_settings
 from riebench.runs.setup import Setup
-from riebench.values import Range, Seed, check_value
 
 PRESETS = Path(__file__).parent / "presets"
-REFERENCE_SEED = 42  # of every case, in the published code
 #: Fields of a method's dataclass that say what it is, and are no settings; its name in tables is `label`.
 NO_SETTINGS = ("name", "sites", "select_on")
-#: What settings of our baselines may be, where their annotation allows more.
-LIMITS = {
-    ("k", int): Annotated[int, Range(1)],
-    ("pool", str): Literal["", "block", "all"],
-    ("steps", str): Literal["first", "mean"],
-}
 
 
 @dataclass(frozen=True)
@@ -69,10 +63,7 @@ def setting_kinds(method: str) -> dict[str, Any] | None:
     kinds = {}
     for one in dataclasses.fields(factory):
         if one.init and one.name not in NO_SETTINGS:
-            owner = next(base for base in factory.__mro__ if one.name in vars(base).get("__annotations__", ()))
-            kind = hints.get(one.name, Any)
-            ours = owner.__module__.startswith("baselines.")
-            kinds[one.name] = LIMITS.get((one.name, kind), kind) if ours else kind
+            kinds[one.name] = hints.get(one.name, Any)
     return kinds
 
 
@@ -85,7 +76,7 @@ class RunConfig:
     mode: str = "strict"
     """strict, or reference: as the published code does (docs/reference-mode.md)."""
     dtype: str = "auto"
-    """What the U-Net computes in: auto, float32, float16 or bfloat16."""
+    """What the denoiser computes in: auto, float32, float16 or bfloat16."""
     grounder: str | Mapping[str, Any] = ""
     """Another grounder than the backbone's: its name, or `{name: clipseg, threshold: 0.3}`."""
     dictionary: str = ""
@@ -104,18 +95,19 @@ class RunConfig:
     """Seeds of the noise: a case is an edit with a seed."""
     methods: tuple[MethodConfig, ...] = (MethodConfig("noop"), MethodConfig("sae"))
     """Methods, in the order of the tables. `noop` must be among them: gains are measured from it."""
-    blocks: tuple[str, ...] = ()
-    """The blocks that are traced, that dictionaries are wanted of and that methods act on; empty for the backbone's
-    own."""
-    site: str = ""
+    blocks: tuple[str, ...] | None = None
+    """The blocks that are traced, that dictionaries are wanted of and that methods act on, where they are not the
+    backbone's own."""
+    site: Literal["", "update", "stream"] = ""
     """What methods are given of a block: update or stream; empty for what the backbone's dictionaries read."""
     subsets_of: tuple[str, ...] | str = ("sae",)
     """The methods that are run on every subset of the blocks, to attribute their effects to them, at the strength
     nearest 1; the first gives the headline table. One name may be written without brackets."""
     metrics: tuple[str, ...] = ()
     """Metrics beside those that every run has (`riebench ls metrics`)."""
-    mask_rule: str = "touched"
-    """How an image mask becomes cells: touched or half (protocol section 4); reference mode has its own."""
+    mask_rule: str = ""
+    """How an image mask becomes cells (protocol section 4): touched, as strict mode does where nothing is said, or
+    half; reference mode has its own."""
     batch_size: Annotated[int, Range(0, 4096)] = 0
     """Images generated at once; 0 takes what suits the device, and halves it where memory runs out."""
     resamples: Annotated[int, Range(1, 1_000_000)] = 10_000
@@ -132,16 +124,17 @@ class RunConfig:
             raise UserError(
                 f"unknown dtype {self.dtype!r}{did_you_mean(self.dtype, DTYPES)}", remedy=f"use {', '.join(DTYPES)}"
             )
-        if self.mode == "reference" and self.seeds != (REFERENCE_SEED,):
+        only = mode_named(self.mode).seeds
+        if only and self.seeds != only:
             raise UserError(
-                f"reference mode has the seed {REFERENCE_SEED} alone, not {list(self.seeds)}",
-                remedy=f"leave seeds out, or give [{REFERENCE_SEED}]",
+                f"{self.mode} mode has the seed {', '.join(map(str, only))} alone, not {list(self.seeds)}",
+                remedy=f"leave seeds out, or give {list(only)}",
             )
-        self.open_backbone()
         self.setup("float32")
-        for name, remedy in (("seeds", "distinct whole numbers"), ("blocks", f"some of {', '.join(BLOCK_NAMES)}")):
+        own = self.open_backbone().blocks
+        for name, remedy in (("seeds", "distinct whole numbers"), ("blocks", f"some, as {', '.join(own)}")):
             items = getattr(self, name)
-            if not items or len(set(items)) != len(items):
+            if items is not None and (not items or len(set(items)) != len(items)):
                 raise UserError(f"{name} {list(items)} are empty or repeated", remedy=f"give {remedy}")
 
     def open_backbone(self) -> Backbone:
@@ -163,7 +156,7 @@ class RunConfig:
         """Returns what all cases share; `dtype` is what is computed in on the device of the run."""
         return Setup(
             mode=self.mode,
-            mask_rule="published" if self.mode == "reference" else self.mask_rule,
+            mask_rule=self.mask_rule or mode_named(self.mode).mask_rules[0],
             site=self.site,
             grounder={key: value for key, value in self._grounder.items() if key != "name"},
             dictionary=self.dictionary,
@@ -206,13 +199,13 @@ def read_config(name: str, overrides: Mapping[str, Any] | None = None) -> RunCon
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}", remedy="mend that line") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no settings", remedy="write `key: value` lines, as in the shipped presets")
-    over = _with_reference_seed(_checked(overrides or {}))
-    return RunConfig(**_with_reference_seed(_checked(values, f"{path}: ") | over))
+    over = _with_seeds_of_mode(_checked(overrides or {}))
+    return RunConfig(**_with_seeds_of_mode(_checked(values, f"{path}: ") | over))
 
 
 def build_config(values: Mapping[str, Any], where: str) -> RunConfig:
     """Returns a RunConfig of plain values, as YAML gives them. where: what messages about a value begin with."""
-    return RunConfig(**_with_reference_seed(_checked(values, f"{where}: ")))
+    return RunConfig(**_with_seeds_of_mode(_checked(values, f"{where}: ")))
 
 
 class _Loader(yaml.SafeLoader):
@@ -254,9 +247,10 @@ def _refuse_unknown(values: Mapping[str, Any], known: Mapping[str, Any], what: s
             raise UserError(f"{what} {key!r}{did_you_mean(key, known)}", remedy=f"{remedy} {', '.join(known)}")
 
 
-def _with_reference_seed(values: Mapping[str, Any]) -> dict[str, Any]:
-    seeds = {"seeds": (REFERENCE_SEED,)} if values.get("mode") == "reference" else {}
-    return seeds | dict(values)
+def _with_seeds_of_mode(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values, with the seeds of a mode that has its own, where none are given."""
+    only = MODES[values["mode"]].seeds if values.get("mode") in MODES else ()
+    return ({"seeds": only} if only else {}) | dict(values)
 
 
 def _methods(where: str, item: Any) -> list[MethodConfig]:

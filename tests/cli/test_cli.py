@@ -15,7 +15,7 @@ from riebench.cli.flags import field_docs, read_flags
 from riebench.cli.listing import KINDS
 from riebench.core.errors import UserError
 from riebench.core.files import data_folder
-from riebench.dictionary_settings import TrainSettings
+from riebench.dictionaries.options import TrainSettings
 from riebench.runs.config import build_config, preset_names, read_config
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from riebench.values import Seed
+from riebench.core.values import Seed
 
 BACKBONE = "tinyworld-turbo@1"
 _ROWS = {"group": "what they are trained on: generated now, or a store that riebench harvest wrote"}
