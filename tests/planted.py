@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from riebench.analysis.coalitions import needed_subsets
-from riebench.analysis.frames import COLUMNS, SCORES
+from riebench.core.scores import COLUMNS, SCORES
 
 BLOCKS = ("down.2.1", "mid.0", "up.0.0", "up.0.1")
 

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from riebench.analysis.frames import SCORE_BY_NAME, Score, describe_scores, score_words, write_scores
+from riebench.analysis.frames import write_scores
+from riebench.core.scores import SCORE_BY_NAME, Score, describe_scores, score_words
 from riebench.edits.edit import CATEGORY_NAMES
 
 BLOCKS = ("down.2.1", "mid.0", "up.0.0", "up.0.1")
@@ -198,7 +199,7 @@ def write_entry(root: Path, backbone: str, method: str, **changed: object) -> Pa
         "cost": {
             "num_features": None if method == "noop" else 32,
             "injected_norm": None if method in CONTROLS else 12.5,
-            "unet_forwards_per_image": 1.25,
+            "forwards_per_image": 1.25,
             "seconds_per_image": 0.031,
             "device": "cpu",
             "machine": "2 cores",

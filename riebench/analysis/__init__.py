@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     from riebench.analysis.agreement import agreement_of_run, agreement_tables
     from riebench.analysis.coalitions import needed_subsets
     from riebench.analysis.frames import read_scores, write_scores
+    from riebench.analysis.run import Run
     from riebench.analysis.summary import block_table, load_summary, summarise
 
 __all__ = [
+    "Run",
     "agreement_of_run",
     "agreement_tables",
     "block_table",
@@ -26,6 +28,7 @@ __all__ = [
 ]
 
 _ROOMS = {
+    "Run": "run",
     "agreement_of_run": "agreement",
     "agreement_tables": "agreement",
     "block_table": "summary",

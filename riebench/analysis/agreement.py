@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from riebench.analysis.frames import CASE, NOOP, one_of_each, read_scores, validate_scores
+from riebench.analysis.frames import one_of_each, validate_scores
+from riebench.analysis.run import Run
 from riebench.analysis.statistics import bootstrap_weights
 from riebench.core.errors import UserError
-from riebench.core.files import read_json
+from riebench.core.scores import CASE, NOOP
 from riebench.core.text_tables import markdown
 
 RESAMPLES, LEVEL = 1000, 0.95
@@ -97,12 +98,8 @@ def agreement_of_run(folder: Path, *, resamples: int = RESAMPLES, seed: int = 0)
 
     Raises `UserError` for a folder without a finished run, besides what `measure_agreement` refuses.
     """
-    folder = Path(folder)
-    manifest = read_json(folder / "manifest.json", "the run's manifest")
-    if manifest.get("status") != "finished":
-        raise UserError(f"the run in {folder} is not finished", remedy="run it to its end")
-    found = measure_agreement(read_scores(folder / "scores.parquet"), resamples=resamples, seed=seed)
-    return {"run": folder.resolve().name, **found}
+    run = Run.open(folder)
+    return {"run": run.name, **measure_agreement(run.scores, resamples=resamples, seed=seed)}
 
 
 def measure_agreement(frame: pd.DataFrame, *, resamples: int = RESAMPLES, seed: int = 0) -> dict:

@@ -10,18 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from riebench.analysis.frames import (
-    CASE,
-    NOOP,
-    SETTING,
-    Score,
-    Setting,
-    one_of_each,
-    read_scores,
-    score_table,
-    scores_of,
-    settings_of,
-)
+from riebench.analysis.frames import one_of_each, score_table, settings_of
+from riebench.analysis.run import Run
 from riebench.analysis.statistics import (
     ValidCases,
     bootstrap_intervals,
@@ -32,7 +22,8 @@ from riebench.analysis.statistics import (
     valid_cases,
 )
 from riebench.core.errors import UserError, did_you_mean
-from riebench.core.files import read_json, write_json, write_text
+from riebench.core.files import write_json, write_text
+from riebench.core.scores import CASE, NOOP, SETTING, Score, Setting, scores_of
 from riebench.core.text_tables import markdown
 
 #: What is compared where nothing is asked for, as far as the runs have it: of gain and of preservation, the headlines.
@@ -209,15 +200,13 @@ def _read_runs(folders: Sequence[Path]) -> list[_Run]:
 
 
 def _read_run(folder: Path, label: str) -> _Run:
-    manifest = read_json(folder / "manifest.json", "the run's manifest")
-    if manifest.get("status") != "finished":
-        raise UserError(f"the run in {folder} is not finished", remedy="run it to its end")
-    frame = read_scores(folder / "scores.parquet")
+    run = Run.open(folder)
+    frame = run.scores
     one_of_each(frame)
-    whole = frame["blocks"].isin(("", "+".join(manifest.get("blocks", ()))))
+    whole = frame["blocks"].isin(("", "+".join(run.manifest["blocks"])))
     scores = {score.name: score for score in scores_of(frame)}
     frame.attrs = {}  # pandas would copy what they say of the metrics at every step
-    return _Run(label, manifest, frame[whole], scores, described=any(score.network for score in scores.values()))
+    return _Run(label, run.manifest, frame[whole], scores, described=any(score.network for score in scores.values()))
 
 
 def _refuse_differences(runs: Sequence[_Run], metrics: Sequence[str]) -> None:

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from riebench.analysis.coalitions import Coalitions, coalitions_of, subset_mask
-from riebench.analysis.frames import CASE, NOOP, SETTING, Setting, feature_counts
+from riebench.analysis.frames import feature_counts
 from riebench.analysis.statistics import Interval, edit_means, intervals
+from riebench.core.scores import CASE, NOOP, SETTING, Setting
 
 NOT_SEPARABLE = "not separable"
 

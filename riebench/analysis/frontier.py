@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from riebench.analysis.dominance import COST, GAIN
-from riebench.analysis.frames import NOOP, Setting
 from riebench.analysis.statistics import edit_means, intervals
+from riebench.core.scores import NOOP, Setting
 
 #: Costs at which methods are compared, as shares of the largest cost that two of them reach.
 MATCHED = (1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6)

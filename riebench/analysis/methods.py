@@ -8,8 +8,8 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 
-from riebench.analysis.frames import NOOP, Setting
 from riebench.analysis.statistics import edit_means, holm, mean_intervals, seed_spread, sign_flip_p
+from riebench.core.scores import NOOP, Setting
 
 #: Sign flips for each cell of a table. Holm multiplies the least p, 1 / flips, by the number of cells: no adjusted p is
 #: above 1 % for want of flips, however large the table.

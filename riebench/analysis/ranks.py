@@ -10,9 +10,9 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 import pandas as pd
 
-from riebench.analysis.frames import Score
 from riebench.analysis.statistics import Interval, bootstrap_intervals, bootstrap_weights, edit_means
 from riebench.core.errors import UserError
+from riebench.core.scores import Score
 
 ALL = "all"
 TIE = 1e-12  # means this near share a rank

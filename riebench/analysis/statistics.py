@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtr, ndtri, stdtrit
 
-from riebench.analysis.frames import CASE, SETTING, Setting
+from riebench.core.scores import CASE, SETTING, Setting
 
 NOT_RUN = "not run"
 COLUMNS_AT_ONCE, FLIPS_AT_ONCE = 256, 1024  # for which memory is taken

@@ -9,23 +9,13 @@ import numpy as np
 import pandas as pd
 
 from riebench.analysis.dominance import COST, GAIN, dominance_table, games_of
-from riebench.analysis.frames import (
-    CASE,
-    NOOP,
-    SETTING,
-    Setting,
-    one_of_each,
-    score_table,
-    score_words,
-    scores_of,
-    settings_of,
-    validate_scores,
-)
+from riebench.analysis.frames import one_of_each, score_table, settings_of, validate_scores
 from riebench.analysis.frontier import curves, sweeps_of
 from riebench.analysis.methods import method_rows
 from riebench.analysis.statistics import ValidCases, edit_weights, valid_cases
 from riebench.analysis.strengths import chosen_strengths
 from riebench.core.errors import UserError
+from riebench.core.scores import CASE, NOOP, SETTING, Setting, score_words, scores_of
 from riebench.core.text_tables import aligned
 
 OVERALL = "overall"

@@ -57,8 +57,8 @@ def _listed(kind: str) -> list[tuple[str, str]]:
 
 
 def _registries() -> dict:
+    from baselines import METHODS
     from riebench.backbones.table import BACKBONES
-    from riebench.methods.method import METHODS
     from riebench.metrics import METRICS
     from riebench.regions.grounders import GROUNDERS
 

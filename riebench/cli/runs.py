@@ -203,10 +203,11 @@ class Dominance:
 
 
 def _dominance(words: Dominance) -> None:
-    from riebench.analysis import dominance_over, load_summary, verdict_table
-    from riebench.core.files import read_json, write_text
+    from riebench.analysis import Run, dominance_over, load_summary, verdict_table
+    from riebench.core.files import write_text
 
-    summaries = [(run.resolve().name, load_summary(read_json(run / "summary.json", "a run"))) for run in words.runs]
+    runs = [Run.open(folder) for folder in words.runs]
+    summaries = [(run.name, load_summary(run.summary)) for run in runs]
     effects = dominance_over(summaries)
     if words.out:
         write_text(words.out, effects.to_csv(index=False))

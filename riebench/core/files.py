@@ -24,6 +24,7 @@ def data_folder() -> Path:
     raise UserError(f"riebench's data folder is missing from {here}", remedy="install riebench again")
 
 
+MARKER = ".riebench-run"  # stands in every run directory, and says that its files are the tool's own
 #: How `replacing` names what it has not finished: after the file that it will be, with 8 characters of chance.
 UNFINISHED = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}(?P<suffix>(\.\w+)?)")
 

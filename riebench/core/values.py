@@ -47,6 +47,9 @@ def check_value(key: str, value: Any, kind: Any, where: str = "") -> Any:
                 return found
         raise refusal
     if origin in (Union, types.UnionType):
+        given = [part for part in parts if part is not types.NoneType]
+        if value is not None and len(given) == 1:
+            return check_value(key, value, given[0], where)
         for part in parts:
             with contextlib.suppress(UserError):
                 return check_value(key, value, part, where)

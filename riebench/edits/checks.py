@@ -22,9 +22,9 @@ from riebench.edits.edit import (
     strip_marks,
 )
 from riebench.edits.files import Problem
+from riebench.edits.phrases import parse_phrase
 from riebench.edits.rules import check_rules
 from riebench.edits.sets import SET_FILE, read_set_file
-from riebench.regions.grounding import parse_phrase
 
 REGIONS = ("original_region", "edited_region")
 

@@ -14,8 +14,9 @@ from typing import NoReturn
 import jsonschema
 import pandas as pd
 
-from riebench.analysis.frames import CASE, NOOP, SETTING, Score, Setting, read_scores, score_from_words
+from riebench.analysis.frames import read_scores
 from riebench.core.errors import UserError
+from riebench.core.scores import CASE, NOOP, SETTING, Score, Setting, score_from_words
 
 SCHEMA = 1
 ENTRY_FILE, SCORES_FILE, IMAGES_FOLDER = "entry.json", "scores.parquet", "images"

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from riebench.analysis import summarise
-from riebench.analysis.frames import CASE, NOOP, SETTING, Setting
 from riebench.core.errors import UserError
+from riebench.core.scores import CASE, NOOP, SETTING, Setting
 from riebench.edits.edit import CATEGORY_NAMES
 
 #: Bootstrap resamples behind every interval of an entry (protocol section 8), and the seed of their generator.

@@ -7,17 +7,10 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
-from riebench.analysis.frames import (
-    CASE,
-    COLUMNS,
-    SETTING,
-    Setting,
-    describe_scores,
-    scores_of,
-    validate_scores,
-)
+from riebench.analysis.frames import validate_scores
 from riebench.core.errors import UserError
 from riebench.core.files import replacing, write_bytes
+from riebench.core.scores import CASE, COLUMNS, SETTING, Setting, describe_scores, scores_of
 from riebench.leaderboard.entries import CONTROLS
 
 LARGEST_SIDE = 256  # pixels; larger pictures are made smaller, so that entries can be kept beside the code

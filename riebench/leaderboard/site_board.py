@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from riebench.analysis.frames import NOOP
 from riebench.analysis.ranks import rank_entries
 from riebench.analysis.statistics import Interval
+from riebench.core.scores import NOOP
 from riebench.leaderboard.entries import Entry
 from riebench.leaderboard.site_plot import LinkedPoint, linked_trade_off
 from riebench.leaderboard.site_words import ALL, category_words, in_order, rows_by_category

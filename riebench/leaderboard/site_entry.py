@@ -157,7 +157,7 @@ def _cost(cost: dict) -> Markup:
         {
             "Features": _figure(cost["num_features"]),
             "Injected norm": _figure(cost["injected_norm"]),
-            "U-Net forwards an image": _figure(cost["unet_forwards_per_image"]),
+            "forwards an image": _figure(cost["forwards_per_image"]),
             "Seconds an image": _figure(cost["seconds_per_image"]),
             "Device": cost["device"] or "–",
             "Machine": cost["machine"] or "–",

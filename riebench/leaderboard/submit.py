@@ -14,18 +14,11 @@ from pathlib import Path
 import pandas as pd
 
 from baselines import METHODS
-from riebench.analysis.frames import (
-    CASE,
-    SETTING,
-    Setting,
-    one_of_each,
-    read_scores,
-    score_words,
-    scores_of,
-    settings_of,
-)
+from riebench.analysis.frames import one_of_each, read_scores, settings_of
+from riebench.analysis.run import Run
 from riebench.core import files
 from riebench.core.errors import UserError, did_you_mean
+from riebench.core.scores import CASE, SETTING, Setting, score_words, scores_of
 from riebench.core.versions import file_sha256
 from riebench.edits.edit import Edit, load_edits, set_sha256, split_of, strip_marks
 from riebench.leaderboard.entries import (
@@ -81,12 +74,9 @@ def submit(
     where the run is not finished, is not of a whole edit set, lacks seeds, controls or pictures, where a method is
     unknown, and where there is such an entry already.
     """
-    run = Path(run)
-    manifest = files.read_json(run / "manifest.json", "the run's manifest")
-    if manifest.get("status") != "finished":
-        raise UserError(f"the run in {run} is not finished", remedy="run it to its end")
-    frame = read_scores(run / SCORES_FILE)
-    source = _Source(run, manifest, frame, split_of(load_edits(manifest["config"]["edits"]), ""))
+    opened = Run.open(run)
+    frame, edits = opened.scores, load_edits(opened.manifest["config"]["edits"])
+    source = _Source(opened.folder, opened.manifest, frame, split_of(edits, ""))
     backbone, _, _ = one_of_each(frame)
     chosen = _choose(source, methods)
     if name and len(chosen) > 1:
@@ -234,7 +224,7 @@ def _cost_of_run(manifest: Mapping) -> dict:
     """Returns what a result of the run took on average, over all its methods; None where the command made none."""
     made = manifest["made"]
     return {
-        "unet_forwards_per_image": round(manifest["forwards"] / made, 3) if made else None,
+        "forwards_per_image": round(manifest["forwards"] / made, 3) if made else None,
         "seconds_per_image": round(manifest["seconds"] / made, 5) if made else None,
         "device": manifest["device"],
         "machine": manifest["machine"],

@@ -8,20 +8,10 @@ from typing import TypeGuard
 
 import pandas as pd
 
-from riebench.analysis.frames import (
-    CASE,
-    NOOP,
-    SETTING,
-    Score,
-    Setting,
-    one_of_each,
-    read_scores,
-    score_words,
-    scores_of,
-    settings_of,
-)
+from riebench.analysis.frames import one_of_each, read_scores, settings_of
 from riebench.backbones.table import BACKBONES
 from riebench.core.errors import UserError, did_you_mean
+from riebench.core.scores import CASE, NOOP, SETTING, Score, Setting, score_words, scores_of
 from riebench.core.versions import file_sha256
 from riebench.edits.edit import Edit, load_edits, set_sha256, shipped_sets, split_of, strip_marks
 from riebench.leaderboard.entries import (

@@ -275,7 +275,7 @@ def _build(names: Sequence[str], family: str, device: torch.device | str, keep_m
 
 
 def _described(metric: Metric) -> Score:
-    from riebench.analysis.frames import SCORE_BY_NAME, Score
+    from riebench.core.scores import SCORE_BY_NAME, Score
 
     base, model = split_name(metric.name)
     better = {True: "higher", False: "lower", None: "neither"}[metric.higher_is_better]

@@ -27,7 +27,8 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from riebench.analysis.frames import CASE, NOOP, SETTING, Setting, settings_of
+from riebench.analysis.frames import settings_of
+from riebench.core.scores import CASE, NOOP, SETTING, Setting
 from riebench.report.rendering import ENVIRONMENT
 from riebench.report.words import COST, GAIN, label_of, words
 

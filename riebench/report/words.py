@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from riebench.analysis.frames import NOOP
 from riebench.analysis.statistics import Interval
+from riebench.core.scores import NOOP
 from riebench.report.markup import Cell, interval, number
 
 GAIN, COST = "clip_text_edited", "lpips_original"

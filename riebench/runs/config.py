@@ -131,19 +131,15 @@ class RunConfig:
                 remedy=f"leave seeds out, or give {list(only)}",
             )
         self.setup("float32")
-        own = self.open_backbone().blocks
+        own = self._named_backbone.blocks
         for name, remedy in (("seeds", "distinct whole numbers"), ("blocks", f"some, as {', '.join(own)}")):
             items = getattr(self, name)
             if items is not None and (not items or len(set(items)) != len(items)):
                 raise UserError(f"{name} {list(items)} are empty or repeated", remedy=f"give {remedy}")
 
     def open_backbone(self) -> Backbone:
-        """Returns the backbone, with the grounder that is asked for."""
-        found = (
-            backbone_from(self.backbone, "backbone")
-            if isinstance(self.backbone, Mapping)
-            else BACKBONES.get(self.backbone)
-        )
+        """Returns the backbone, with the blocks and the grounder that are asked for."""
+        found = self._named_backbone
         found = dataclasses.replace(found, blocks=self.blocks or found.blocks)
         name = self._grounder.get("name")
         if name is None:
@@ -151,6 +147,11 @@ class RunConfig:
         GROUNDERS.summary(name)  # an unknown name or setting is an error before anything is loaded
         grounder_settings(name, self.setup("float32").grounder)
         return dataclasses.replace(found, grounder=name)
+
+    @property
+    def _named_backbone(self) -> Backbone:
+        named = self.backbone
+        return backbone_from(named, "backbone") if isinstance(named, Mapping) else BACKBONES.get(named)
 
     def setup(self, dtype: str) -> Setup:
         """Returns what all cases share; `dtype` is what is computed in on the device of the run."""

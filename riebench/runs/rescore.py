@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from riebench.analysis.frames import describe_scores, read_scores, scores_of, write_scores
+from riebench.analysis.frames import read_scores, write_scores
+from riebench.analysis.run import SCORES, Run
 from riebench.backbones.loading import choose_device
 from riebench.backbones.own import backbone_from
 from riebench.backbones.table import BACKBONES, Backbone
@@ -18,16 +19,17 @@ from riebench.core.errors import UserError
 from riebench.core.keys import digest
 from riebench.core.pictures import from_array, read_picture, regions_from_array
 from riebench.core.progress import Progress
+from riebench.core.scores import describe_scores, scores_of
 from riebench.core.versions import file_sha256
 from riebench.edits.edit import Edit, load_edits, set_sha256
+from riebench.methods.modes import mode_named
 from riebench.metrics import check_names, describe
 from riebench.metrics.versions import judge_version
 from riebench.runs.pictures import Pictures
 from riebench.runs.resume import RESCORED
 from riebench.runs.scoring import Scorer
-from riebench.runs.store import LOCK, is_run_directory
+from riebench.runs.store import LOCK
 
-SCORES = "scores.parquet"
 CHECKPOINT = "scoring.parquet"  # what is scored so far
 CHECKPOINT_ROWS = 1024  # between two checkpoints: what a kill costs
 PICTURES = ("original", "edited", "regions")  # the columns that name the pictures of a case
@@ -42,24 +44,16 @@ def score_run(folder: Path, metrics: Sequence[str], device: str = "auto") -> pd.
     edit set, a metric is unknown or not for its backbone, weights or pictures are missing; and where a picture is not
     the one that was written, or another process writes to the folder.
     """
-    folder = Path(folder)
-    if not is_run_directory(folder):
-        raise UserError(f"{folder} is no run directory", remedy="give the folder of a finished `riebench run`")
-    manifest = files.read_json(folder / "manifest.json", "the manifest")
-    if manifest.get("status") != "finished":
-        raise UserError(
-            f"the run in {folder} is not finished ({manifest.get('status')})",
-            remedy="finish it with the same `riebench run`, then score it",
-        )
-    busy = UserError(f"another riebench is writing to {folder}", remedy="wait for it")
-    with files.lock_folder(folder, LOCK, lambda: busy):
-        return _score(folder, manifest, metrics, device)
+    run = Run.open(folder)
+    busy = UserError(f"another riebench is writing to {run.folder}", remedy="wait for it")
+    with files.lock_folder(run.folder, LOCK, lambda: busy):
+        return _score(run, metrics, device)
 
 
-def _score(folder: Path, manifest: Mapping, metrics: Sequence[str], device: str) -> pd.DataFrame:
-    family, keep_marks = _backbone(manifest).judges, manifest["mode"] == "reference"
+def _score(run: Run, metrics: Sequence[str], device: str) -> pd.DataFrame:
+    folder, manifest, frame = run.folder, run.manifest, run.scores
+    family, keep_marks = _backbone(manifest).judges, mode_named(manifest["mode"]).keeps_marks
     check_names(metrics, family)
-    frame = read_scores(folder / SCORES)
     new = [name for name in metrics if name not in frame.columns]
     if not new:
         return frame

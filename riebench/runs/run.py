@@ -7,7 +7,6 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from itertools import chain, takewhile
@@ -16,8 +15,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from riebench.analysis import read_scores, summarise, write_scores
-from riebench.analysis.frames import EDITS_KEY, describe_scores
+from riebench.analysis import summarise, write_scores
+from riebench.analysis.run import FINISHED, MANIFEST, SCORES, SUMMARY, Run
 from riebench.backbones.loading import choose_device, choose_dtype
 from riebench.backbones.table import Backbone
 from riebench.core import files
@@ -25,6 +24,7 @@ from riebench.core.errors import UserError, did_you_mean
 from riebench.core.interrupts import Interrupted, stopping
 from riebench.core.keys import describe
 from riebench.core.progress import Progress
+from riebench.core.scores import EDITS_KEY, describe_scores
 from riebench.edits.checks import check_edits
 from riebench.edits.edit import Edit, categories_of, edit_sha256, load_edits, set_sha256, split_of
 from riebench.edits.files import error_of
@@ -45,20 +45,6 @@ from riebench.runs.store import Batch, Store
 from sae_models.tensors import dtype_name
 
 ENGINES = ("local", "ray")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run, and where its files are."""
-
-    folder: Path
-    manifest: dict
-    scores: pd.DataFrame
-    summary: dict
-
-    @property
-    def report(self) -> Path:
-        return self.folder / "report.html"
 
 
 def run(
@@ -124,7 +110,7 @@ def run(
         todo = made + len(unscored)
         if cache == "only-cache" and todo:
             raise UserError(f"{todo} of {len(recipes)} results are not in {out}", remedy="use --cache only-missing")
-        files.write_json(out / "manifest.json", manifest | {"status": "running"})
+        files.write_json(out / MANIFEST, manifest | {"status": "running"})
 
         def generated() -> Iterator[Batch]:
             groups = (
@@ -151,19 +137,19 @@ def run(
                 progress.update(progress.done + sum("method" in row for row in batch.rows))
         if progress.done < len(recipes):
             store.flush()
-            files.write_json(out / "manifest.json", manifest | {"status": "interrupted"})
+            files.write_json(out / MANIFEST, manifest | {"status": "interrupted"})
             raise Interrupted(
                 f"stopped with {progress.done} of {len(recipes)} results in {out}; the same command"
                 f"{' without --cache never' if cache == 'never' else ''} goes on from there"
             )
-        manifest |= {"status": "finished", "results": len(recipes), "made": made, "forwards": round(forwards, 1)}
+        manifest |= {"status": FINISHED, "results": len(recipes), "made": made, "forwards": round(forwards, 1)}
         hashes = {edit.id: edit_sha256(edit) for edit in chosen}
         scores = store.frame(recipes)
         scores = describe_scores(scores.assign(edit_sha256=scores["edit"].map(hashes)), described)
         scores.attrs[EDITS_KEY] = about
         manifest["seconds"] = round(time.monotonic() - clock, 1)
         store.check_there()
-        write_scores(scores, store.folder / "scores.parquet")
+        write_scores(scores, store.folder / SCORES)
         return _finish(store.folder, scores, manifest, chosen, store.check_there)
 
 
@@ -172,11 +158,8 @@ def report_again(folder: Path) -> Run:
 
     Raises `UserError` for a folder without a finished run.
     """
-    folder = Path(folder)
-    manifest = files.read_json(folder / "manifest.json", "the run's manifest")
-    if manifest.get("status") != "finished":
-        raise UserError(f"the run in {folder} is not finished", remedy="run it to its end")
-    return _finish(folder, read_scores(folder / "scores.parquet"), manifest, load_edits(manifest["config"]["edits"]))
+    found = Run.open(folder)
+    return _finish(found.folder, found.scores, found.manifest, load_edits(found.manifest["config"]["edits"]))
 
 
 def _finish(
@@ -191,13 +174,13 @@ def _finish(
     summary = summarise(scores, tuple(manifest["blocks"]), method=config["subsets_of"], resamples=config["resamples"])
     prompts = {edit.id: (edit.original_prompt, edit.edited_prompt) for edit in edits}
     for write in (
-        lambda: files.write_json(folder / "summary.json", summary, sort_keys=False),
+        lambda: files.write_json(folder / SUMMARY, summary, sort_keys=False),
         lambda: write_report(folder, summary, scores, manifest, prompts=prompts),
-        lambda: files.write_json(folder / "manifest.json", manifest),
+        lambda: files.write_json(folder / MANIFEST, manifest),
     ):
         check_there()
         write()
-    return Run(folder, manifest, scores, summary)
+    return Run.open(folder)
 
 
 def choose_edits(edits: list[Edit], config: RunConfig) -> list[Edit]:

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from filelock import BaseFileLock
 from PIL import Image
 
+from riebench.analysis.run import MANIFEST, REPORT, SCORES, SUMMARY
 from riebench.core import files
 from riebench.core.errors import UserError
 from riebench.core.keys import digest
@@ -29,10 +30,9 @@ from riebench.core.keys import digest
 #: What every row has; `image_sha256` is of the picture's file, "" where there is none. The other columns are free.
 KEY_COLUMNS = ("recipe", "code", "judges", "status", "image", "image_sha256")
 PARTS, IMAGES, LOCK, WRITER = "parts", "images", ".lock", ".writer"
-MARKER = ".riebench-run"  # stands in every run directory, and says that its files are the tool's own
 MARKER_TEXT = "A run directory of riebench (docs/run-directory.md). The tool writes and deletes in it.\n"
 #: What the tool writes at the top of a run directory, beside its two sub-folders.
-TOP_FILES = ("manifest.json", "scores.parquet", "summary.json", "report.html", "scoring.parquet", WRITER)
+TOP_FILES = (MANIFEST, SCORES, SUMMARY, REPORT, "scoring.parquet", WRITER)
 PART_NAME = re.compile(r"\d{9}-[0-9a-f]{8}\.parquet")
 PICTURE_NAME = re.compile(r".+-[0-9a-f]{12}\.png")
 PENDING = 4  # batches that wait to be written
@@ -54,7 +54,7 @@ class Batch:
     pictures: dict[str, np.ndarray]
     """Path relative to the run directory -> uint8 `[h, w, 3]` or `[h, w]`."""
     forwards: float = 0.0
-    """U-Net forwards that it took to make them."""
+    """Forwards of the denoiser that it took to make them."""
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -255,7 +255,7 @@ def picture_path(edit_id: str, seed: int, name: str, key: str) -> str:
 
 def is_run_directory(folder: Path) -> bool:
     """Whether the tool made this folder, so that it may write and delete in it."""
-    return (Path(folder) / MARKER).is_file()
+    return (Path(folder) / files.MARKER).is_file()
 
 
 def _claim(folder: Path) -> None:
@@ -272,7 +272,7 @@ def _claim(folder: Path) -> None:
                 f"{folder.resolve()} is not empty and no run directory: it holds {shown}",
                 remedy="give --out a new or empty folder, or that of an earlier run",
             )
-        (folder / MARKER).write_text(MARKER_TEXT)
+        (folder / files.MARKER).write_text(MARKER_TEXT)
     except OSError as error:
         raise UserError(
             f"cannot write to {folder}: {error.strerror or error}", remedy="choose a folder you may write to"

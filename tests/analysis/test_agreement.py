@@ -18,7 +18,7 @@ from riebench.analysis import agreement_of_run, agreement_tables, read_scores, w
 from riebench.analysis.agreement import MEASURES, RESULT_SETS, TRUTHS, measure_agreement, rank_agreement
 from riebench.cli import main
 from riebench.core.errors import UserError
-from riebench.core.files import write_json
+from riebench.core.files import MARKER, write_json
 
 
 def scipy_auroc(score, positive):
@@ -323,6 +323,9 @@ def test_a_number_that_rounds_to_zero_has_no_sign(found):
 
 def test_a_run_that_is_not_finished_is_refused(tmp_path, results, capsys, monkeypatch):
     write_scores(results, tmp_path / "scores.parquet")
+    with pytest.raises(UserError, match="is no run directory"):
+        agreement_of_run(tmp_path)
+    (tmp_path / MARKER).touch()
     with pytest.raises(UserError, match="does not exist"):
         agreement_of_run(tmp_path)
     write_json(tmp_path / "manifest.json", {"status": "running"})

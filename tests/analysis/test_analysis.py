@@ -9,16 +9,9 @@ import pytest
 from planted import PLANTED, make_row, make_scores
 
 from riebench.analysis import read_scores, write_scores
-from riebench.analysis.frames import (
-    COLUMNS,
-    METRICS_KEY,
-    SCORES,
-    Score,
-    describe_scores,
-    scores_of,
-    validate_scores,
-)
+from riebench.analysis.frames import validate_scores
 from riebench.core.errors import UserError
+from riebench.core.scores import COLUMNS, METRICS_KEY, SCORES, Score, describe_scores, scores_of
 
 
 def test_scores_round_trip(tmp_path):

@@ -13,8 +13,10 @@ import pandas as pd
 import pytest
 
 from riebench.analysis.compare import compare_runs, compare_table, write_compare
-from riebench.analysis.frames import COLUMNS, Score, describe_scores, write_scores
+from riebench.analysis.frames import write_scores
 from riebench.core.errors import UserError
+from riebench.core.files import MARKER
+from riebench.core.scores import COLUMNS, Score, describe_scores
 
 BLOCKS = ("down.2.1", "up.0.1")
 EVERY = "+".join(BLOCKS)
@@ -57,6 +59,7 @@ def write_run(folder, frame, *, scores=DESCRIBED, **manifest):
         "edits": {"count": 16, "sha256": "9c" * 32},
     }
     words |= {"setup": {"grounder": {"name": "tinyworld"}, "mask_rule": "touched"}} | manifest
+    (folder / MARKER).touch()
     (folder / "manifest.json").write_text(json.dumps(words))
     write_scores(describe_scores(frame, scores) if scores else frame, folder / "scores.parquet")
     return folder

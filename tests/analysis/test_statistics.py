@@ -21,7 +21,7 @@ from simulated import (
     zero_inflated,
 )
 
-from riebench.analysis.frames import Setting, validate_scores
+from riebench.analysis.frames import validate_scores
 from riebench.analysis.statistics import (
     Interval,
     bootstrap_intervals,
@@ -35,6 +35,7 @@ from riebench.analysis.statistics import (
     sign_flip_p,
     valid_cases,
 )
+from riebench.core.scores import Setting
 
 # ---- resamples and intervals
 

@@ -12,8 +12,8 @@ from planted import BLOCKS, PLANTED, fail, make_scores
 
 from riebench.analysis import block_table, dominance_over, load_summary, summarise
 from riebench.analysis.dominance import NOT_SEPARABLE
-from riebench.analysis.frames import SCORES, Score, describe_scores
 from riebench.core.errors import UserError
+from riebench.core.scores import SCORES, Score, describe_scores
 
 WHOLE = "+".join(BLOCKS)
 

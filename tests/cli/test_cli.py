@@ -233,7 +233,9 @@ def test_an_unwritable_folder_is_one_line(tmp_path, capsys):
 
 
 def test_a_folder_without_a_run_has_no_agreement(tmp_path, capsys):
-    assert "manifest.json does not exist -> check the path" in failing(capsys, "agreement", tmp_path / "nowhere")
+    assert "nowhere is no run directory -> give the folder of a finished" in failing(
+        capsys, "agreement", tmp_path / "nowhere"
+    )
 
 
 def test_the_full_preset_is_quickstart_on_every_edit_at_more_strengths():

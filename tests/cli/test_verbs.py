@@ -13,9 +13,9 @@ from PIL import Image
 
 import riebench
 from riebench.analysis import read_scores
-from riebench.analysis.frames import scores_of
 from riebench.cli import main
 from riebench.core.files import data_folder
+from riebench.core.scores import scores_of
 
 
 @pytest.fixture

@@ -16,11 +16,13 @@ import pytest
 import scipy.stats
 from PIL import Image
 
-from riebench.analysis.frames import COLUMNS, Score, describe_scores, scores_of, write_scores
+from riebench.analysis.frames import write_scores
 from riebench.analysis.ranks import rank_entries, rank_intervals, ranks_of
 from riebench.analysis.statistics import bootstrap_weights
 from riebench.core import files
 from riebench.core.errors import UserError
+from riebench.core.files import MARKER
+from riebench.core.scores import COLUMNS, Score, describe_scores, scores_of
 from riebench.edits.edit import CATEGORY_NAMES, Edit, set_sha256, write_edits
 from riebench.leaderboard import entry_folders, read_entries, read_entry, submit, validate
 
@@ -101,7 +103,8 @@ def write_run(folder, frame=None, *, side=8, **manifest):
         "judges": "1ed9e",
     }
     words |= {"edits": {"sha256": set_sha256(EDITS)}}
-    words |= {"made": 500, "unet_forwards": 400.0, "seconds": 50.0, "versions": {"riebench": "0.1.0"}} | manifest
+    words |= {"made": 500, "forwards": 400.0, "seconds": 50.0, "versions": {"riebench": "0.1.0"}} | manifest
+    (folder / MARKER).touch()
     (folder / "manifest.json").write_text(json.dumps(words))
     write_scores(frame, folder / "scores.parquet")
     return folder
@@ -163,7 +166,7 @@ def test_the_aggregates_are_means_over_edits_of_the_runs_scores(run, entry):
         assert (row["edits"], row["cases"]) == (of_group.edit.nunique(), of_group.edit.nunique() * 3)
         assert row["gains"]["clip_directional"] is None
     assert content["cost"]["num_features"] == 32 and content["cost"]["injected_norm"] == pytest.approx(3.0)
-    assert (content["cost"]["unet_forwards_per_image"], content["cost"]["seconds_per_image"]) == (0.8, 0.1)
+    assert (content["cost"]["forwards_per_image"], content["cost"]["seconds_per_image"]) == (0.8, 0.1)
 
 
 def test_block_effects_are_there_where_the_subsets_were_run_and_sum_to_the_whole(run, board, entry):

@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import ViTConfig, ViTModel
 
-from riebench.analysis.frames import SCORE_BY_NAME, SCORES
 from riebench.core.errors import UserError
 from riebench.core.files import data_folder
+from riebench.core.scores import SCORE_BY_NAME, SCORES
 from riebench.edits.edit import load_edits
 from riebench.metrics import (
     ANY_CLIP,

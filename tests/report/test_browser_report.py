@@ -16,7 +16,7 @@ from PIL import Image
 from test_report import BLOCKS, EVERY, HOSTILE, MANIFEST, NOOP, REASON, make_run, with_curves
 
 from riebench.analysis import summarise
-from riebench.analysis.frames import describe_scores, scores_of
+from riebench.core.scores import describe_scores, scores_of
 from riebench.report import write_report
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

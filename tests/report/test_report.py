@@ -17,9 +17,9 @@ from PIL import Image
 import riebench
 from riebench.analysis import summarise, write_scores
 from riebench.analysis.coalitions import subset_names
-from riebench.analysis.frames import COLUMNS, NOOP, SCORES
 from riebench.analysis.statistics import Interval
 from riebench.core.axes import ticks
+from riebench.core.scores import COLUMNS, NOOP, SCORES
 from riebench.report import markup, write_report
 from riebench.report.figures import Box, Curve, HeatRow, Point, element, heat_picture, place_labels, trade_off
 from riebench.report.markup import Cell, number, p_value, table
@@ -127,7 +127,7 @@ MANIFEST = {
     "versions": {"torch": "2.6.0"},
     "machine": "x86_64, 2 threads",
     "seconds": 12.5,
-    "unet_forwards": 640.5,
+    "forwards": 640.5,
     "status": "finished",
 }
 

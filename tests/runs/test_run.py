@@ -204,7 +204,7 @@ def test_all_subsets_are_made_by_replay_and_references_once(tmp_path, small_conf
     cases = 2 * 2
     assert len(whole) == len(set(whole)) == 2 * cases
     assert len(replayed) == cases * (15 + 3)
-    assert done.manifest["unet_forwards"] == pytest.approx(cases * (2 + 7.69 + 3 * 0.7), rel=0.1)
+    assert done.manifest["forwards"] == pytest.approx(cases * (2 + 7.69 + 3 * 0.7), rel=0.1)
 
 
 def test_what_cases_share_is_decoded_and_grounded_once_for_all_methods_also_of_later_runs(

@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from riebench.analysis.frames import METRICS_KEY, describe_scores, read_scores, scores_of, write_scores
+from riebench.analysis.frames import read_scores, write_scores
 from riebench.core.errors import UserError
+from riebench.core.scores import METRICS_KEY, describe_scores, scores_of
 from riebench.metrics import METRICS, default_metrics, describe
 from riebench.runs import rescore as score
 from riebench.runs.config import MethodConfig, RunConfig

@@ -12,7 +12,7 @@ from pathlib import Path
 from riebench.core.errors import UserError
 from riebench.edits.edit import CATEGORIES, Edit, strip_marks
 from riebench.edits.files import Problem
-from riebench.regions.grounding import parse_phrase
+from riebench.edits.phrases import parse_phrase
 
 RANDOM = "0"
 DROPPED = "of category 0 (random), which the benchmark leaves out"  # protocol §4

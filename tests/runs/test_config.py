@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 import pytest
 
 import riebench
+from baselines import METHODS
 from riebench.api import edit
 from riebench.cli import main
 from riebench.core.errors import UserError
 from riebench.core.values import Range, allowed, check_value
-from riebench.methods.method import METHODS
 from riebench.runs.config import MethodConfig, RunConfig, build_config, read_config, setting_kinds
 
 REFUSED_SETTINGS = [
