@@ -28,6 +28,8 @@ class Entry:
     """The checkpoint, relative to the folder of the index, or to the repository of a released one."""
     sha256: str
     """The digest of the checkpoint's weight file; empty where none was registered."""
+    site: str = "update"
+    """What it codes of the block, "update" or "stream"; empty where that is not known."""
     evaluation: dict[str, Any] = field(default_factory=dict)
     """The fields of an `Evaluation` on rows that were not trained on; empty where it was not evaluated by us."""
     training: dict[str, Any] = field(default_factory=dict)

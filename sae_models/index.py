@@ -53,25 +53,30 @@ def own_entries(folder: Path, backbone: str) -> list[Entry]:
     return [_of_folder(path, name, backbone) for path in sorted(folder.iterdir()) if holds_part(path)]
 
 
-def find(backbone: str, block: str, name: str | None = None, *, root: Path | None = None) -> Entry:
+def find(
+    backbone: str, block: str, name: str | None = None, *, root: Path | None = None, site: str = "update"
+) -> Entry:
     """Returns the entry of that name for a block of a backbone; without one the default, or else the only one there is.
 
-    root: look in that folder (`own_entries`) instead of among the shipped and the released ones. Raises `UserError`
-    naming what there is instead.
+    site: what it must code of the block; an entry that does not say is taken for any. root: look in that folder
+    (`own_entries`) instead of among the shipped and the released ones. Raises `UserError` naming what there is instead.
     """
     known = entries() if root is None else own_entries(root, backbone)
-    here = [entry for entry in known if entry.backbone == backbone and entry.block == block]
+    sites = ("", site)
+    here = [e for e in known if e.backbone == backbone and e.block == block and e.site in sites]
     if not here:
-        pairs = sorted({f"{entry.backbone} {entry.block}" for entry in known})
+        pairs = sorted({f"{entry.backbone} {entry.block}" for entry in known if entry.site in sites})
         where = f" in {root}" if root else ""
+        of_site = "" if site == "update" else f" of the {site}"
         make = f"put a checkpoint into its folder {block}" if root else "train one and register it"
         raise UserError(
-            f"no dictionary is known for {backbone} {block}{where}{did_you_mean(f'{backbone} {block}', pairs)}",
+            f"no dictionary{of_site} is known for {backbone} {block}{where}{did_you_mean(f'{backbone} {block}', pairs)}",
             remedy=f"there are some for {', '.join(pairs)}" if pairs else make,
         )
     if name is None and len(here) == 1:
         return here[0]
     default = DEFAULT_NAMES.get(backbone, DEFAULT_NAME) if root is None else DEFAULT_NAME
+    default = name_of_site(default, site)
     wanted = default if name is None else name
     for entry in here:
         if entry.name == wanted:
@@ -81,6 +86,11 @@ def find(backbone: str, block: str, name: str | None = None, *, root: Path | Non
         f"{backbone} {block} has no dictionary {wanted!r}{did_you_mean(wanted, names)}",
         remedy=f"take one of {', '.join(names)}",
     )
+
+
+def name_of_site(name: str, site: str) -> str:
+    """Returns what a dictionary of a site is called, so that those of updates and streams stand beside each other."""
+    return name if site == "update" else f"{name}-{site}"
 
 
 def fingerprint(entry: Entry, *, root: Path | None = None) -> str:
@@ -143,7 +153,7 @@ def _of_folder(folder: Path, name: str, backbone: str) -> Entry:
     from sae_models import checkpoint
 
     shape = checkpoint.shape_of(folder)
-    return Entry(name, backbone, folder.name, **asdict(shape), folder=folder.name, sha256="")
+    return Entry(name, backbone, folder.name, **asdict(shape), folder=folder.name, sha256="", site="")
 
 
 def _read(root: Path) -> list[Entry]:

@@ -28,7 +28,8 @@ def _harvest(settings: HarvestSettings) -> None:
         family=backbone.judges,
     )
     sampler = load_sampler(backbone, device, settings.batch_size, dtype)
-    store = harvest_to_store(sampler, blocks, prompts, settings.seed, settings.out, branch=settings.branch)
+    of = {"branch": settings.branch, "site": settings.site or backbone.family.default_site}
+    store = harvest_to_store(sampler, blocks, prompts, settings.seed, settings.out, **of)
     print(f"{len(prompts)} prompts, {sum(store.rows.values())} vectors of {', '.join(store.blocks)}: {settings.out}")
 
 
@@ -41,7 +42,7 @@ def _train(settings: TrainSettings) -> None:
         data = stored_data(settings.store, settings.blocks, backbone=settings.backbone, **common)
     else:
         buffer = {"buffer_rows": settings.buffer_rows} if settings.buffer_rows is not None else {}
-        words = _taken(settings, "prompts", "column", "count", "branch")
+        words = _taken(settings, "prompts", "column", "count", "branch", "site")
         data = generated_data(settings.backbone or BACKBONE, settings.blocks, **words, **buffer, **common)
     defaults = defaults_for(data.backbone)
     how = _taken(settings, "steps", "batch_size", "lr", "normalisation", "compute", "compile")

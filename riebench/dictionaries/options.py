@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from riebench.core.values import Seed
 
@@ -27,6 +28,8 @@ class HarvestSettings:
     """Column of the prompts, in a .jsonl, .parquet or data set."""
     count: int = 0
     """The first so many prompts; 0 for all."""
+    site: Literal["", "update", "stream"] = ""
+    """What is kept of a block: update, or stream (default: what the backbone's dictionaries read)."""
     branch: str = "both"
     """Rows kept under guidance: cond, uncond or both."""
     seed: Seed = 0
@@ -36,7 +39,7 @@ class HarvestSettings:
     batch_size: int = 0
     """Prompts at once; 0 (default) finds it."""
     dtype: str = "auto"
-    """What the U-Net computes in: auto, float32, float16 or bfloat16."""
+    """What the denoiser computes in: auto, float32, float16 or bfloat16."""
     device: str = "auto"
     """The device: auto, cpu or cuda."""
 
@@ -44,7 +47,7 @@ class HarvestSettings:
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """Says what `riebench train` is asked to do. A field is a flag; what is None, 0 or empty suits the backbone
-    (`training_settings.DEFAULTS`)."""
+    (`riebench.dictionaries.settings.DEFAULTS`)."""
 
     out: Path
     """Folder for the dictionaries, their index and logs."""
@@ -56,6 +59,8 @@ class TrainSettings:
     """Prompts, as in riebench harvest."""
     column: str = field(default="", metadata=_ROWS)
     """Column of the prompts, in a .jsonl, .parquet or data set."""
+    site: Literal["", "update", "stream"] = field(default="", metadata=_ROWS)
+    """What is read of a block: update, or stream (default: what the backbone's dictionaries read)."""
     count: int = field(default=0, metadata=_ROWS)
     """The first so many prompts (default: suits the backbone)."""
     branch: str = field(default="both", metadata=_ROWS)

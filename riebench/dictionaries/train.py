@@ -127,12 +127,13 @@ def train_dictionaries(
         checkpoint.save(
             out / job.folder,
             sae.half(),
-            {"backbone": job.backbone, "block": job.block, "training": job.training},
+            {"backbone": job.backbone, "block": job.block, "site": data.site, "training": job.training},
         )
         for job, sae in zip(left, saes, strict=True)
     ]
     evaluations = _evaluate(data, blocks, left, out)
-    index.register(*map(_entry, left, digests, evaluations, itertools.repeat(out)), root=out)
+    entries = [_entry(job, data.site, *each, out) for job, *each in zip(left, digests, evaluations, strict=True)]
+    index.register(*entries, root=out)
     for state in folder.rglob(STATE_FILE):
         state.unlink()
     for number, (job, found) in enumerate(zip(left, evaluations, strict=True), start=1):
@@ -150,7 +151,7 @@ def _jobs(data: TrainingData, grid: Grid, config: TrainConfig, batch_size: int) 
     for block in data.blocks:
         for name, architecture in grid.members(data.widths[block]):
             settings = {"batch_size": batch_size, "architecture": repr(architecture), "data": made_by}
-            yield _Job(data.backbone, block, name, architecture, recipe | settings)
+            yield _Job(data.backbone, block, index.name_of_site(name, data.site), architecture, recipe | settings)
 
 
 def _is_done(entry: index.Entry | None, job: _Job, root: Path) -> bool:
@@ -178,7 +179,7 @@ def _evaluate(data: TrainingData, blocks: Sequence[str], jobs: Sequence[_Job], r
     return [tally.evaluation() for tally in tallies]
 
 
-def _entry(job: _Job, sha256: str, evaluation: Evaluation, root: Path) -> index.Entry:
+def _entry(job: _Job, site: str, sha256: str, evaluation: Evaluation, root: Path) -> index.Entry:
     return index.Entry(
         name=job.name,
         backbone=job.backbone,
@@ -186,6 +187,7 @@ def _entry(job: _Job, sha256: str, evaluation: Evaluation, root: Path) -> index.
         **asdict(checkpoint.shape_of(root / job.folder)),
         folder=job.folder,
         sha256=sha256,
+        site=site,
         evaluation=asdict(evaluation),
         training=job.training,
     )

@@ -100,7 +100,8 @@ def test_nothing_goes_round():
 
 
 def test_a_package_imports_none_of_its_own_modules_behind_its_back():
-    """So that `import riebench.edits.phrases` costs what that file costs. (`leaderboard` and `report` name their verbs.)"""
+    """So that `import riebench.edits.phrases` costs what that file costs. (`leaderboard` and `report` name their
+    verbs.)"""
     heavy = {name: arrows for name, arrows in ARROWS.items() if MODULES[name].name == "__init__.py" and arrows}
     assert set(heavy) <= {"riebench", "baselines", "sae_models", "riebench.leaderboard", "riebench.report"} | {
         name for name in heavy if name in ("riebench.cli", "riebench.metrics", "riebench.edits.importers")
