@@ -21,12 +21,13 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from riebench.backbones.blocks import Blocks
 from riebench.backbones.family import Site
-from riebench.backbones.loading import block_grids, cast_decoder_input
+from riebench.backbones.sdxl import SDXL, cast_decoder_input
 from riebench.backbones.table import Backbone
 from riebench.core.files import data_folder
 from riebench.generation.interventions import Intervention
-from riebench.generation.lens import Lens
+from riebench.generation.lens import Lens, RowAdditions
 from riebench.generation.sampler import Request, Sampler
 
 UNET = {
@@ -71,7 +72,7 @@ TEXT_2 = _TOKENS | {
     "hidden_act": "gelu",
 }
 _NARROW = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-SDXL = (UNET, VAE, TEXT, TEXT_2)
+FULL = (UNET, VAE, TEXT, TEXT_2)
 TINY = (
     UNET
     | {
@@ -177,9 +178,9 @@ def check_generation(pipeline: StableDiffusionXLPipeline, backbone: Backbone) ->
         sampler.generate([Request(prompt, 3)], [site])[0]
         for prompt in ("a red heart in the sky", "a blue square by the sea")
     )
-    grid = block_grids(pipeline.unet, backbone.height, backbone.width, pipeline.vae_scale_factor)["up.0.1"]
+    height, width = sampler.grids(["up.0.1"])["up.0.1"]
     channels = pipeline.unet.config.block_out_channels[-1]
-    assert original.trace[site].shape == (backbone.steps, channels, *grid)
+    assert original.trace[site].shape == (backbone.steps, height * width, channels)
     assert original.trace[site].dtype == pipeline.unet.dtype
     assert original.image.shape == (3, backbone.height, backbone.width)
     patch = edited.trace[site] - original.trace[site]
@@ -196,15 +197,17 @@ def check_generation(pipeline: StableDiffusionXLPipeline, backbone: Backbone) ->
 def cost_of_hooks(unet: UNet2DConditionModel, height: int, width: int, repeats: int) -> float:
     """How much longer a forward takes with a dense addition on up.0.1, as a share of a plain one: medians of forwards
     that take turns, after one of each that does not count."""
-    grid = block_grids(unet, height, width, 8)["up.0.1"]
-    channels = unet.config.block_out_channels[-1]
-    addition = {Site("up.0.1"): torch.ones(1, 1, channels, *grid, device=unet.device, dtype=unet.dtype)}
+    blocks = Blocks(SDXL, unet)
+    high, wide = blocks.grids(["up.0.1"], height, width, 8)["up.0.1"]
+    cells = torch.arange(high * wide, device=unet.device)
+    values = torch.ones(1, len(cells), unet.config.block_out_channels[-1], device=unet.device, dtype=unet.dtype)
+    addition = {Site("up.0.1"): RowAdditions(1, torch.zeros_like(cells), cells, values)}
     seconds: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(repeats + 1):
         for hooked, taken in seconds.items():
             _wait(unet)
             start = time.perf_counter()
-            with Lens(unet, additions=addition) if hooked else nullcontext():
+            with Lens(blocks, additions=addition) if hooked else nullcontext():
                 run_unet(unet, height, width)
             _wait(unet)
             taken.append(time.perf_counter() - start)

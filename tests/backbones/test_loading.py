@@ -5,29 +5,26 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import warnings
+from contextlib import contextmanager
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import constants
 from sdxl_blocks import BLOCK_NAMES, BLOCKS
 from sdxl_configs import TINY, build_unet, random_pipeline, run_unet
+from transformers.utils import logging as transformers_logging
 
-from riebench.backbones.loading import (
-    block_grids,
-    cast_decoder_input,
-    choose_device,
-    choose_dtype,
-    is_black,
-    latent_grid,
-    load_pipeline,
-    trace_bytes,
-)
+from riebench.backbones.blocks import Blocks
+from riebench.backbones.loading import choose_device, choose_dtype, load_pipeline, quiet
 from riebench.backbones.released import VAES
+from riebench.backbones.sdxl import SDXL, cast_decoder_input
 from riebench.backbones.table import BACKBONES, Backbone
 from riebench.core.errors import UserError
 from riebench.core.files import data_folder
 from riebench.core.hub import Weights
+from riebench.core.pictures import is_black
 from riebench.generation.sampler import Request, Sampler
 
 CPU = torch.device("cpu")
@@ -268,6 +265,40 @@ def test_no_room_on_the_device_is_said(tiny, monkeypatch):
         load_pipeline(dataclasses.replace(tiny, parameters=3.5), CPU, torch.float16)
 
 
+@pytest.mark.parametrize("shown", [True, False])
+def test_the_bars_of_other_libraries_are_as_they_were_after_loading(tiny, monkeypatch, shown):
+    """Also when loading fails; while loading they are off."""
+    parts = (diffusers_logging, transformers_logging)
+    before = [part.is_progress_bar_enabled() for part in parts]
+
+    def state():
+        return [part.is_progress_bar_enabled() for part in parts]
+
+    seen = []
+    load = StableDiffusionXLPipeline.from_pretrained
+    monkeypatch.setattr(
+        StableDiffusionXLPipeline, "from_pretrained", lambda *args, **kw: (seen.append(state()), load(*args, **kw))[1]
+    )
+    try:
+        for part in parts:
+            (part.enable_progress_bar if shown else part.disable_progress_bar)()
+        pipeline = load_pipeline(tiny, CPU, torch.float32)
+        assert state() == [shown, shown] and seen == [[False, False]]
+        assert pipeline._progress_bar_config == {"disable": True}
+        assert not hasattr(StableDiffusionXLPipeline, "_progress_bar_config")
+        with pytest.raises(ZeroDivisionError), quiet():
+            assert state() == [False, False]
+            raise ZeroDivisionError
+        assert state() == [shown, shown]
+        monkeypatch.setattr(StableDiffusionXLPipeline, "from_pretrained", lambda *_args, **_kwargs: 1 / 0)
+        with pytest.raises(UserError, match="cannot be loaded"):
+            load_pipeline(tiny, CPU, torch.float32)
+        assert state() == [shown, shown]
+    finally:
+        for part, was in zip(parts, before, strict=True):
+            (part.enable_progress_bar if was else part.disable_progress_bar)()
+
+
 def test_loading_says_nothing(tiny, capfd):
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
@@ -276,12 +307,18 @@ def test_loading_says_nothing(tiny, capfd):
     assert captured.out == captured.err == ""
 
 
-def test_black_is_what_a_file_would_hold():
-    nothing = torch.zeros(3, 4, 4)
-    assert is_black(nothing) and is_black(nothing + 0.0019) and is_black(nothing * torch.nan)
-    almost = nothing.clone()
-    almost[1, 2, 3] = 1 / 255
-    assert not is_black(almost) and not is_black(nothing + 0.5)
+@contextmanager
+def shapes_seen(unet):
+    """Yields what plain hooks see in the next calls: block -> (height, width) of its output, and that of "latents"."""
+    seen = {}
+    places = {"latents": unet} | {block: unet.get_submodule(path) for block, path in BLOCKS.items()}
+    hooks = [
+        module.register_forward_hook(lambda _m, _args, out, name=name: seen.update({name: tuple(out[0].shape[-2:])}))
+        for name, module in places.items()
+    ]
+    yield seen
+    for hook in hooks:
+        hook.remove()
 
 
 # Odd numbers of cells are where SDXL pads: 9 x 11 cells become 5 x 6 and 3 x 3.
@@ -291,34 +328,38 @@ SIZES = [(64, 64), (96, 64), (72, 88), (64, 104), (8, 8)]
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_grids_are_those_that_hooks_see(height, width):
     unet = build_unet(TINY[0], "cpu")
-    seen = {}
-    for block, path in BLOCKS.items():
-        unet.get_submodule(path).register_forward_hook(
-            lambda _m, args, out, block=block: seen.update({block: tuple(out[0].shape[2:])})
-        )
-    assert run_unet(unet, height, width).shape[2:] == (height // 8, width // 8)
-    assert block_grids(unet, height, width, 8) == seen
+    with shapes_seen(unet) as seen:
+        assert run_unet(unet, height, width).shape[2:] == (height // 8, width // 8)
+    assert seen.pop("latents") == (height // 8, width // 8)
+    assert Blocks(SDXL, unet).grids(BLOCK_NAMES, height, width, 8) == seen
 
 
 def test_tinyworlds_grids_are_those_of_its_smaller_vae():
     sampler = Sampler(TINYWORLD, load_pipeline(TINYWORLD, CPU, torch.float32), 1)
     sites = sampler.blocks.sites(BLOCK_NAMES, "update")
-    trace = sampler.trace([Request("a red heart", 1)], sites)[0]
+    with shapes_seen(sampler.denoiser) as seen:
+        trace = sampler.trace([Request("a red heart", 1)], sites)[0]
     scale = sampler.pipeline.vae_scale_factor
-    assert scale == 2 and latent_grid(sampler.pipeline) == (32, 32)
-    assert {site.block: tuple(value.shape[2:]) for site, value in trace.items()} == block_grids(
-        sampler.denoiser, 64, 64, scale
-    )
+    assert scale == 2 and seen.pop("latents") == (32, 32)
+    assert seen == sampler.grids(BLOCK_NAMES) == sampler.blocks.grids(BLOCK_NAMES, 64, 64, scale)
+    assert {site.block: value.shape[1] for site, value in trace.items()} == {b: h * w for b, (h, w) in seen.items()}
 
 
-@pytest.mark.parametrize("kind", ["update", "neurons"])
+@pytest.mark.parametrize("kind", ["update", "stream", "neurons"])
 @pytest.mark.parametrize(("height", "width", "dtype"), [(72, 88, torch.bfloat16), (0, 0, torch.float32)], ids=str)
 def test_pictures_and_traces_have_the_size_that_is_asked_for(tiny, kind, height, width, dtype):
     backbone = dataclasses.replace(tiny, steps=2, height=height, width=width)
     sampler = Sampler(backbone, load_pipeline(backbone, CPU, dtype), 1)
-    sample = sampler.generate([Request("heart", 1)], sampler.blocks.sites(BLOCK_NAMES, kind))[0]
+    with shapes_seen(sampler.denoiser) as seen:
+        sample = sampler.generate([Request("heart", 1)], sampler.blocks.sites(BLOCK_NAMES, kind))[0]
     pixels = (height or 64, width or 64)  # the tiny U-Net's own size is 8 cells
     assert sample.image.shape == (3, *pixels)
-    assert latent_grid(sampler.pipeline, height, width) == (pixels[0] // 8, pixels[1] // 8)
+    assert (sampler.height, sampler.width) == pixels
+    assert seen.pop("latents") == (pixels[0] // 8, pixels[1] // 8)
+    assert seen == sampler.grids(BLOCK_NAMES) == sampler.blocks.grids(BLOCK_NAMES, *pixels, 8)
+    for site, value in sample.trace.items():
+        high, wide = seen[site.block]
+        assert value.shape == (2, high * wide, sampler.blocks.width(site))
     held = sum(value.nbytes for value in sample.trace.values())
-    assert trace_bytes(sampler.denoiser, kind, 2, *pixels, dtype, sampler.pipeline.vae_scale_factor) == held
+    scale = sampler.pipeline.vae_scale_factor
+    assert scale == 8 and sampler.blocks.trace_bytes(BLOCK_NAMES, kind, 2, pixels, scale, dtype) == held

@@ -10,7 +10,7 @@ import torch
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from sdxl_blocks import BLOCK_NAMES, BLOCKS
 from sdxl_configs import (
-    SDXL,
+    FULL,
     TINY,
     build_text_encoders,
     build_unet,
@@ -23,11 +23,11 @@ from sdxl_configs import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from riebench.backbones.blocks import Blocks
 from riebench.backbones.family import Site
-from riebench.backbones.loading import block_grids, neuron_count, trace_bytes
 from riebench.backbones.sdxl import SDXL
 from riebench.backbones.table import BACKBONES
-from riebench.generation.lens import Lens
+from riebench.generation.lens import Lens, RowAdditions
 
 # Bytes of the half-precision files of stable-diffusion-xl-base-1.0, headers included.
 FILE_BYTES = {
@@ -71,12 +71,13 @@ def test_the_configurations_have_as_many_parameters_as_the_published_files(unet)
 
 
 def test_the_blocks_are_where_the_protocol_has_them(unet):
-    neurons = 0
-    for path in BLOCKS.values():
+    neurons, blocks = 0, Blocks(SDXL, unet)
+    for name, path in BLOCKS.items():
         block = unet.get_submodule(path)
         assert isinstance(block, Transformer2DModel) and block.out_channels == 1280
-        assert len(block.transformer_blocks) == 10
-        widths = [neuron_count(block, layer) for layer in range(10)]
+        assert block is blocks.module(name) and blocks.width(Site(name)) == blocks.width(Site(name, "stream")) == 1280
+        assert len(block.transformer_blocks) == blocks.num_layers(name) == 10
+        widths = [blocks.width(site) for site in blocks.sites([name], "neurons")]
         assert widths == [5120] * 10
         neurons += sum(widths)
     assert neurons == 204_800
@@ -84,29 +85,60 @@ def test_the_blocks_are_where_the_protocol_has_them(unet):
 
 @pytest.mark.parametrize(("pixels", "cells"), SIZES.items(), ids=str)
 def test_grids_and_traces_are_those_of_a_forward(unet, pixels, cells):
-    sites = {kind: find_sites(unet, BLOCK_NAMES, kind) for kind in ("update", "neurons")}
-    with Lens(unet, [*sites["update"], *sites["neurons"]]) as lens:
+    blocks = Blocks(SDXL, unet)
+    sites = {kind: blocks.sites(BLOCK_NAMES, kind) for kind in ("update", "stream", "neurons")}
+    shapes = {}
+    hooks = [
+        blocks.module(block).register_forward_hook(
+            lambda _m, _args, out, block=block: shapes.update({block: tuple(out[0].shape[2:])})
+        )
+        for block in BLOCK_NAMES
+    ]
+    with Lens(blocks, [site for of_kind in sites.values() for site in of_kind]) as lens:
         run_unet(unet, *pixels)
-    for kind, count_of_sites, width in (("update", 4, 1280), ("neurons", 40, 5120)):
-        seen = {site: lens.trace.values[site][0] for site in sites[kind]}
+    for hook in hooks:
+        hook.remove()
+    assert shapes == blocks.grids(BLOCK_NAMES, *pixels, 8) == dict.fromkeys(BLOCK_NAMES, cells)
+    for kind, count_of_sites, width in (("update", 4, 1280), ("stream", 4, 1280), ("neurons", 40, 5120)):
+        seen = {site: lens.seen[site][0] for site in sites[kind]}
         assert len(seen) == count_of_sites
-        assert {tuple(value.shape) for value in seen.values()} == {(1, width, *cells)}
-        assert {site.block: tuple(value.shape[2:]) for site, value in seen.items()} == block_grids(unet, *pixels, 8)
+        assert {tuple(value.shape) for value in seen.values()} == {(1, cells[0] * cells[1], width)}
         size = sum(value.numel() for value in seen.values())
-        assert trace_bytes(unet, kind, 3, *pixels, torch.float32, 8) == 3 * 4 * size
-        assert trace_bytes(unet, kind, 25, *pixels, torch.bfloat16, 8) == 25 * 2 * size
+        assert blocks.trace_bytes(BLOCK_NAMES, kind, 3, pixels, 8, torch.float32) == 3 * 4 * size
+        assert blocks.trace_bytes(BLOCK_NAMES, kind, 25, pixels, 8, torch.bfloat16) == 25 * 2 * size
+
+
+def rows_of(cells: int, width: int) -> RowAdditions:
+    """An addition without memory to all cells of one row."""
+    numbers = torch.arange(cells, device="meta")
+    return RowAdditions(1, torch.zeros_like(numbers), numbers, torch.empty(1, cells, width, device="meta"))
 
 
 def test_additions_of_the_lens_fit_the_shapes(unet):
+    blocks = Blocks(SDXL, unet)
     additions = {
-        Site("down.2.1"): torch.empty(1, 1, 1280, 16, 24, device="meta"),
-        Site("up.0.0", "neurons", 9): torch.empty(1, 1, 5120, 16, 24, device="meta"),
+        Site("down.2.1"): rows_of(16 * 24, 1280),
+        Site("mid.0", "stream"): rows_of(16 * 24, 1280),
+        Site("up.0.0", "neurons", 9): rows_of(16 * 24, 5120),
     }
-    with Lens(unet, additions=additions):
+    with Lens(blocks, additions=additions):
         assert run_unet(unet, 512, 768).shape == (1, 4, 64, 96)
-    wrong = {Site("down.2.1"): torch.empty(1, 1, 1280, 16, 16, device="meta")}
-    with Lens(unet, additions=wrong), pytest.raises(RuntimeError):
+    with Lens(blocks, additions={Site("down.2.1"): rows_of(16 * 24, 640)}), pytest.raises(RuntimeError):
         run_unet(unet, 512, 768)
+
+
+def test_every_place_of_the_family_is_a_transformer_of_sdxl_in_the_order_in_which_they_run(unet):
+    blocks, ran = Blocks(SDXL, unet), []
+    transformers = {name for name, module in unet.named_modules() if isinstance(module, Transformer2DModel)}
+    assert {place.path for place in SDXL.places.values()} == transformers
+    hooks = [
+        blocks.module(block).register_forward_hook(lambda *_args, block=block: ran.append(block))
+        for block in SDXL.places
+    ]
+    run_unet(unet, 512, 512)
+    for hook in hooks:
+        hook.remove()
+    assert ran == list(SDXL.places)
 
 
 class Alive(TorchDispatchMode):
@@ -141,7 +173,7 @@ def test_decoding_takes_the_memory_that_is_said_and_the_unet_less(unet, pixels):
     vae = build_vae()
     with torch.no_grad(), Alive() as decoding:
         vae.decode(torch.zeros(1, 4, pixels // 8, pixels // 8, device="meta"))
-    assert decoding.peak / pixels**2 == pytest.approx(DECODING_BYTES, rel=0.02)
+    assert decoding.peak / pixels**2 == pytest.approx(SDXL.decoding_bytes, rel=0.02)
     with Alive() as denoising:
         run_unet(unet, pixels, pixels, rows=2)
     assert 0 < denoising.peak < decoding.peak
@@ -171,7 +203,7 @@ def test_the_cost_of_hooks_can_be_measured():
 def test_full_size_models_on_a_gpu(dtype):
     """SDXL with random weights: finite images, exact zero edits, hooks that cost less than 5 % of a forward."""
     for model, names in {"turbo": ("sdxl-turbo@1", "sdxl-turbo@4"), "base": ("sdxl-base@25",)}.items():
-        pipeline = random_pipeline(SDXL, model, "cuda", dtype)
+        pipeline = random_pipeline(FULL, model, "cuda", dtype)
         for name in names:
             check_generation(pipeline, BACKBONES.get(name))
         backbone = BACKBONES.get(names[0])
