@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
-from sdxl_blocks import BLOCK_NAMES, BLOCKS
+from sdxl_blocks import BLOCK_NAMES
+from sdxl_configs import UNET, build_unet
 from torch.utils.flop_counter import FlopCounterMode
 
+from riebench.backbones.blocks import Blocks
 from riebench.backbones.family import Site
+from riebench.backbones.sdxl import SDXL as FAMILY
 from riebench.backbones.table import Backbone
 from riebench.core.batches import fixed_batches, halving
 from riebench.core.errors import UserError
 from riebench.generation.interventions import Intervention
-from riebench.generation.replay import Edited, Recorder, Replay
+from riebench.generation.replay import Edited, FirstAddition, Recorder, Replay
 from riebench.generation.sampler import Request, Sampler
 
 PROMPTS = [
@@ -23,24 +26,6 @@ PROMPTS = [
     "sketch of a leaning blue striped circle with a sad face at night",
 ]
 SUBSETS = [subset for size in range(5) for subset in itertools.combinations(BLOCK_NAMES, size)]
-
-#: SDXL's U-Net (stabilityai/stable-diffusion-xl-base-1.0, unet/config.json).
-SDXL = {
-    "sample_size": 128,
-    "in_channels": 4,
-    "out_channels": 4,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (320, 640, 1280),
-    "layers_per_block": 2,
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-    "use_linear_projection": True,
-}
 
 
 def recorded(sampler, seeds=(3, 4), kinds=("update",)):
@@ -96,6 +81,40 @@ def test_an_edit_of_update_and_neurons_at_once(sampler):
     agree_exactly(sampler, [Request(PROMPTS[0], 3, both.restricted(("up.0.0",)))], [original])
 
 
+def as_stream(change: Intervention) -> Intervention:
+    """The same additions, to the blocks' streams in place of their updates."""
+    additions = {Site(site.block, "stream"): added for site, added in change.additions.items()}
+    return Intervention(additions, branch=change.branch, window=change.window)
+
+
+def test_adding_to_the_stream_is_adding_to_the_update_to_the_bit(sampler):
+    """Whole and replayed, alone and in subsets, beside requests on the update."""
+    (original,) = recorded(sampler, seeds=(3,))
+    update = push(original)
+    stream = as_stream(update)
+    subsets = [(), *((block,) for block in BLOCK_NAMES), ("down.2.1", "up.0.0"), ("mid.0", "up.0.1"), BLOCK_NAMES]
+    requests = [Request(PROMPTS[0], 3, one.restricted(subset)) for subset in subsets for one in (update, stream)]
+    images = agree_exactly(sampler, requests, [original] * len(requests))
+    assert all(torch.equal(a, b) for a, b in zip(images[::2], images[1::2], strict=True))
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(images[::2], 2))
+    assert all(torch.equal(next(sampler.regenerate([request], [original])), images[i]) for i, request in ends(requests))
+
+
+def ends(requests):
+    return [(i, requests[i]) for i in (1, 2, 3, len(requests) - 1)]
+
+
+def test_an_edit_of_update_stream_and_neurons_at_once(sampler):
+    (original,) = recorded(sampler, seeds=(3,), kinds=("update", "neurons"))
+    update, other = push(original), as_stream(push(original, seed=5))
+    every = Intervention({**update.additions, **push(original, "neurons").additions, **other.additions})
+    alone = {block: every.restricted((block,)) for block in BLOCK_NAMES}
+    assert all({site.kind for site in one.sites} == {"update", "stream", "neurons"} for one in alone.values())
+    requests = [Request(PROMPTS[0], 3, one) for one in (*alone.values(), every, update, other)]
+    images = agree_exactly(sampler, requests, [original] * len(requests))
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(images, 2))
+
+
 @pytest.mark.parametrize("branch", ["cond", "uncond", "both"])
 def test_steps_and_guidance(sampler, branch):
     backbone = Backbone("guided@3", "tinyworld/turbo", 3, 4.0, "tinyworld", "tinyworld")
@@ -109,11 +128,54 @@ def test_steps_and_guidance(sampler, branch):
     agree_exactly(guided, requests, [originals[0]] * len(requests))
 
 
+@pytest.mark.parametrize("guidance", [0.0, 4.0])
+@pytest.mark.parametrize("names", [("down.2.0", "up.0.2"), ("down.1.0", "up.1.2"), ("up.1.1",)], ids="+".join)
+def test_other_blocks_than_the_four_are_traced_edited_and_replayed(sampler, names, guidance):
+    mine = Backbone("mine@2", "tinyworld/turbo", 2, guidance, "tinyworld", "tinyworld", blocks=names[::-1])
+    assert mine.blocks == names
+    other = Sampler(mine, sampler.pipeline, batch_size=4)
+    sites = [site for kind in ("update", "stream", "neurons") for site in other.blocks.sites(names, kind)]
+    seen = {}
+    hooks = [
+        other.denoiser.get_submodule(FAMILY.places[name].path).register_forward_hook(
+            lambda _m, args, out, name=name: seen.setdefault(name, []).append((args[0], out[0]))
+        )
+        for name in names
+    ]
+    (original,) = other.generate([Request(PROMPTS[0], 3)], sites, record=True)
+    for hook in hooks:
+        hook.remove()
+    row = 0 if guidance == 0 else other.batch_size  # the first of those that see the prompt
+    for name, (height, width) in other.grids(names).items():
+        entered, left = (torch.stack([pair[i][row].flatten(1).T for pair in seen[name]]) for i in (0, 1))
+        assert left.shape[1] == height * width
+        assert torch.equal(original.trace[Site(name, "stream")], left)
+        torch.testing.assert_close(original.trace[Site(name)], left - entered)
+    update = push(original)
+    requests = []
+    for subset in (names, names[:1], names[-1:]):
+        requests += [Request(PROMPTS[0], 3, one.restricted(subset)) for one in (update, as_stream(update))]
+    requests.append(Request(PROMPTS[0], 3, push(original, "neurons")))
+    images = agree_exactly(other, requests, [original] * len(requests))
+    assert not any(torch.equal(image, original.image) for image in images)
+    assert all(torch.equal(a, b) for a, b in zip(images[:-1:2], images[1:-1:2], strict=True))
+
+
+def test_a_block_that_no_model_has_is_refused(sampler):
+    with pytest.raises(UserError, match=r"unknown block 'up.0.8'; did you mean 'up.0.\d'"):
+        dataclasses.replace(sampler.backbone, blocks=("down.2.0", "up.0.8"))
+    change = Intervention({Site("middle.0"): torch.ones(1, 64, 96)})
+    with pytest.raises(UserError, match="unknown block 'middle.0'.* -> use blocks out of down.1.0"):
+        sampler.generate([Request(PROMPTS[0], 3, change)])
+    with pytest.raises(UserError, match=r"unknown block 'mid.1'; did you mean 'mid.0'"):
+        sampler.trace([Request(PROMPTS[0], 3)], [Site("mid.1")])
+
+
 def test_no_trace_of_a_replay_is_left_on_the_model(sampler):
     before = {name: (set(vars(m)), len(m._forward_hooks)) for name, m in sampler.denoiser.named_modules()}
     originals = recorded(sampler)
     list(sampler.regenerate([Request(PROMPTS[0], 3, push(originals[0]))], originals[:1]))
-    broken = Intervention({Site("up.0.0"): torch.zeros(1, 3, 8, 8)})  # not as many channels as the block has
+    broken = Intervention({Site("up.0.0"): torch.ones(1, 64, 3)})  # not as many channels as the block has
     with pytest.raises(RuntimeError):
         list(sampler.regenerate([Request(PROMPTS[0], 3, broken)], originals[:1]))
     assert before == {name: (set(vars(m)), len(m._forward_hooks)) for name, m in sampler.denoiser.named_modules()}
@@ -129,10 +191,10 @@ def test_an_original_that_was_not_recorded_is_refused(sampler):
 @pytest.fixture(scope="module")
 def sdxl():
     """SDXL's true architecture without memory for weights: (U-Net, its recorded first step, FLOP of a forward)."""
+    unet = build_unet(UNET)
     with torch.device("meta"), torch.no_grad():
-        unet = UNet2DConditionModel(**SDXL).eval()
         conditions = {"text_embeds": torch.zeros(1, 1280), "time_ids": torch.zeros(1, 6)}
-        recorder = Recorder(unet)
+        recorder = Recorder(Blocks(FAMILY, unet), BLOCK_NAMES)
         with FlopCounterMode(display=False) as counter, recorder:
             unet(
                 torch.zeros(1, 4, 64, 64),
@@ -147,8 +209,9 @@ def sdxl():
 def cost(sdxl, subsets):
     """(In forwards, by counting every multiplication; in forwards, as `Replay` reports them)."""
     unet, first, whole = sdxl
-    replay = Replay(unet)
-    additions = {block: torch.zeros(1280, 16, 16, device="meta") for block in BLOCK_NAMES}
+    replay = Replay(Blocks(FAMILY, unet), BLOCK_NAMES)
+    every = torch.arange(16 * 16, device="meta")
+    additions = {block: FirstAddition(every, torch.zeros(len(every), 1280, device="meta")) for block in BLOCK_NAMES}
     rows = [Edited(first, {Site(block): additions[block] for block in subset}) for subset in subsets]
     replay.predict(rows[:1], 1)  # counts the units' shares, once
     before = replay.forwards
@@ -186,7 +249,9 @@ def test_the_sampler_counts_forwards(sampler):
     assert sampler.forwards - before == 2
     change = push(originals[0])
     list(
-        sampler.regenerate([Request(PROMPTS[0], 3, change.restricted((block,))) for block in BLOCKS], originals[:1] * 4)
+        sampler.regenerate(
+            [Request(PROMPTS[0], 3, change.restricted((block,))) for block in BLOCK_NAMES], originals[:1] * 4
+        )
     )
     assert 2 < sampler.forwards - before < 2 + 4 * 0.8
 

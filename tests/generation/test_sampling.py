@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sdxl_blocks import BLOCK_NAMES
+from sdxl_blocks import BLOCK_NAMES, BLOCKS
 
 from riebench.backbones.loading import choose_device
 from riebench.backbones.table import BACKBONES, Backbone
@@ -59,7 +59,11 @@ def test_zero_additions_give_the_original_exactly(sampler):
 
 def test_additions_change_only_their_own_row(sampler):
     zero = zero_intervention(sampler)
-    pushed = Intervention({site: value + 1.0 for site, value in zero.additions.items()})
+    cells = sampler.grids(BLOCK_NAMES)
+    pushed = Intervention(
+        {site: added.dense(cells[site.block][0] * cells[site.block][1]) + 1.0 for site, added in zero.additions.items()}
+    )
+    assert all(len(added.cells) == 64 for added in pushed.additions.values())
     plain = sampler.generate([Request(PROMPTS[0], 3), Request(PROMPTS[1], 4)])
     mixed = sampler.generate([Request(PROMPTS[0], 3, pushed), Request(PROMPTS[1], 4)])
     assert not torch.allclose(plain[0].image, mixed[0].image, atol=1e-2)
@@ -113,6 +117,32 @@ def test_guided_sampling_is_the_pipeline_s_own(guided):
     torch.testing.assert_close(guided.generate([Request(PROMPTS[2], 11)])[0].image, reference, atol=2e-4, rtol=0)
 
 
+def test_the_stream_is_what_a_block_puts_out_and_the_update_what_it_adds(guided):
+    """Of both rows and at every step, held against plain hooks on the modules."""
+    updates, streams = (guided.blocks.sites(BLOCK_NAMES, kind) for kind in ("update", "stream"))
+    seen = {block: [] for block in BLOCK_NAMES}
+    hooks = [
+        guided.denoiser.get_submodule(BLOCKS[block]).register_forward_hook(
+            lambda _m, args, out, block=block: seen[block].append((args[0].clone(), out[0].clone()))
+        )
+        for block in BLOCK_NAMES
+    ]
+    requests = [Request(PROMPTS[0], 3), Request(PROMPTS[1], 4)]
+    samples = guided.generate(requests, [*updates, *streams])
+    for hook in hooks:
+        hook.remove()
+    for i, sample in enumerate(samples):
+        for update, stream in zip(updates, streams, strict=True):
+            for trace, row in ((sample.uncond_trace, i), (sample.trace, 2 + i)):
+                entered, left = (
+                    torch.stack([pair[side][row].flatten(1).T for pair in seen[update.block]]) for side in (0, 1)
+                )
+                assert trace[stream].shape == trace[update].shape == (3, 64, left.shape[2])
+                assert torch.equal(trace[stream], left) and torch.equal(trace[update], left - entered)
+                torch.testing.assert_close(trace[stream], trace[update] + entered)
+    assert all(torch.equal(a.image, b.image) for a, b in zip(samples, guided.generate(requests), strict=True))
+
+
 def test_under_guidance_the_two_rows_are_traced_apart(guided):
     """The first step's rows, worked out by calling the U-Net on the starting latents, with and without a prompt."""
     site = guided.blocks.sites(("mid.0",), "update")[0]
@@ -127,7 +157,7 @@ def test_under_guidance_the_two_rows_are_traced_apart(guided):
     scaled = pipeline.scheduler.scale_model_input(latents, pipeline.scheduler.timesteps[0])
     states, _, pooled, _ = pipeline.encode_prompt(PROMPTS[0], do_classifier_free_guidance=False)
     block = guided.denoiser.mid_block.attentions[0]
-    handle = block.register_forward_hook(lambda _m, a, out: seen.append((out[0] - a[0])[0]))
+    handle = block.register_forward_hook(lambda _m, a, out: seen.append((out[0] - a[0])[0].flatten(1).T))
     with torch.no_grad():
         for factor in (1.0, 0.0):
             conditions = {"text_embeds": factor * pooled, "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]])}
