@@ -57,7 +57,7 @@ def one_thread(with_compile: bool) -> None:
         print(f"{name:44}{1000 * seconds / IMAGES:>12.2f}{(images - expected).abs().max():>27.5f}")
     if with_compile:
         sampler = load_sampler(BACKBONES.get(BACKBONE), torch.device("cpu"), 16)
-        compile_parts(sampler.pipeline)
+        compile_parts(sampler.backbone.family, sampler.pipeline)
         start = time.perf_counter()
         generate(sampler, repeats=1)
         first = time.perf_counter() - start
@@ -82,7 +82,8 @@ def engines_and_threads() -> None:
     config = read_config(str(Path(__file__).with_name("settings.yaml")))
     methods = [method.build() for method in config.methods]
     cases = [(edit, 42) for edit in load_edits()[:: 540 // (GROUP * GROUPS)]][: GROUP * GROUPS]
-    tasks = plan(BACKBONES.get(BACKBONE), cases, plan_variants(methods, config.subsets_of), config.setup("float32"))
+    backbone = BACKBONES.get(BACKBONE)
+    tasks = plan(backbone, cases, plan_variants(methods, config.subsets_of, backbone.blocks), config.setup("float32"))
     print(f"\n{'':44}{'results a second':>16}")
     for name, engines, threads in (
         ("1 engine of 1 thread", 1, 1),

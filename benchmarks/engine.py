@@ -109,7 +109,8 @@ def engine(config: RunConfig, edits: list[Edit], folder: Path) -> tuple[pd.DataF
     methods = [method.build() for method in config.methods]
     cases = [(edit, seed) for edit in edits for seed in config.seeds]
     backbone = BACKBONES.get(config.backbone)
-    tasks = plan(backbone, cases, plan_variants(methods, config.subsets_of), config.setup("float32"))
+    variants = plan_variants(methods, config.subsets_of, backbone.blocks)
+    tasks = plan(backbone, cases, variants, config.setup("float32"))
     with tempfile.TemporaryDirectory(dir=folder) as run, Store(Path(run)) as store:
         for batch in work_here(groups(), "", backbone, "cpu", {"setup": config.setup("float32")}):
             store.add(batch)

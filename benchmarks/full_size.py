@@ -19,18 +19,16 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # SDXL's configuration stands there
-from sdxl_configs import SDXL, cost_of_hooks, random_pipeline
+from sdxl_configs import FULL, cost_of_hooks, random_pipeline
 
 from baselines import METHODS
 from riebench.backbones.loading import choose_device
-from riebench.backbones.sdxl import SDXL
 from riebench.backbones.table import BACKBONES
 from riebench.edits.edit import Edit
 from riebench.generation.sampler import Request, Sampler
 from riebench.methods.method import Case
+from riebench.runs.plan import site_of
 from sae_models.topk import TopKConfig, TopKSAE
-
-BLOCK_NAMES = SDXL.default_blocks
 
 EDIT = Edit("e", "change_colour", "a red heart in the sky", "a blue heart in the sky", "heart", "heart")
 SETTINGS = {"neurons": {"k": 10_000, "pool": "all"}, "sae": {"k": 160, "pool": "all"}}
@@ -54,7 +52,7 @@ def main() -> None:
         given = {"steps": arguments.steps, "height": arguments.size, "width": arguments.size}
         backbone = dataclasses.replace(BACKBONES.get(name), **{key: value for key, value in given.items() if value})
         model = "base" if backbone.guided else "turbo"
-        pipeline = random_pipeline(SDXL, model, str(device), dtype)
+        pipeline = random_pipeline(FULL, model, str(device), dtype)
         rows += measure(Sampler(backbone, pipeline, batch_size=1), names)
         for row in rows[-len(names) - 2 :]:
             row |= {"backbone": backbone.name, "steps": backbone.steps, "px": backbone.height, "dtype": arguments.dtype}
@@ -64,18 +62,18 @@ def main() -> None:
 
 def measure(sampler: Sampler, names: list[str]) -> list[dict]:
     """A row for the plain pictures, one for the hooks, and one for each method."""
-    kinds = {METHODS.get(name)(**SETTINGS.get(name, {})).sites for name in names}
-    sites = [site for kind in sorted(kinds) for site in sampler.blocks.sites(BLOCK_NAMES, kind)]
+    kinds = {"update", *(_kind(METHODS.get(name)(**SETTINGS.get(name, {}))) for name in names)}
+    sites = [site for kind in sorted(kinds) for site in sampler.blocks.sites(sampler.backbone.blocks, kind)]
     prompts = [EDIT.original_prompt, EDIT.edited_prompt]
     started = time.monotonic()
     original, edited = (sampler.generate([Request(prompt, 42)], sites, record=True)[0] for prompt in prompts)
     rows = [_row("two pictures, traced", started, bool(torch.isfinite(original.image).all()), 0.0, images=2)]
     hooks = cost_of_hooks(sampler.denoiser, sampler.height, sampler.width, repeats=3)
     rows.append({"what": "hooks, share of a forward", "value": hooks})
-    saes = {block: _random_sae(trace.shape[1], i) for i, (block, trace) in enumerate(_updates(original).items())}
+    saes = {block: _random_sae(trace.shape[2], i) for i, (block, trace) in enumerate(_updates(original).items())}
     for name in names:
         method = METHODS.get(name)(**SETTINGS.get(name, {}))
-        case = _case(method.sites, original, edited, saes)
+        case = _case(_kind(method), original, edited, saes, sampler.grids(sampler.backbone.blocks))
         started = time.monotonic()
         plan = method.plan(case)
         planned = time.monotonic() - started
@@ -88,6 +86,11 @@ def measure(sampler: Sampler, names: list[str]) -> list[dict]:
     return rows
 
 
+def _kind(method) -> str:
+    """The kind of site that a method sees here, where dictionaries read updates."""
+    return site_of(method, "update")
+
+
 def _updates(sample) -> dict:
     return {site.block: value for site, value in sample.trace.items() if site.kind == "update"}
 
@@ -96,12 +99,13 @@ def _random_sae(width: int, seed: int) -> TopKSAE:
     return TopKSAE(TopKConfig(width=width, num_features=5120, k=160), seed=seed).requires_grad_(False)
 
 
-def _case(kind: str, original, edited, saes) -> Case:
+def _case(kind: str, original, edited, saes, grids) -> Case:
     traces = [{site: v for site, v in s.trace.items() if site.kind == kind} for s in (original, edited)]
-    cells = {block: torch.zeros(value.shape[-2:], dtype=torch.bool) for block, value in _updates(original).items()}
-    for value in cells.values():
+    maps = {block: torch.zeros(grid, dtype=torch.bool) for block, grid in grids.items()}
+    for value in maps.values():
         value[4:12, 4:12] = True
-    return Case(EDIT, 42, *traces, cells, cells, saes.__getitem__)
+    cells = {block: value.flatten() for block, value in maps.items()}
+    return Case(EDIT, 42, *traces, cells, cells, saes.__getitem__, grids=grids)
 
 
 def _still(method, case: Case) -> Request:

@@ -42,7 +42,7 @@ from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionM
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # SDXL's configuration stands there
-from sdxl_configs import SDXL, build_text_encoders, build_unet, build_vae, random_pipeline
+from sdxl_configs import FULL, build_text_encoders, build_unet, build_vae, random_pipeline
 
 from riebench.backbones.loading import weights_sha256
 from riebench.backbones.sdxl import SDXL
@@ -84,7 +84,7 @@ def tinyworld(count: int) -> dict:
     single, half, plain = (
         load_sampler(backbone, cpu, BATCH, dtype) for dtype in (torch.float32, torch.bfloat16, torch.float32)
     )
-    for part in (plain.unet, plain.pipeline.vae):
+    for part in (plain.denoiser, plain.pipeline.vae):
         part.to(memory_format=torch.contiguous_format)
     ways = {
         OURS: ours(single, prompts),
@@ -112,7 +112,7 @@ def full_size(count: int) -> dict:
     prompt in all of them, since 50 do not fit. Ours hashes the weights once a harvest, which here would be most of its
     time: that is measured by itself."""
     prompts = world_prompts(count, seed=1)
-    sampler = Sampler(BACKBONES.get("sdxl-turbo@1"), random_pipeline(SDXL, "turbo", "cpu", torch.float32), 1)
+    sampler = Sampler(BACKBONES.get("sdxl-turbo@1"), random_pipeline(FULL, "turbo", "cpu", torch.float32), 1)
     ways = {
         PUBLISHED: lambda: partial(published, sampler, prompts, 1),
         OURS: ours(sampler, prompts),
@@ -320,7 +320,7 @@ def arithmetic(unet: UNet2DConditionModel, vae: AutoencoderKL, text_encoders: Se
         def stop(*_args) -> None:
             raise _Enough
 
-        with block_module(unet, BLOCK_NAMES[-1]).register_forward_hook(stop), suppress(_Enough):
+        with unet.get_submodule(BLOCKS[BLOCK_NAMES[-1]]).register_forward_hook(stop), suppress(_Enough):
             call_unet()
 
     def call_unet() -> None:

@@ -24,20 +24,22 @@ from pathlib import Path
 import pandas as pd
 import torch
 from diffusers import StableDiffusionXLPipeline
-from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
 
 from riebench.backbones.family import Site, blocks_text
+from riebench.backbones.loading import quiet
+from riebench.backbones.sdxl import SDXL
 from riebench.backbones.table import BACKBONES
 from riebench.core.errors import UserError
 from riebench.core.files import data_folder, replacing
 from riebench.edits.edit import CATEGORY_NAMES, Edit, load_edits
+from riebench.generation.interventions import Addition
 from riebench.methods.method import Case, Method
 from riebench.metrics import METRICS, ScoreBatch, default_metrics, score_batch
 from riebench.metrics.models import ScoringModels
 from riebench.regions.grounders import GROUNDERS
-from riebench.regions.grounding import dilate, ground, mask_to_grid
+from riebench.regions.grounding import ground
+from riebench.regions.masks import dilate, mask_to_grid
 from riebench.runs.config import RunConfig, read_config
 from sae_models import index
 
@@ -87,17 +89,17 @@ class NaiveLoop:
         self.backbone, self.mask_rule = BACKBONES.get(config.backbone), config.mask_rule
         if self.backbone.guided:
             raise UserError(f"the naive loop samples without guidance, {config.backbone} with it", remedy="use turbo")
-        diffusers_logging.disable_progress_bar()
-        transformers_logging.disable_progress_bar()
-        self.pipeline = StableDiffusionXLPipeline.from_pretrained(
-            data_folder() / self.backbone.folder,
-            add_watermarker=False,
-            local_files_only=True,
-            low_cpu_mem_usage=False,
-        )
+        with quiet():
+            self.pipeline = StableDiffusionXLPipeline.from_pretrained(
+                data_folder() / self.backbone.folder,
+                add_watermarker=False,
+                local_files_only=True,
+                low_cpu_mem_usage=False,
+            )
         self.pipeline.set_progress_bar_config(disable=True)
         trained_on = self.backbone.dictionaries or self.backbone.name
         self.saes = {block: index.open(index.find(trained_on, block)) for block in BLOCK_NAMES}
+        self.grids: dict[str, tuple[int, int]] = {}  # block -> its cells (high, wide), as they were seen last
         self.grounder = GROUNDERS.get(self.backbone.grounder)("cpu")
         self.judges = ScoringModels(self.backbone.judges, batch_size=1)
         self.metrics = [METRICS.get(name)(self.judges) for name in default_metrics(self.backbone.judges)]
@@ -120,14 +122,14 @@ class NaiveLoop:
 
     def edit_and_score(self, edit: Edit, seed: int, method: Method, blocks: tuple[str, ...]) -> dict[str, float]:
         """Metric name -> score. Raises `Failed` where there is no region, no plan or no image."""
-        original, original_trace = self.generate(edit.original_prompt, seed, capture=("update", method.sites))
-        edited, edited_trace = self.generate(edit.edited_prompt, seed, capture=("update", method.sites))
+        kind = {"block": "update"}.get(method.sites, method.sites)
+        original, original_trace = self.generate(edit.original_prompt, seed, capture=("update", kind))
+        edited, edited_trace = self.generate(edit.edited_prompt, seed, capture=("update", kind))
         if original is None or edited is None:
             raise Failed("a reference image holds NaN")
         mask_o, mask_e = self.regions(edit, original, edited)
-        grids = {block: original_trace[Site(block)].shape[-2:] for block in BLOCK_NAMES}
         cells_o, cells_e = (
-            {block: mask_to_grid(mask[None], grid, self.mask_rule)[0] for block, grid in grids.items()}
+            {block: mask_to_grid(mask[None], grid, self.mask_rule)[0].flatten() for block, grid in self.grids.items()}
             for mask in (mask_o, mask_e)
         )
         sides = (("original", cells_o), ("edited", cells_e))
@@ -136,11 +138,13 @@ class NaiveLoop:
             raise Failed(f"no region found in the {' and '.join(empty)} image")
 
         seen_o, seen_e = (
-            {site: value for site, value in trace.items() if site.kind == method.sites}
+            {site: value for site, value in trace.items() if site.kind == kind}
             for trace in (original_trace, edited_trace)
         )
         try:
-            plan = method.plan(Case(edit, seed, seen_o, seen_e, cells_o, cells_e, self.saes.__getitem__))
+            plan = method.plan(
+                Case(edit, seed, seen_o, seen_e, cells_o, cells_e, self.saes.__getitem__, grids=self.grids)
+            )
         except UserError as error:
             raise Failed(f"{method.name}: {error}") from error
         additions = {site: value for site, value in plan.additions.items() if site.block in blocks}
@@ -155,25 +159,34 @@ class NaiveLoop:
 
     @torch.no_grad()
     def generate(
-        self, prompt: str, seed: int, *, capture: Sequence[str] = (), additions: Mapping[Site, Tensor] | None = None
+        self, prompt: str, seed: int, *, capture: Sequence[str] = (), additions: Mapping[Site, Addition] | None = None
     ) -> tuple[Tensor | None, dict[Site, Tensor]]:
-        """An image `[3, h, w]` in [0, 1] of 8 bits, None where it holds NaN, and site -> `[steps, C, h, w]`.
+        """An image `[3, h, w]` in [0, 1] of 8 bits, None where it holds NaN, and site -> `[steps, cells, C]`.
 
-        capture: kinds of sites to trace in all blocks. additions: site -> `[steps, C, h, w]`, added at each step.
+        capture: kinds of sites, "update" or "neurons", to trace in all blocks. additions: site -> what is added to some
+        of its cells, which are counted row by row, at each step.
         """
         additions, trace, now = additions or {}, {}, {"step": 0}
 
         def on_block(site: Site, _module, args: tuple, output: tuple) -> tuple | None:
+            _, channels, height, width = output[0].shape
+            self.grids[site.block] = (height, width)
             if site.kind in capture:
-                trace.setdefault(site, []).append((output[0] - args[0])[0])
+                trace.setdefault(site, []).append((output[0] - args[0])[0].reshape(channels, height * width).T)
             if site in additions:
-                return (output[0] + additions[site][now["step"]], *output[1:])
+                stream, added = output[0].clone(), additions[site]
+                for cell, value in zip(added.cells.tolist(), added.values[now["step"]], strict=True):
+                    stream[0, :, cell // width, cell % width] += value
+                return (stream, *output[1:])
 
         def on_neurons(site: Site, _module, _args, output: Tensor) -> Tensor | None:
             if site.kind in capture:
-                trace.setdefault(site, []).append(output[0].T)  # [width, cells]
+                trace.setdefault(site, []).append(output[0])
             if site in additions:
-                return output + additions[site][now["step"]].flatten(1).T
+                edited, added = output.clone(), additions[site]
+                for cell, value in zip(added.cells.tolist(), added.values[now["step"]], strict=True):
+                    edited[0, cell] += value
+                return edited
 
         def on_step_end(_pipeline, step: int, _timestep, tensors: dict) -> dict:
             now["step"] = step + 1
@@ -184,7 +197,8 @@ class NaiveLoop:
             for block in BLOCK_NAMES:
                 module = self.pipeline.unet.get_submodule(BLOCKS[block])
                 layers = {
-                    Site(block, number): layer.ff.net[0] for number, layer in enumerate(module.transformer_blocks)
+                    Site(block, "neurons", number): layer.ff.net[0]
+                    for number, layer in enumerate(module.transformer_blocks)
                 }
                 for site, place in {Site(block): module, **layers}.items():
                     if site.kind in capture or site in additions:
@@ -202,9 +216,6 @@ class NaiveLoop:
             for handle in handles:
                 handle.remove()
         stacked = {site: torch.stack(steps) for site, steps in trace.items()}
-        for site, value in stacked.items():
-            if site.kind == "neurons":
-                stacked[site] = value.unflatten(2, stacked[Site(site.block)].shape[-2:])
         return (eight_bits(image) if torch.isfinite(image).all() else None), stacked
 
     def regions(self, edit: Edit, original: Tensor, edited: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,9 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from riebench.backbones.table import BACKBONES
 from riebench.core.files import replacing
+from riebench.core.pictures import to_picture
 from riebench.dictionaries.prompts import world_prompts
 from riebench.generation.sampler import Request, load_sampler
-from riebench.runs.run import to_picture
 from riebench.tinyworld_build.evaluate import GENERATORS
 
 PROMPTS, SEEDS, PROMPT_SEED = 6, (2, 5), 4

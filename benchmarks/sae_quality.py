@@ -21,6 +21,7 @@ import torch
 from sae_peers import Plain, plain_optimiser, plain_step
 from torch import Tensor
 
+from riebench.backbones.sdxl import SDXL
 from riebench.dictionaries.settings import DEFAULTS, generated_data
 from sae_models import Architecture, TopK, TrainConfig, train
 from sae_models.evaluation import Tally

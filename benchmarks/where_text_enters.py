@@ -19,17 +19,18 @@ from riebench.edits.edit import Edit, load_edits
 from riebench.generation.sampler import Request, Sampler, load_sampler
 from riebench.metrics import ScoreBatch, scorers
 
-BLOCK_NAMES = SDXL.default_blocks
-
 EDITS_PER_CATEGORY, SEED, BATCH = 20, 42, 30
 
 
-def attention_groups(unet: nn.Module) -> dict[str, list[nn.Module]]:
+def attention_groups(sampler: Sampler) -> dict[str, list[nn.Module]]:
     """The spatial transformers by where they are: the benchmark's four, the others on their grid, the 16x16 level."""
-    four = [block_module(unet, name) for name in BLOCK_NAMES]
-    finer = [*unet.down_blocks[1].attentions, *unet.up_blocks[1].attentions]
-    others = [m for m in (*unet.down_blocks[2].attentions, *unet.up_blocks[0].attentions) if m not in four]
-    return {"the four blocks": four, "other 8x8": others, "16x16": finer}
+    every = {block: sampler.blocks.module(block) for block in sampler.backbone.family.places}
+    coarse = {block for block, grid in sampler.grids(every).items() if grid == (8, 8)}
+    return {
+        "the four blocks": [every[block] for block in sampler.backbone.blocks],
+        "other 8x8": [module for block, module in every.items() if block in coarse - set(sampler.backbone.blocks)],
+        "16x16": [module for block, module in every.items() if block not in coarse],
+    }
 
 
 @torch.no_grad()
@@ -60,7 +61,7 @@ def success(sampler: Sampler, modules: Sequence[nn.Module], edits: Sequence[Edit
 def main() -> None:
     edits = [edit for edit in load_edits("tinyworld") if int(edit.id.rsplit("-", 1)[1]) < EDITS_PER_CATEGORY]
     sampler = load_sampler(BACKBONES.get("tinyworld-turbo@1"), torch.device("cpu"), BATCH)
-    groups = attention_groups(sampler.denoiser)
+    groups = attention_groups(sampler)
     print(pd.DataFrame({name: success(sampler, modules, edits) for name, modules in groups.items()}).round(2))
 
 

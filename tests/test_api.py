@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 
 import riebench
+from riebench.backbones.family import Site
 from riebench.backbones.folders import is_shipped
 from riebench.backbones.table import BACKBONES
-from riebench.runs.engine import open_engine
+from riebench.runs.engine import Engine, open_engine
 
 RED = "flat poster of a standing red plain heart in the sky"
 BLUE = RED.replace("red", "blue")
@@ -51,14 +53,30 @@ def test_a_method_of_ones_own(engine):
             additions = {}
             for site, edited in case.edited.items():
                 cells = case.edited_cells[site.block]
-                difference = (edited - case.original[site])[:, :, cells].mean(-1)
-                additions[site] = self.strength * difference[:, :, None, None] * cells
+                difference = (edited - case.original[site])[:, cells].mean(dim=1, keepdim=True)
+                additions[site] = self.strength * difference * cells[:, None]
             return riebench.Intervention(additions)
 
     result = riebench.edit(RED, BLUE, region="heart", method=Mean(), engine=engine)
     assert result.scores["method"] == "mean-difference" and result.scores["injected_norm"] > 0
     still = riebench.edit(RED, BLUE, region="heart", method=Mean(strength=0.0), engine=engine)
     assert still.intervened.tobytes() == still.original.tobytes()
+
+
+def test_one_image_of_a_prompt_with_features_of_ones_choice(engine):
+    """No grounder and no judge is needed, and nothing but what is added changes."""
+    plain = riebench.edit(RED, BLUE, region="heart", method="noop", seed=5, engine=engine).original
+    bare = Engine(engine.generation)
+    assert riebench.generate(RED, seed=5, engine=bare).tobytes() == plain.tobytes()
+    pushed = bare.generation.intervention({"up.0.1": {12: 300.0}, "mid.0": {3: -200.0}})
+    assert pushed.features == {"mid.0": 1, "up.0.1": 1}
+    shown = riebench.generate(RED, seed=5, intervention=pushed, engine=bare)
+    assert shown.size == plain.size and shown.tobytes() != plain.tobytes()
+    dictionary = bare.generation.dictionary("up.0.1")
+    values = 300.0 * dictionary.W_dec[12].detach()
+    one = bare.generation.intervention({"up.0.1": {12: 300.0}})
+    torch.testing.assert_close(one.additions[Site("up.0.1")].dense(64)[0], values.expand(64, -1), atol=1e-4, rtol=1e-5)
+    assert bare._regions is None and bare._scorer is None
 
 
 def test_what_cannot_be_edited_says_why(engine):
