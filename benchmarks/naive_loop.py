@@ -86,7 +86,7 @@ class NaiveLoop:
     """The loaded networks, on the CPU, and one result at a time from them."""
 
     def __init__(self, config: RunConfig) -> None:
-        self.backbone, self.mask_rule = BACKBONES.get(config.backbone), config.mask_rule
+        self.backbone, self.mask_rule = BACKBONES.get(config.backbone), config.setup("float32").mask_rule
         if self.backbone.guided:
             raise UserError(f"the naive loop samples without guidance, {config.backbone} with it", remedy="use turbo")
         with quiet():
