@@ -45,12 +45,13 @@ class Site:
 
     @classmethod
     def parse(cls, name: str) -> Site:
-        """Returns the site of a `name`. Raises `UserError` for what is none."""
+        """Returns the site of a `name`; "mid.0/update" is "mid.0" spelt out. Raises `UserError` for what is none."""
         block, _, rest = name.partition("/")
         kind, _, layer = rest.partition(".")
-        if layer and not layer.isdecimal():
+        site = cls(block, kind or "update", int(layer) if layer.isdecimal() else None)
+        if not block or name not in (site.name, f"{block}/update"):
             raise UserError(f"{name!r} is no site", remedy="write mid.0, mid.0/stream or mid.0/neurons.3")
-        return cls(block, kind or "update", int(layer) if layer else None)
+        return site
 
 
 @dataclass(frozen=True)

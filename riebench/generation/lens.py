@@ -7,7 +7,7 @@ neurons of one of its layers. Here all of them are `[batch, cells, C]`, cells in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,12 @@ class RowAdditions:
         stream_bnc[self.rows, self.cells] += self.values[step].to(stream_bnc)
 
 
+def in_order(sites: Iterable[Site]) -> list[Site]:
+    """Returns sites in the one order in which they are added to: a sum's bits depend on it, and an image's may depend
+    neither on the order in which its sites were given, nor on what else is in the batch or is captured."""
+    return sorted(sites, key=lambda site: site.name)
+
+
 class Lens:
     """Captures sites, and adds to sites, while active. The sampler sets `step`; nothing here counts calls.
 
@@ -65,7 +71,7 @@ class Lens:
 
     def __enter__(self) -> Lens:
         try:
-            sites = dict.fromkeys((*self.capture, *self.additions, *self.live))
+            sites = in_order({*self.capture, *self.additions, *self.live})
             for block in dict.fromkeys(site.block for site in sites):
                 self._attach(block, [site for site in sites if site.block == block])
         except BaseException:

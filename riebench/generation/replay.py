@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from riebench.backbones.blocks import Blocks, to_cells
 from riebench.backbones.family import Site
 from riebench.core.batches import fixed_batches
-from riebench.generation.lens import Lens, RowAdditions
+from riebench.generation.lens import Lens, RowAdditions, in_order
 
 _WHOLE = ""  # the denoiser itself, among the names of its units
 
@@ -61,8 +61,10 @@ class Edited:
         return {site: added for site, added in self.additions.items() if site.block == block and site.layer is not None}
 
     def behind(self, block: str) -> dict[Site, FirstAddition]:
-        """Returns the additions to what a block puts out: to its update, or its stream."""
-        return {site: added for site, added in self.additions.items() if site.block == block and site.layer is None}
+        """Returns the additions to what a block puts out: to its update, or its stream; in the order in which they are
+        added."""
+        sites = in_order(site for site in self.additions if site.block == block and site.layer is None)
+        return {site: self.additions[site] for site in sites}
 
 
 class Recorder:

@@ -28,6 +28,7 @@ def test_every_kind_of_site_has_a_name_and_is_read_back_from_it():
     assert {site.kind for site in NAMES} == set(KINDS)
     assert {site: site.name for site in NAMES} == NAMES
     assert {Site.parse(name): name for name in NAMES.values()} == NAMES
+    assert Site.parse("mid.0/update") == Site("mid.0"), "spelt out"
     assert len({site.name for site in NAMES}) == len(NAMES) == len(set(NAMES))
 
 
@@ -35,10 +36,17 @@ def test_every_kind_of_site_has_a_name_and_is_read_back_from_it():
     ("name", "message"),
     [
         ("mid.0/strem", r"no sites of kind 'strem'; did you mean 'stream'.* -> use one of update, stream, neurons"),
+        ("", "'' is no site -> write mid.0"),
+        ("/stream", "'/stream' is no site"),
+        ("mid.0/", "'mid.0/' is no site"),
+        ("mid.0/update.1", "a site of kind update has layer 1"),
+        ("mid.0/stream.", "'mid.0/stream.' is no site"),
+        ("mid.0/neurons.03", "'mid.0/neurons.03' is no site"),
         ("mid.0/neurons", "a site of kind neurons has layer None -> give a layer"),
         ("mid.0/neurons.", "a site of kind neurons has layer None"),
-        ("mid.0/neurons.x", "'mid.0/neurons.x' is no site -> write mid.0, mid.0/stream or mid.0/neurons.3"),
-        ("mid.0/neurons.-1", "is no site"),
+        ("mid.0/neurons.x", "a site of kind neurons has layer None"),
+        ("mid.0/neurons.-1", "a site of kind neurons has layer None"),
+        ("mid.0/stream.x", "'mid.0/stream.x' is no site -> write mid.0, mid.0/stream or mid.0/neurons.3"),
         ("mid.0/stream.1", "a site of kind stream has layer 1"),
     ],
 )

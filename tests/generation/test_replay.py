@@ -115,6 +115,21 @@ def test_an_edit_of_update_stream_and_neurons_at_once(sampler):
     assert all(not torch.equal(a, b) for a, b in itertools.combinations(images, 2))
 
 
+def test_update_and_stream_add_up_alike_in_any_order_company_and_capture(sampler):
+    """Floating-point sums depend on their order, and images may not: not on the order in which sites were given, on
+    what else is in the batch, or on what is traced."""
+    (original,) = recorded(sampler, seeds=(3,))
+    update, stream = push(original), as_stream(push(original, seed=5))
+    one = Intervention({**update.additions, **stream.additions})
+    other = Intervention({**stream.additions, **update.additions})
+    requests = [Request(PROMPTS[0], 3, change) for change in (one, other)]
+    images = agree_exactly(sampler, requests, [original] * 2)
+    captures = [(), sampler.blocks.sites(BLOCK_NAMES, "stream"), sampler.blocks.sites(BLOCK_NAMES, "update")]
+    images += [sampler.generate([request], sites)[0].image for request in requests for sites in captures]
+    images += [next(sampler.regenerate([request], [original])) for request in requests]
+    assert all(torch.equal(image, images[0]) for image in images)
+
+
 @pytest.mark.parametrize("branch", ["cond", "uncond", "both"])
 def test_steps_and_guidance(sampler, branch):
     backbone = Backbone("guided@3", "tinyworld/turbo", 3, 4.0, "tinyworld", "tinyworld")
