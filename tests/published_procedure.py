@@ -419,6 +419,7 @@ def dense_delta(
     strength: float,
     keep_spatial: bool = True,
     placement: str = "edited",
+    only_add: bool = False,
 ) -> Tensor:
     """What a block's dense patch adds, from its updates; all [T, C, h, w]. Where a statistic is wanted, the mean."""
     mean_e = update_e[:, :, mask_e].mean(dim=2, keepdim=True)
@@ -430,7 +431,8 @@ def dense_delta(
         delta[:, :, mask_e] += strength * (update_e[:, :, mask_e] if keep_spatial else mean_e)
     else:
         raise ValueError(f"unknown placement {placement!r}")
-    delta[:, :, mask_o] -= strength * (update_o[:, :, mask_o] if keep_spatial else mean_o)
+    if not only_add:
+        delta[:, :, mask_o] -= strength * (update_o[:, :, mask_o] if keep_spatial else mean_o)
     return delta
 
 
@@ -507,6 +509,7 @@ def published(
     stat: str = "mean",
     keep_spatial: bool = True,
     placement: str = "edited",
+    only_add: bool = False,
     aggregate: str = "first",
     combine_blocks: bool = True,
     saes: Mapping[str, PlainSAE] | None = None,
@@ -514,10 +517,10 @@ def published(
 ) -> Result:
     """One case from prompts and masks to the intervened image.
 
-    mask_e, mask_o: the regions on the grid, bool [h, w]. "add object" has no use for `mask_o`. For "delete object"
-        `mask_e` is the region "not X" and `mask_o` the region X, both of the original image, and the edited prompt
-        and `placement` have no use.
+    mask_e, mask_o: the regions on the grid, bool [h, w]. "add object" has no use for `mask_o`, "delete object" none for
+        `mask_e`; both have one region on both images and no use for `placement`.
     mode: sae, sae_adaptive, steering or neurons.
+    only_add: nothing is taken away; "delete object" has no use for it.
     saes: by block, for the first two.
     traces: kept by a caller who has many settings for the same pipeline and prompts, so that each is traced once.
     """
@@ -525,9 +528,9 @@ def published(
         raise ValueError(f"unknown mode {mode!r}")
     category = category.replace("_", " ")
     if category == "add object":
-        mask_o = mask_e
+        mask_o, placement = mask_e, "edited"
     if category == "delete object":
-        edited_prompt, placement = original_prompt, "original"
+        mask_e, placement, only_add = mask_o, "edited", False
     if not (mask_e.any() and mask_o.any()):
         raise ValueError("a region has no cells")
     where = {"keep_spatial": keep_spatial, "placement": placement}
@@ -543,7 +546,9 @@ def published(
 
     if mode == "steering":
         rules = {
-            block: dense_delta(updates_e[block], updates_o[block], mask_e, mask_o, strength=strength, **where)
+            block: dense_delta(
+                updates_e[block], updates_o[block], mask_e, mask_o, strength=strength, only_add=only_add, **where
+            )
             for block in BLOCKS
         }
         image, deltas = intervene(pipe, original_prompt, steps, rules)
@@ -563,6 +568,8 @@ def published(
         combine_blocks=combine_blocks,
         divide_by_norm=mode == "neurons",
     )
+    if only_add:
+        off = {place: numbers[:0] for place, numbers in off.items()}
 
     on_latents = {}
     rules = {}

@@ -33,8 +33,7 @@ def select_published(
     chosen: dict[Site, Selected] = {}
     for group in filter(None, groups):
         mu_edited, mu_original = (
-            _mean(torch.cat([_prepared(side[site], steps, unit_norm) for site in group], dim=-1))
-            for side in (edited, original)
+            torch.cat([_mean(side[site], steps, unit_norm) for site in group]) for side in (edited, original)
         )
         score = mu_edited / mu_edited.sum() - mu_original / mu_original.sum()
         order = torch.from_numpy(np.argsort(score.cpu().numpy()).copy())
@@ -47,15 +46,12 @@ def select_published(
     return {site: chosen[site] for site in edited}
 
 
-def _prepared(features_tnf: Tensor, steps: str, unit_norm: bool) -> Tensor:
-    """`[cells, F]`: normalised over the cells at each step where asked, then the first step or the mean of all."""
+def _mean(features_tnf: Tensor, steps: str, unit_norm: bool) -> Tensor:
+    """Returns `[F]`: normalised over the cells at each step where asked, then the first step or the mean of all, then
+    the mean over the cells."""
     if unit_norm:
         features_tnf = features_tnf / features_tnf.norm(dim=1, keepdim=True)
-    return features_tnf[0] if steps == "first" else features_tnf.mean(dim=0)
-
-
-def _mean(features_nf: Tensor) -> Tensor:
-    return features_nf.mean(dim=0)
+    return (features_tnf[0] if steps == "first" else features_tnf.mean(dim=0)).mean(dim=0)
 
 
 def norm_ratio(dictionary: Dictionary, on: Tensor, off: Tensor) -> float:

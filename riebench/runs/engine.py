@@ -253,9 +253,13 @@ class Engine:
         """Returns a method's plan of a case, of which it sees the sites it asked for; or why it has none."""
         kind = site_of(method, self.generation.site)
         case = seen_by(reference.case, kind)
+        if kind and not case.original:
+            return Intervention(), f"{method.name}: the case has no trace of {kind}; name the method when it is made"
         donor_kind = kind_of_donor(method)
         if donor_kind:
-            donor = reference.donors[donor_kind]
+            donor = reference.donors.get(donor_kind)
+            if donor is None:
+                return Intervention(), f"{method.name}: there is no other case to choose features on"
             if donor.failure:
                 return Intervention(), f"{method.name}: the case to choose features on cannot be used: {donor.failure}"
             case = dataclasses.replace(case, select_on=seen_by(donor.case, kind))

@@ -12,11 +12,13 @@ from riebench.methods.modes import Mode, mode_named
 from riebench.regions.grounders import MASK_RULES
 from sae_models import index
 
+SITES = ("update", "stream")  # what dictionaries can read of a block
+
 
 @dataclass(frozen=True)
 class Setup:
-    """What all cases of a run share. Raises `UserError` for an unknown mode or mask rule, and where they do not go
-    together."""
+    """What all cases of a run share. Raises `UserError` for an unknown mode, mask rule or site, and where mode and mask
+    rule do not go together."""
 
     mode: str = "strict"
     """Out of `riebench.methods.modes.MODES`."""
@@ -36,6 +38,11 @@ class Setup:
     """Metrics beside those that every run has."""
 
     def __post_init__(self) -> None:
+        if self.site not in ("", *SITES):
+            raise UserError(
+                f"methods cannot be given sites of kind {self.site!r}{did_you_mean(self.site, SITES)}",
+                remedy=f"use {' or '.join(SITES)}",
+            )
         if self.mask_rule not in MASK_RULES:
             raise UserError(
                 f"unknown mask rule {self.mask_rule!r}{did_you_mean(self.mask_rule, MASK_RULES)}",

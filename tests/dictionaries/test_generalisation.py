@@ -38,6 +38,11 @@ def root(tmp_path_factory):
     return root
 
 
+def in_maps(value_tnc: torch.Tensor) -> torch.Tensor:
+    """`[steps, C, 8, 8]`."""
+    return value_tnc.transpose(1, 2).unflatten(2, (8, 8))
+
+
 def slow_figures(traces: list[np.ndarray], sae: TopKSAE) -> dict[str, list[float]]:
     """traces: `[steps, C, h, w]` a prompt. Formulas as the page states them, a cell and a channel at a time."""
     steps = len(traces[0])
@@ -82,9 +87,9 @@ def test_figures_of_every_step_and_branch_are_those_of_the_slow_formulas(sampler
         for branch, attribute in (("cond", "trace"), ("uncond", "uncond_trace")):
             traces = [getattr(sample, attribute)[Site(block)] for sample in samples]
             course = branches[branch]
-            for figure, values in slow_figures([trace.numpy() for trace in traces], sae).items():
+            for figure, values in slow_figures([in_maps(trace).numpy() for trace in traces], sae).items():
                 assert course[figure] == pytest.approx(values, abs=1e-4), (block, branch, figure)
-            rows = torch.cat([trace.permute(0, 2, 3, 1).flatten(0, 2) for trace in traces])
+            rows = torch.cat([trace.flatten(0, 1) for trace in traces])
             whole = course.pop("all_steps")
             assert whole == pytest.approx(dataclasses.asdict(evaluate(sae, rows)), abs=1e-5)
             assert whole["num_rows"] == sum(course["num_rows"]) == 3 * 3 * 64
@@ -113,7 +118,7 @@ def test_the_dictionaries_of_a_backbone_in_the_order_of_blocks_and_sizes(root, s
     for row in rows:
         sae = index.open(index.find(TURBO, row["block"], row["name"], root=root), root=root)
         site = Site(row["block"])
-        traces = [trace[site].numpy() for trace in sampler.trace(requests, [site])]
+        traces = [in_maps(trace[site]).numpy() for trace in sampler.trace(requests, [site])]
         wanted = slow_figures(traces, sae)["explained_variance_pooled"]
         assert row["on"][TURBO]["cond"]["explained_variance_pooled"] == pytest.approx(wanted, abs=1e-3)
 

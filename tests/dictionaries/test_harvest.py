@@ -69,7 +69,8 @@ def test_rows_are_the_sampler_s_updates_with_their_columns(of_four):
         assert len(found) == len(PROMPTS) * 64 == len(PROMPTS) * rows_per_prompt(of_four, site.block)
         for row in (0, 64 * 3 + 17, len(found) - 1):
             y, x = divmod(int(found.position[row]), 8)
-            expected = traces[int(found.prompt[row])][site][int(found.step[row]), :, y, x]
+            whole = traces[int(found.prompt[row])][site][int(found.step[row])].unflatten(0, (8, 8))
+            expected = whole[y, x]
             torch.testing.assert_close(found.values[row].float(), expected, rtol=2**-8, atol=1e-4)
             assert found.branch[row] == 0
         places = torch.stack([found.prompt, found.position.long()], dim=1)
@@ -88,7 +89,7 @@ def test_under_guidance_both_branches_of_every_step_are_told_apart(guided):
             for step in range(3):
                 here = (found.prompt == prompt) & (found.branch == branch) & (found.step == step)
                 assert found.position[here].tolist() == list(range(64))
-                torch.testing.assert_close(found.values[here].float(), trace[step].flatten(1).T, rtol=2**-7, atol=1e-3)
+                torch.testing.assert_close(found.values[here].float(), trace[step], rtol=2**-7, atol=1e-3)
     for branch, name in enumerate(("cond", "uncond")):
         alone = gathered(stream(guided, BLOCKS, prompts, seed=5, branch=name))["up.0.0"]
         assert same(alone, Rows(*(value[found.branch == branch] for value in vars(found).values())))

@@ -67,9 +67,9 @@ def slow_effect(sampler: Sampler, saes: dict[str, TopKSAE], models: ScoringModel
     requests = [Request(prompt, seed) for prompt, seed in zip(PROMPTS, SEEDS, strict=True)]
     samples = sampler.generate(requests, [Site(block) for block in saes])
     means = {
-        block: torch.cat(
-            [t[Site(block)].permute(0, 2, 3, 1).flatten(0, 2) for s in samples for t in (s.trace, s.uncond_trace) if t]
-        ).mean(dim=0)[:, None, None]
+        block: torch.cat([t[Site(block)].flatten(0, 1) for s in samples for t in (s.trace, s.uncond_trace) if t]).mean(
+            dim=0
+        )[:, None, None]
         for block in saes
     }
     functions = {

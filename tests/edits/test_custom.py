@@ -13,6 +13,7 @@ import torch
 import yaml
 from PIL import Image
 from rows import rows_of
+from sdxl_blocks import BLOCK_NAMES
 
 import riebench
 from riebench.backbones.table import BACKBONES
@@ -21,10 +22,11 @@ from riebench.core.errors import UserError
 from riebench.core.files import data_folder
 from riebench.dictionaries.prompts import world_prompts
 from riebench.edits.edit import load_edits
-from riebench.generation.sampler import Sampler
+from riebench.generation.sampler import Request, Sampler
 from riebench.runs import engine as engines
 from riebench.runs.config import build_config, read_config
 from riebench.runs.engine import Engine, open_engine
+from riebench.runs.reference import Generation, seen_by
 from riebench.runs.run import run
 from riebench.runs.setup import Setup
 from sae_models import index
@@ -66,9 +68,7 @@ def test_another_grounder_changes_regions_and_keys(tmp_path):
 
 def test_dictionaries_of_ones_own_are_used_and_known_by_their_bytes(tmp_path):
     root = index.default_root()
-    names = {
-        block: index.find("tinyworld-turbo@1", block, "topk-k4-x4") for block in riebench.backbones.table.BLOCK_NAMES
-    }
+    names = {block: index.find("tinyworld-turbo@1", block, "topk-k4-x4") for block in BLOCK_NAMES}
     for block, entry in names.items():
         shutil.copytree(root / entry.folder, tmp_path / "mine" / block)
     words = {"dictionaries": str(tmp_path / "mine")}
@@ -135,7 +135,7 @@ def test_the_bytes_of_a_mask_are_part_of_the_key(tmp_path):
     keys = []
     for value in (0, 255):
         Image.fromarray(np.full((64, 64), value, dtype=np.uint8)).save(path)
-        variants = plan_variants([riebench.METHODS.get("noop")()], "")
+        variants = plan_variants([riebench.METHODS.get("noop")()], "", BLOCK_NAMES)
         keys.append(plan(BACKBONES.get("tinyworld-turbo@1"), [(item, 1)], variants, Setup())[0].regions.recipe)
     assert keys[0] != keys[1]
 
@@ -171,7 +171,7 @@ def test_images_of_an_overflowed_decoder_are_failures_not_scores(engine, monkeyp
 def engines_variants():
     from riebench.runs.plan import plan_variants
 
-    return plan_variants([riebench.METHODS.get(name)() for name in ("noop", "sae")], "")
+    return plan_variants([riebench.METHODS.get(name)() for name in ("noop", "sae")], "", BLOCK_NAMES)
 
 
 def test_a_black_reference_fails_the_case(engine, monkeypatch):
@@ -212,19 +212,17 @@ def test_half_precision_on_the_cpu_is_another_setup_with_nearly_the_same_picture
 @pytest.mark.parametrize("name", ["sae", "neurons", "dense"])
 def test_pictures_of_any_size_are_traced_edited_and_replayed(engine, height, width, name):
     backbone = dataclasses.replace(engine.backbone, name="other@1", height=height, width=width, grounder="everything")
-    other = Engine(Sampler(backbone, engine.sampler.pipeline, batch_size=2), Setup())
+    other = Engine(Generation(Sampler(backbone, engine.sampler.pipeline, batch_size=2), Setup()))
     method = riebench.METHODS.get(name)()
     edit = dataclasses.replace(load_edits()[0], original_region="everything", edited_region="everything")
     (reference,) = other.references([(edit, 42)], [method])
-    grid = next(iter(reference.sample.trace.values())).shape[-2:]
-    assert tuple(grid) == (-(-height // 8), -(-width // 8)) and reference.pictures.original.shape == (3, height, width)
-    assert reference.case.original_cells["mid.0"].shape == grid and not reference.failure
-    traces = [
-        {site: v for site, v in side.items() if site.kind == method.sites}
-        for side in (reference.case.original, reference.case.edited)
-    ]
-    plan = method.plan(dataclasses.replace(reference.case, original=traces[0], edited=traces[1]))
-    request = engines.Request(edit.original_prompt, 42, plan)
+    grid = (-(-height // 8), -(-width // 8))
+    assert set(reference.case.grids.values()) == {grid} and reference.pictures.original.shape == (3, height, width)
+    assert {value.shape[1] for value in reference.sample.trace.values()} == {grid[0] * grid[1]}
+    assert reference.case.original_cells["mid.0"].shape == (grid[0] * grid[1],) and not reference.failure
+    plan = method.plan(seen_by(reference.case, "neurons" if name == "neurons" else "update"))
+    assert plan.norm == other.plan(reference, method).norm > 0
+    request = Request(edit.original_prompt, 42, plan)
     whole = other.sampler.generate([request])[0].image
     (replayed,) = other.sampler.regenerate([request], [reference.sample])
     assert torch.equal(whole, replayed) and not torch.equal(whole, reference.sample.image)
@@ -248,7 +246,7 @@ def test_every_result_under_guidance_says_its_branch_and_window(tmp_path):
 
 
 def test_itda_and_pca_of_ones_own_are_dictionaries_of_a_run(engine, tmp_path):
-    rows = rows_of(engine.sampler, riebench.backbones.table.BLOCK_NAMES, world_prompts(24, 1), 1)
+    rows = rows_of(engine.sampler, BLOCK_NAMES, world_prompts(24, 1), 1)
     found = {}
     for name, fit in (
         ("itda", lambda part: fit_itda([part], fvu_threshold=0.05, max_atoms=200, k=12)),

@@ -15,13 +15,16 @@ from PIL import Image
 from riebench.core.errors import UserError
 from riebench.core.files import data_folder
 from riebench.edits.edit import (
+    CATEGORIES,
     CATEGORY_NAMES,
+    Category,
     Edit,
     categories_of,
     edit_sha256,
     load_edits,
     mask_of,
     read_edits,
+    region_of,
     set_sha256,
     shipped_sets,
     split_of,
@@ -277,3 +280,28 @@ def test_reading_edits_needs_neither_torch_nor_pandas():
     code = "import sys; from riebench.edits.sets import describe_set; describe_set('riebench')"
     code += "; print([name for name in ('torch', 'pandas') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "region"),
+    [
+        (1, "change_object", "own"),
+        (2, "add_object", "edited"),
+        (3, "delete_object", "original"),
+        (4, "change_content", "own"),
+        (5, "change_pose", "own"),
+        (6, "change_colour", "own"),
+        (7, "change_material", "own"),
+        (8, "change_background", "own"),
+        (9, "change_style", "own"),
+    ],
+)
+def test_whose_region_counts_in_each_of_the_nine_categories(number, name, region):
+    """As the table of protocol section 4 says."""
+    category = CATEGORIES[number - 1]
+    assert len(CATEGORIES) == 9 and (category.id, category.name, category.region) == (number, name, region)
+    assert region_of(name) == region and category.title == name.replace("_", " ")
+
+
+def test_in_a_category_of_one_s_own_each_image_has_its_own_region():
+    assert region_of("change_season") == region_of("my_own") == Category(10, "my_own", "my own").region == "own"

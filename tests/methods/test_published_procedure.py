@@ -198,6 +198,8 @@ def test_a_block_without_features_gets_nothing():
         ({"keep_spatial": False}, [[4 - 3, -3], [4, 0]]),
         ({"placement": "original"}, [[4 - 2, 4 - 4], [0, 0]]),
         ({"placement": "original", "keep_spatial": False}, [[4 - 3, 4 - 3], [0, 0]]),
+        ({"only_add": True}, [[2, 0], [6, 0]]),
+        ({"only_add": True, "placement": "original"}, [[4, 4], [0, 0]]),
     ],
 )
 def test_dense_delta(settings, expected):
@@ -330,19 +332,35 @@ def test_add_object_has_one_region(case):
     assert in_lists(found.off) != in_lists(case("sae").off)
 
 
+@pytest.mark.parametrize("mode", ["sae", "sae_adaptive", "steering", "neurons"])
+@pytest.mark.parametrize("category", ["add object", "delete_object"])
+def test_objects_that_come_or_go_are_moved_in_place(case, mode, category):
+    """Whatever the placement; and from one that goes, always something is taken away."""
+    found, moved = (case(mode, category=category, placement=placement) for placement in ("edited", "original"))
+    assert torch.equal(found.image, moved.image)
+    added = case(mode, category=category, only_add=True)
+    assert torch.equal(found.image, added.image) == (category == "delete_object")
+    assert (mode == "steering") or all(len(off) == 0 for off in added.off.values()) == (category == "add object")
+
+
 @pytest.mark.parametrize("mode", ["sae", "steering"])
-def test_delete_object_knows_the_original_alone(pipe, case, saes, mode):
-    found = case(mode, edited="a sad face", mask_e=~MASK_O, category="delete_object")
+def test_delete_object_takes_the_edited_image_inside_the_original_s_region(pipe, case, saes, mode):
+    found = case(mode, category="delete_object")
     assert not any(delta[:, :, ~MASK_O].any() for delta in found.deltas.values())
-    update = trace(pipe, ORIGINAL, 2, ["mid.0"])[1]["mid.0"]
+    update_e, update_o = (trace(pipe, prompt, 2, ["mid.0"])[1]["mid.0"] for prompt in (EDITED, ORIGINAL))
     if mode == "steering":
-        row = update[:, :, ~MASK_O].mean(dim=2, keepdim=True) - update[:, :, MASK_O]
+        row = update_e[:, :, MASK_O] - update_o[:, :, MASK_O]
     else:
-        z_on = saes["mid.0"].encode(region_rows(update, ~MASK_O))[..., found.on["mid.0"]].mean(dim=1, keepdim=True)
-        z_off = saes["mid.0"].encode(region_rows(update, MASK_O))[..., found.off["mid.0"]]
+        z_on = saes["mid.0"].encode(region_rows(update_e, MASK_O))[..., found.on["mid.0"]]
+        z_off = saes["mid.0"].encode(region_rows(update_o, MASK_O))[..., found.off["mid.0"]]
         row = z_on @ saes["mid.0"].W_dec[found.on["mid.0"]] - z_off @ saes["mid.0"].W_dec[found.off["mid.0"]]
         row = row.transpose(1, 2)
+    assert row.any()
     torch.testing.assert_close(found.deltas["mid.0"][:, :, MASK_O], row)
+    same = case(mode, mask_e=MASK_O)
+    assert torch.equal(found.image, same.image) and in_lists(found.on) == in_lists(same.on)
+    assert torch.equal(case(mode, mask_e=~MASK_O, category="delete_object").image, found.image)
+    assert not torch.equal(case(mode, edited="a sad face", category="delete_object").image, found.image)
 
 
 def test_hooks_are_gone_after_a_failure(pipe):

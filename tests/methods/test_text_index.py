@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,12 @@ from safetensors.torch import save_file
 from sdxl_blocks import BLOCK_NAMES
 
 from baselines.text_selected import TextSelected
+from riebench.backbones.blocks import Blocks
 from riebench.backbones.family import Site
+from riebench.backbones.sdxl import SDXL
 from riebench.core.errors import UserError
 from riebench.core.files import data_folder
+from riebench.core.pictures import eight_bits
 from riebench.dictionaries.prompts import world_prompts
 from riebench.dictionaries.text_index import RIDGE, build_text_index, index_text
 from riebench.edits.edit import Edit, load_edits
@@ -28,7 +32,6 @@ from riebench.methods.text_index import (
     score_features,
     text_index_path,
 )
-from riebench.runs.scoring import eight_bits
 from sae_models import index
 from sae_models.topk import TopKConfig, TopKSAE
 
@@ -37,11 +40,16 @@ WORDS = ("red", "blue", "sea", "hat", "star")
 EDIT = Edit("e", "change_colour", "a red star", "a blue star", "star", "star")
 
 
+def in_cells(value_tchw: torch.Tensor) -> torch.Tensor:
+    """`[steps, cells, C]`, cells in reading order."""
+    return value_tchw.flatten(2).transpose(1, 2)
+
+
 class Bags:
     """A sampler whose text vectors say which of `WORDS` a prompt holds, mixed by a fixed matrix, and whose updates are
-    what `update(word counts, noise)` makes of them."""
+    what `update(word counts, noise)` makes of them, `[steps, C, h, w]`."""
 
-    device, unet = torch.device("cpu"), None
+    device, backbone, blocks = torch.device("cpu"), SimpleNamespace(family=SDXL), Blocks(SDXL, None)
 
     def __init__(self, update, batch_size: int = 3) -> None:
         self.update, self.batch_size = update, batch_size
@@ -55,7 +63,10 @@ class Bags:
 
     def trace(self, requests, capture):
         return [
-            {site: self.update(self.counts(r.prompt), torch.Generator().manual_seed(r.seed)) for site in capture}
+            {
+                site: in_cells(self.update(self.counts(r.prompt), torch.Generator().manual_seed(r.seed)))
+                for site in capture
+            }
             for r in requests
         ]
 
@@ -262,8 +273,8 @@ class Unseen:
 def blind_case(seed: int = 0) -> Case:
     generator = torch.Generator().manual_seed(seed)
     sites = [Site("mid.0"), Site("up.0.1")]
-    original = {site: torch.randn(STEPS, WIDTH, *GRID, generator=generator) for site in sites}
-    cells = {site.block: torch.rand(*GRID, generator=generator) < 0.5 for site in sites}
+    original = {site: in_cells(torch.randn(STEPS, WIDTH, *GRID, generator=generator)) for site in sites}
+    cells = {site.block: (torch.rand(*GRID, generator=generator) < 0.5).flatten() for site in sites}
     indices = {
         site.block: TextIndex(
             torch.nn.functional.normalize(torch.randn(10, TEXT, generator=generator)),
@@ -284,10 +295,11 @@ def slow_plan(case: Case, k: int, strength: float, pool: str, only_add: bool) ->
     ranked, values = [], {}
     for site, trace in case.original.items():
         chosen = case.text_index(site.block)
-        places = list(zip(*np.nonzero(case.original_cells[site.block].numpy()), strict=True))
+        places = list(zip(*np.nonzero(case.original_cells[site.block].numpy().reshape(GRID)), strict=True))
         for t in range(STEPS):
             for r, c in places:
-                values[site, t, r, c] = slow_encode(case.sae(site.block), trace[t, :, r, c].double().numpy())
+                row = trace[t, r * GRID[1] + c].double().numpy()
+                values[site, t, r, c] = slow_encode(case.sae(site.block), row)
         there = {f for (s, *_), z in values.items() if s == site for f in np.flatnonzero(z)}
         for f in range(10):
             score = float(chosen.directions[f].double().numpy() @ difference)
@@ -318,7 +330,8 @@ def test_a_plan_equals_the_slow_one_and_never_looks_at_the_edited_image(pool, on
         plan = TextSelected(k=2, strength=1.5, pool=pool, only_add=only_add).plan(case)
         slow = slow_plan(case, 2, 1.5, pool, only_add)
         for site, added in plan.additions.items():
-            np.testing.assert_allclose(added.numpy(), slow[site.block], atol=1e-4)
+            found = added.dense(GRID[0] * GRID[1]).numpy().transpose(0, 2, 1).reshape(STEPS, WIDTH, *GRID)
+            np.testing.assert_allclose(found, slow[site.block], atol=1e-4)
         assert any(np.abs(value).max() > 0.1 for value in slow.values())
         counts = {name: sum(map(len, sides.values())) for name, sides in plan.chosen.items()}
         assert counts == plan.features and not any(7 in sides["on"] for sides in plan.chosen.values())
@@ -328,7 +341,8 @@ def test_strength_scales_window_and_branch_pass_through_and_equal_prompts_change
     case = blind_case()
     one, three = (TextSelected(k=3, strength=m, window="first", branch="cond").plan(case) for m in (1.0, 3.0))
     for site, added in one.additions.items():
-        torch.testing.assert_close(3 * added, three.additions[site])
+        assert torch.equal(added.cells, three.additions[site].cells) and added.values.norm() > 0
+        torch.testing.assert_close(3 * added.values, three.additions[site].values)
     assert (one.window, one.branch) == ("first", "cond")
     same = dataclasses.replace(case, edit=dataclasses.replace(EDIT, edited_prompt=EDIT.original_prompt))
     assert TextSelected().plan(same).norm == 0

@@ -16,6 +16,8 @@ from baselines.sae import SAE
 from riebench.backbones.family import Site
 from riebench.core.errors import UserError
 from riebench.edits.edit import Edit
+from riebench.generation.interventions import Addition
+from baselines import METHODS
 from riebench.methods.method import Case, Method
 from riebench.methods.selection import mean_features, select
 from riebench.methods.text_index import TextIndex
@@ -27,11 +29,38 @@ STEPS, WIDTH, GRID = 2, 6, (3, 4)
 EDIT = Edit("e", "change_colour", "a red star", "a blue star", "star", "star")
 
 
+def from_maps(value_tchw: torch.Tensor) -> torch.Tensor:
+    """`[steps, cells, C]`, cells in reading order."""
+    return value_tchw.flatten(2).transpose(1, 2).contiguous()
+
+
+def maps(value_tnc: torch.Tensor) -> np.ndarray:
+    """Float64 `[steps, C, h, w]` of a trace, in which the slow implementations think."""
+    return value_tnc.double().numpy().transpose(0, 2, 1).reshape(len(value_tnc), -1, *GRID)
+
+
+def on_grid(cells: torch.Tensor) -> np.ndarray:
+    """A region as `[h, w]`."""
+    return cells.numpy().reshape(GRID)
+
+
+def added_maps(added: Addition) -> np.ndarray:
+    """`[steps, C, h, w]` of what is added, cell by cell, each of which may stand there once."""
+    steps, _, width = added.values.shape
+    found = np.zeros((steps, width, *GRID), dtype=np.float32)
+    assert len(set(added.cells.tolist())) == len(added.cells)
+    for i, cell in enumerate(added.cells.tolist()):
+        found[:, :, cell // GRID[1], cell % GRID[1]] = added.values[:, i].numpy()
+    return found
+
+
 def make_case(sites: list[Site], seed: int = 0, width: int = WIDTH) -> Case:
     generator = torch.Generator().manual_seed(seed)
-    original, edited = ({site: torch.randn(STEPS, width, *GRID, generator=generator) for site in sites} for _ in "oe")
-    cells_o = {block: torch.rand(*GRID, generator=generator) < 0.5 for block in BLOCKS}
-    cells_e = {block: torch.rand(*GRID, generator=generator) < 0.5 for block in BLOCKS}
+    original, edited = (
+        {site: from_maps(torch.randn(STEPS, width, *GRID, generator=generator)) for site in sites} for _ in "oe"
+    )
+    cells_o = {block: (torch.rand(*GRID, generator=generator) < 0.5).flatten() for block in BLOCKS}
+    cells_e = {block: (torch.rand(*GRID, generator=generator) < 0.5).flatten() for block in BLOCKS}
     saes = {block: random_sae(i) for i, block in enumerate(BLOCKS)}
     words = TextIndex(torch.randn(10, 3, generator=generator), torch.ones(10), torch.ones(10))
     text = {EDIT.original_prompt: torch.zeros(3), EDIT.edited_prompt: torch.ones(3)}
@@ -75,11 +104,9 @@ def slow_mu(sae: TopKSAE, trace: np.ndarray, cells: np.ndarray, steps: str) -> n
 
 
 def slow_selection(case: Case, k: int, pool: str, steps: str) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
-    numpy = {
-        name: {s.block: v.double().numpy() for s, v in getattr(case, name).items()} for name in ("original", "edited")
-    }
-    mu_e = {b: slow_mu(case.sae(b), numpy["edited"][b], case.edited_cells[b].numpy(), steps) for b in BLOCKS}
-    mu_o = {b: slow_mu(case.sae(b), numpy["original"][b], case.original_cells[b].numpy(), steps) for b in BLOCKS}
+    numpy = {name: {s.block: maps(v) for s, v in getattr(case, name).items()} for name in ("original", "edited")}
+    mu_e = {b: slow_mu(case.sae(b), numpy["edited"][b], on_grid(case.edited_cells[b]), steps) for b in BLOCKS}
+    mu_o = {b: slow_mu(case.sae(b), numpy["original"][b], on_grid(case.original_cells[b]), steps) for b in BLOCKS}
     groups = [BLOCKS] if pool == "all" else [(b,) for b in BLOCKS]
     on, off = {b: [] for b in BLOCKS}, {b: [] for b in BLOCKS}
     for group in groups:
@@ -119,11 +146,11 @@ def slow_sae_plan(
         site = Site(b)
         w_dec = case.sae(b).W_dec.detach().double().numpy()
         d = np.zeros((STEPS, WIDTH, *GRID))
-        cells_e = list(zip(*np.nonzero(case.edited_cells[b].numpy()), strict=True))
-        cells_o = list(zip(*np.nonzero(case.original_cells[b].numpy()), strict=True))
+        cells_e = list(zip(*np.nonzero(on_grid(case.edited_cells[b])), strict=True))
+        cells_o = list(zip(*np.nonzero(on_grid(case.original_cells[b])), strict=True))
         for t in range(STEPS):
             z_e, z_o = (
-                {(r, c): slow_encode(case.sae(b), trace[site][t, :, r, c].double().numpy()) for r, c in cells}
+                {(r, c): slow_encode(case.sae(b), maps(trace[site])[t, :, r, c]) for r, c in cells}
                 for trace, cells in ((case.edited, cells_e), (case.original, cells_o))
             )
             for numbers, z, goes_to, sign in (
@@ -148,7 +175,7 @@ def test_static_sae_transport_equals_the_slow_one(pool, steps, strength):
         plan = SAE(strength=strength, k=2, pool=pool, steps=steps).plan(case)
         slow = slow_sae_plan(case, 2, strength, pool, steps)
         for site, added in plan.additions.items():
-            np.testing.assert_allclose(added.numpy(), slow[site.block], atol=1e-5)
+            np.testing.assert_allclose(added_maps(added), slow[site.block], atol=1e-5)
 
 
 @pytest.mark.parametrize("statistic", ["mean", "quantile", "max"])
@@ -162,7 +189,7 @@ def test_statistics_and_placement_equal_the_slow_ones(statistic, keep_spatial, p
         plan = SAE(strength=1.5, k=2, **how).plan(case)
         slow = slow_sae_plan(case, 2, 1.5, "block", "first", **how)
         for site, added in plan.additions.items():
-            np.testing.assert_allclose(added.numpy(), slow[site.block], atol=1e-5)
+            np.testing.assert_allclose(added_maps(added), slow[site.block], atol=1e-5)
         assert set(plan.features.values()) == {2 if only_add else 4}
 
 
@@ -173,13 +200,15 @@ def test_adaptive_takes_away_what_is_there_at_that_moment():
     static, adaptive = SAE(k=2, strength=1.5).plan(case), SAE(k=2, strength=1.5, mode="adaptive").plan(case)
     added_only = SAE(k=2, strength=1.5, only_add=True).plan(case)
     for site, trace in case.original.items():
-        torch.testing.assert_close(adaptive.additions[site], added_only.additions[site])
+        added, only, whole = (added_maps(plan.additions[site]) for plan in (adaptive, added_only, static))
+        np.testing.assert_array_equal(added, only)
+        added, whole = torch.from_numpy(added), torch.from_numpy(whole)
         for step in range(STEPS):
             live = sum(rewrite.delta(trace[step], step) for rewrite in adaptive.rewrites[site])
-            expected = static.additions[site][step]
-            torch.testing.assert_close(adaptive.additions[site][step] + live, expected, atol=1e-5, rtol=1e-5)
+            found = added[step] + live.T.unflatten(1, GRID)
+            torch.testing.assert_close(found, whole[step], atol=1e-5, rtol=1e-5)
         other = sum(rewrite.delta(trace[0] + 1.0, 0) for rewrite in adaptive.rewrites[site])
-        assert not torch.allclose(adaptive.additions[site][0] + other, static.additions[site][0], atol=1e-2)
+        assert not torch.allclose(added[0] + other.T.unflatten(1, GRID), whole[0], atol=1e-2)
 
 
 def test_replace_sets_on_features_to_the_edited_images_and_off_features_to_nothing():
@@ -188,17 +217,21 @@ def test_replace_sets_on_features_to_the_edited_images_and_off_features_to_nothi
     on, off = slow_selection(case, 2, "block", "first")
     assert not plan.additions and {site.block for site in plan.rewrites} == set(BLOCKS)
     for site, rewrites in plan.rewrites.items():
-        sae, running = case.sae(site.block), torch.randn(WIDTH, *GRID, generator=torch.Generator().manual_seed(1))
+        sae, running = (
+            case.sae(site.block),
+            torch.randn(GRID[0] * GRID[1], WIDTH, generator=torch.Generator().manual_seed(1)),
+        )
         w_dec = sae.W_dec.detach().double().numpy()
-        expected = np.zeros((WIDTH, *GRID))
+        expected = np.zeros((GRID[0] * GRID[1], WIDTH))
         for r in range(GRID[0]):
             for c in range(GRID[1]):
-                z = slow_encode(sae, running[:, r, c].double().numpy())
-                if case.edited_cells[site.block][r, c]:
-                    target = slow_encode(sae, case.edited[site][1, :, r, c].double().numpy())
-                    expected[:, r, c] += sum((target[i] - z[i]) * w_dec[i] for i in on[site.block])
-                if case.original_cells[site.block][r, c]:
-                    expected[:, r, c] -= sum(z[i] * w_dec[i] for i in off[site.block])
+                cell = r * GRID[1] + c
+                z = slow_encode(sae, running[cell].double().numpy())
+                if on_grid(case.edited_cells[site.block])[r, c]:
+                    target = slow_encode(sae, maps(case.edited[site])[1, :, r, c])
+                    expected[cell] += sum((target[i] - z[i]) * w_dec[i] for i in on[site.block])
+                if on_grid(case.original_cells[site.block])[r, c]:
+                    expected[cell] -= sum(z[i] * w_dec[i] for i in off[site.block])
         found = sum(rewrite.delta(running, 1) for rewrite in rewrites)
         np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
 
@@ -211,8 +244,9 @@ def test_features_are_selected_on_the_case_that_is_given_for_it():
     assert {b: sorted(plan.chosen[b]["off"]) for b in BLOCKS} == {b: sorted(off[b]) for b in BLOCKS}
     assert plan.chosen != SAE(k=2).plan(case).chosen
     for site, added in plan.additions.items():  # but the values are the case's own
-        cells = case.edited_cells[site.block] | case.original_cells[site.block]
-        assert (added[:, :, ~cells] == 0).all() and added.norm() > 0
+        cells = on_grid(case.edited_cells[site.block] | case.original_cells[site.block])
+        found = added_maps(added)
+        assert (found[:, :, ~cells] == 0).all() and np.linalg.norm(found) > 0
 
 
 def test_chosen_features_are_those_that_were_asked_for():
@@ -221,10 +255,10 @@ def test_chosen_features_are_those_that_were_asked_for():
     assert plan.chosen == {"mid.0": {"on": [3, 1], "off": []}, "up.0.1": {"on": [], "off": [2]}}
     for t, r, c in [(0, 0, 0), (1, 2, 3), (0, 1, 2)]:
         expected = np.zeros(WIDTH)
-        if case.edited_cells["mid.0"][r, c]:
-            z = slow_encode(case.sae("mid.0"), case.edited[Site("mid.0")][t, :, r, c].double().numpy())
+        if on_grid(case.edited_cells["mid.0"])[r, c]:
+            z = slow_encode(case.sae("mid.0"), maps(case.edited[Site("mid.0")])[t, :, r, c])
             expected = z[[3, 1]] @ case.sae("mid.0").W_dec.detach().double().numpy()[[3, 1]]
-        np.testing.assert_allclose(plan.additions[Site("mid.0")][t, :, r, c].numpy(), expected, atol=1e-5)
+        np.testing.assert_allclose(added_maps(plan.additions[Site("mid.0")])[t, :, r, c], expected, atol=1e-5)
     for words, message in (
         ({}, "no feature was chosen"),
         ({"on": "mid.0:10"}, "mid.0 has no feature 10"),
@@ -239,7 +273,10 @@ def test_principal_components_are_those_of_the_two_traces():
     """Against numpy's singular value decomposition of the centred rows."""
     case = make_case([Site("mid.0")], seed=11)
     rows = np.concatenate(
-        [side[Site("mid.0")].permute(0, 2, 3, 1).flatten(0, 2).numpy() for side in (case.original, case.edited)]
+        [
+            maps(side[Site("mid.0")]).transpose(0, 2, 3, 1).reshape(-1, WIDTH).astype(np.float32)
+            for side in (case.original, case.edited)
+        ]
     )
     found = PCA.fit(torch.from_numpy(rows))
     _, sizes, vt = np.linalg.svd(rows - rows.mean(axis=0))
@@ -248,7 +285,7 @@ def test_principal_components_are_those_of_the_two_traces():
     np.testing.assert_allclose(similar, 1, atol=1e-4)
     np.testing.assert_allclose(found.decode(found.encode(torch.from_numpy(rows))).numpy(), rows, atol=1e-4)
     plan = METHODS.get("pca")(k=2).plan(case)
-    moved = plan.additions[Site("mid.0")].permute(0, 2, 3, 1).flatten(0, 2).numpy()
+    moved = added_maps(plan.additions[Site("mid.0")]).transpose(0, 2, 3, 1).reshape(-1, WIDTH)
     kept = [i for side in plan.chosen["mid.0"].values() for i in side]
     assert len(set(kept)) == 4 and np.linalg.matrix_rank(moved, tol=1e-4) == 4
     np.testing.assert_allclose(moved @ vt[kept].T @ vt[kept], moved, atol=1e-4)
@@ -258,12 +295,12 @@ def test_region_means_move_the_mean_difference_to_the_originals_region():
     case = make_case([Site(block) for block in BLOCKS], seed=12)
     plan = METHODS.get("region-means")(strength=2.0).plan(case)
     for site, added in plan.additions.items():
-        e, o = case.edited_cells[site.block].numpy(), case.original_cells[site.block].numpy()
+        e, o = on_grid(case.edited_cells[site.block]), on_grid(case.original_cells[site.block])
         for t in range(STEPS):
-            mean_e = case.edited[site][t].numpy()[:, e].mean(axis=1)
-            mean_o = case.original[site][t].numpy()[:, o].mean(axis=1)
+            mean_e = maps(case.edited[site])[t][:, e].mean(axis=1)
+            mean_o = maps(case.original[site])[t][:, o].mean(axis=1)
             expected = np.where(o, 2 * (mean_e - mean_o)[:, None, None], 0)
-            np.testing.assert_allclose(added[t].numpy(), expected, atol=1e-5)
+            np.testing.assert_allclose(added_maps(added)[t], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("word", ["mode", "statistic", "placement", "branch"])
@@ -278,9 +315,9 @@ def test_dense_moves_the_whole_update():
     case = make_case([Site(block) for block in BLOCKS])
     plan = Dense(strength=0.5).plan(case)
     for site, added in plan.additions.items():
-        inside_e, inside_o = case.edited_cells[site.block], case.original_cells[site.block]
-        expected = 0.5 * (case.edited[site] * inside_e - case.original[site] * inside_o)
-        torch.testing.assert_close(added, expected)
+        inside_e, inside_o = on_grid(case.edited_cells[site.block]), on_grid(case.original_cells[site.block])
+        expected = 0.5 * (maps(case.edited[site]) * inside_e - maps(case.original[site]) * inside_o)
+        np.testing.assert_allclose(added_maps(added), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_random_features_have_the_count_and_norm_of_sae_but_not_its_directions():
@@ -288,19 +325,20 @@ def test_random_features_have_the_count_and_norm_of_sae_but_not_its_directions()
     sae, random = SAE(k=3).plan(case), RandomFeatures(k=3).plan(case)
     assert random.features == sae.features
     for site, added in sae.additions.items():
-        assert added.norm() > 0
-        torch.testing.assert_close(random.additions[site].norm(), added.norm())
-        assert not torch.allclose(random.additions[site], added)
+        ours, others = added_maps(added), added_maps(random.additions[site])
+        assert np.linalg.norm(ours) > 0
+        np.testing.assert_allclose(np.linalg.norm(others), np.linalg.norm(ours), rtol=1e-5)
+        assert not np.allclose(others, ours)
 
 
 def test_neurons_are_scored_by_unit_norm_and_moved_as_they_are():
     sites = [Site("mid.0", "neurons", layer) for layer in range(2)]
     case = make_case(sites, seed=4, width=5)
     plan = Neurons(k=3).plan(case)
-    cells_e, cells_o = case.edited_cells["mid.0"].numpy(), case.original_cells["mid.0"].numpy()
+    cells_e, cells_o = on_grid(case.edited_cells["mid.0"]), on_grid(case.original_cells["mid.0"])
     mus = []
     for trace, cells in ((case.edited, cells_e), (case.original, cells_o)):
-        rows = np.concatenate([trace[site][0].numpy()[:, cells] for site in sites])  # [layers * width, cells]
+        rows = np.concatenate([maps(trace[site])[0][:, cells] for site in sites])  # [layers * width, cells]
         mus.append((rows / np.linalg.norm(rows, axis=1, keepdims=True)).mean(axis=1))
     score = mus[0] / np.abs(mus[0]).sum() - mus[1] / np.abs(mus[1]).sum()
     on, off = set(np.argsort(-score)[:3]), set(np.argsort(score)[:3])
@@ -308,10 +346,10 @@ def test_neurons_are_scored_by_unit_norm_and_moved_as_they_are():
         expected = np.zeros((STEPS, 5, *GRID))
         for i in range(5):
             if layer * 5 + i in on:
-                expected[:, i] += case.edited[site].numpy()[:, i] * cells_e
+                expected[:, i] += maps(case.edited[site])[:, i] * cells_e
             if layer * 5 + i in off:
-                expected[:, i] -= case.original[site].numpy()[:, i] * cells_o
-        np.testing.assert_allclose(plan.additions[site].numpy(), expected, atol=1e-6)
+                expected[:, i] -= maps(case.original[site])[:, i] * cells_o
+        np.testing.assert_allclose(added_maps(plan.additions[site]), expected, atol=1e-6)
     assert plan.features == {"mid.0": 6}
 
 
@@ -347,11 +385,12 @@ def test_every_registered_method_plans_finite_restrictable_interventions(name):
     settings = {"chosen": {"on": "mid.0:1,2 up.0.1:5", "off": "mid.0:0 up.0.1:3,4"}}.get(name, {})
     method = METHODS.get(name)(**settings)
     assert isinstance(method, Method) and method.name == name
-    sites = [Site(block, 0 if method.sites == "neurons" else None) for block in BLOCKS]
+    sites = [Site(block, "neurons", 0) if method.sites == "neurons" else Site(block) for block in BLOCKS]
     plan = method.plan(make_case(sites if method.sites else []))
     assert plan.restricted(()).additions == {}
     assert set(plan.restricted(("mid.0",)).blocks) <= {"mid.0"}
-    assert plan.norm == pytest.approx(sum(float((v**2).sum()) for v in plan.additions.values()) ** 0.5, rel=1e-5)
+    squares = sum(float((added_maps(added) ** 2).sum()) for added in plan.additions.values())
+    assert plan.norm == pytest.approx(squares**0.5, rel=1e-5)
     if method.sites:
         assert set(plan.blocks) == set(BLOCKS) and plan.norm > 0
         zero = METHODS.get(name)(strength=0.0, **settings).plan(make_case(sites))
@@ -364,18 +403,15 @@ def test_every_registered_method_plans_finite_restrictable_interventions(name):
 def block_norms(intervention) -> dict[str, float]:
     """By hand: root of the sum of squares of all that is added in a block."""
     totals: dict[str, float] = {}
-    for site, value in intervention.additions.items():
-        totals[site.block] = totals.get(site.block, 0.0) + float((value.double().numpy() ** 2).sum())
+    for site, added in intervention.additions.items():
+        totals[site.block] = totals.get(site.block, 0.0) + float((added_maps(added).astype(float) ** 2).sum())
     return {block: total**0.5 for block, total in totals.items()}
 
 
 @pytest.mark.parametrize("method", ["sae", "neurons", "random", "dense"])
 def test_at_equal_norm_every_block_adds_as_much_and_all_together_what_they_did(method):
-    sites = (
-        [Site("mid.0", "neurons", 0), Site("mid.0", "neurons", 1), Site("up.0.1", "neurons", 0)]
-        if method == "neurons"
-        else list(map(Site, BLOCKS))
-    )
+    neurons = [Site("mid.0", "neurons", 0), Site("mid.0", "neurons", 1), Site("up.0.1", "neurons", 0)]
+    sites = neurons if method == "neurons" else list(map(Site, BLOCKS))
     case, settings = make_case(sites), {"k": 3} if method != "dense" else {}
     plain = METHODS.get(method)(**settings).plan(case)
     equal = METHODS.get(method)(**settings, budget="norm").plan(case)
@@ -383,10 +419,9 @@ def test_at_equal_norm_every_block_adds_as_much_and_all_together_what_they_did(m
     assert before["mid.0"] != pytest.approx(before["up.0.1"], rel=0.01)
     assert after["mid.0"] == pytest.approx(after["up.0.1"], rel=1e-5)
     assert equal.norm == pytest.approx(plain.norm, rel=1e-5)
-    for site, value in plain.additions.items():
-        torch.testing.assert_close(
-            equal.additions[site], value * (after[site.block] / before[site.block]), rtol=1e-4, atol=1e-6
-        )
+    for site, added in plain.additions.items():
+        expected = added_maps(added) * (after[site.block] / before[site.block])
+        np.testing.assert_allclose(added_maps(equal.additions[site]), expected, rtol=1e-4, atol=1e-6)
     alone = equal.restricted(("up.0.1",))
     assert alone.norm == pytest.approx(after["up.0.1"], rel=1e-5)  # a subset's budget is that of its blocks
 

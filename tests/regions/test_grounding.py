@@ -10,8 +10,12 @@ import torch
 from PIL import Image
 
 from riebench.core.errors import UserError
+from riebench.edits.edit import CATEGORY_NAMES, Edit
+from riebench.edits.phrases import Phrase, mask_files, parse_phrase
+from riebench.regions.find import Regions, find_regions, masks_of, region_cells, whole_cells
 from riebench.regions.grounders import MASK_RULES
-from riebench.regions.grounding import Phrase, dilate, ground, mask_files, mask_to_grid, parse_phrase, published_cells
+from riebench.regions.grounding import ground, published_cells
+from riebench.regions.masks import dilate, mask_to_grid
 
 
 class LeftHalf:
@@ -353,3 +357,68 @@ def test_a_mask_file_goes_to_the_published_grid_too(tmp_path):
     Image.fromarray(mask).save(tmp_path / "background.png")
     cells = published_cells(LeftHalf(), torch.zeros(1, 3, 512, 512), [f"mask:{tmp_path / 'background.png'}"], (16, 16))
     assert torch.equal(cells, mask_to_grid(torch.from_numpy(mask[None]), (16, 16), "published"))
+
+
+# ---- the regions of cases
+
+
+class Shades:
+    """Finds, for the noun "dark", the pixels below 0.5, and for "light" the others."""
+
+    settings: dict = {}
+
+    def detections(self, images_bchw, phrases):
+        return [
+            torch.stack([image[0] < 0.5 if noun == "dark" else image[0] >= 0.5 for noun in nouns])
+            for image, nouns in zip(images_bchw, phrases, strict=True)
+        ]
+
+
+def shaded(top: int, left: int) -> torch.Tensor:
+    """A light image with a dark square of 128 px."""
+    image = torch.ones(3, 512, 512)
+    image[:, top : top + 128, left : left + 128] = 0
+    return image
+
+
+@pytest.mark.parametrize("look", [masks_of, whole_cells])
+def test_a_category_says_whose_region_counts_whatever_the_look(look):
+    original, edited = shaded(64, 64), shaded(256, 320)
+    names = (*CATEGORY_NAMES, "my_own")
+    cases = [(Edit("e", name, "a", "b", "dark", "dark"), original, edited) for name in names]
+    found = find_regions(Shades(), cases, (16, 16), look)
+    own = [original[0] < 0.5, edited[0] < 0.5]
+    if look is whole_cells:
+        blown = [mask_to_grid(mask[None], (16, 16), "published")[0] for mask in own]
+        own = [cells.repeat_interleave(32, 0).repeat_interleave(32, 1) for cells in blown]
+    for name, regions in zip(names, found, strict=True):
+        expected = {"add_object": (own[1], own[1]), "delete_object": (own[0], own[0])}.get(name, own)
+        assert regions.dtype == torch.bool and torch.equal(regions, torch.stack(tuple(expected))), name
+
+
+def test_cells_are_in_reading_order_of_each_block_s_grid():
+    region = torch.zeros(96, 128, dtype=torch.bool)
+    region[40:50, 100:110] = True
+    grids = {"up.0.1": (6, 8), "mid.0": (3, 4)}
+    for rule in ("touched", "half", "published"):
+        found = Regions(Shades(), masks_of, rule).cells(region, grids)
+        assert list(found) == list(grids)
+        for block, (height, width) in grids.items():
+            expected = np.zeros(height * width, dtype=bool)
+            grown = region if rule != "touched" else dilate(region[None], round(15 * 96 / 512))[0]
+            for cell in range(height * width):
+                row, column = divmod(cell, width)
+                part = grown[row * 96 // height : (row + 1) * 96 // height, column * 128 // width :]
+                part = part[:, : 128 // width].float()
+                expected[cell] = bool(part.any()) if rule == "touched" else float(part.mean()) >= 0.5
+            assert found[block].shape == (height * width,) and found[block].tolist() == expected.tolist()
+            assert torch.equal(region_cells(region, (height, width), rule), found[block])
+        assert found["up.0.1"].any() == (rule == "touched")
+
+
+def test_many_cases_are_looked_at_in_batches_and_each_gets_its_own():
+    squares = [shaded(32 * i, 384 - 32 * i) for i in range(11)]
+    cases = [(Edit(str(i), "change_pose", "a", "b", "dark", "light"), one, one) for i, one in enumerate(squares)]
+    together = Regions(Shades(), masks_of, "touched").find(cases, (16, 16))
+    for regions, image in zip(together, squares, strict=True):
+        assert torch.equal(regions[0], image[0] < 0.5) and torch.equal(regions[1], image[0] >= 0.5)

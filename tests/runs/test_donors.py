@@ -41,7 +41,7 @@ def test_another_edit_out_of_another_category_hardly_depends_on_what_others_ther
 
 
 def test_shards_of_a_run_have_its_keys():
-    (variant,) = plan_variants([Mismatched()], "")
+    (variant,) = plan_variants([Mismatched()], "", BLOCK_NAMES)
     whole = plan(BACKBONE, CASES, [variant], Setup(), EDITS)
     for shard in (CASES[:7], CASES[::5]):
         keys = [task.wanted[0].recipe for task in plan(BACKBONE, shard, [variant], Setup(), EDITS)]
@@ -49,7 +49,7 @@ def test_shards_of_a_run_have_its_keys():
 
 
 def recipes(method, cases) -> list[str]:
-    (variant,) = plan_variants([method], "")
+    (variant,) = plan_variants([method], "", BLOCK_NAMES)
     return [task.wanted[0].recipe for task in plan(BACKBONE, cases, [variant], Setup())]
 
 
@@ -67,7 +67,7 @@ def test_the_engine_chooses_on_the_donor(engine):
     cases = [(EDITS[0], 42), (EDITS[0], 43), (EDITS[3], 42)]
     here, next_seed, other_edit = engine.references(cases, methods)
     here = dataclasses.replace(here, donors={"seed": next_seed, "edit": other_edit})
-    variants = plan_variants(methods, "")
+    variants = plan_variants(methods, "", BLOCK_NAMES)
     for reference, wanted in ((here, variants), (next_seed, variants[:1]), (other_edit, variants[:1])):
         chosen += [result.chosen for result in engine.results([(reference, wanted)])]
     sae, by_seed, by_edit, sae_of_seed, sae_of_edit = chosen
@@ -107,10 +107,10 @@ def test_a_method_that_selects_on_something_unknown_is_refused():
         select_on: str = "tomorrow"
 
     with pytest.raises(UserError, match="selects on 'tomorrow'"):
-        plan(BACKBONE, [(EDITS[0], 42)], plan_variants([Odd()], ""), Setup())
+        plan(BACKBONE, [(EDITS[0], 42)], plan_variants([Odd()], "", BLOCK_NAMES), Setup())
 
 
 def test_steps_and_rows_that_a_backbone_has_not_are_refused_before_it_is_loaded():
     for method, message in ((SAE(window="last 2"), "window 'last 2'"), (SAE(branch="uncond"), "unconditional row")):
         with pytest.raises(UserError, match=message):
-            plan(BACKBONE, [(EDITS[0], 42)], plan_variants([method], ""), Setup())
+            plan(BACKBONE, [(EDITS[0], 42)], plan_variants([method], "", BLOCK_NAMES), Setup())

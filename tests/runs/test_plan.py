@@ -17,7 +17,7 @@ def variants(**words) -> list[tuple[str, float, tuple[str, ...]]]:
     methods = [method.build() for method in config.methods]
     return [
         (variant.method.name, variant.method.strength, variant.blocks)
-        for variant in plan_variants(methods, config.subsets_of, config.blocks)
+        for variant in plan_variants(methods, config.subsets_of, config.open_backbone().blocks)
     ]
 
 

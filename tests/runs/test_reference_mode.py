@@ -20,12 +20,16 @@ from riebench.backbones.table import Backbone
 from riebench.core.errors import UserError
 from riebench.edits.edit import Edit, load_edits
 from riebench.generation.sampler import Request, Sampler
+from baselines import METHODS
 from riebench.methods.method import Case
+from riebench.methods.modes import MODES
 from riebench.regions.find import find_regions, region_cells
+from riebench.regions.grounding import published_cells
 from riebench.runs.config import build_config
 from riebench.runs.engine import Engine
+from riebench.runs.pictures import Pictures
+from riebench.runs.reference import Generation
 from riebench.runs.run import run
-from riebench.runs.scoring import Pictures
 from riebench.runs.setup import Setup
 from sae_models.topk import TopKConfig, TopKSAE
 
@@ -78,10 +82,15 @@ def make_case(samples, masks, plain_saes, category: str, kind: str) -> Case:
     if category == "add_object":
         mask_o = mask_e
     if category == "delete_object":
-        edited, mask_e = original, ~mask_o
-    cells_o, cells_e = (dict.fromkeys(BLOCK_NAMES, mask) for mask in (mask_o, mask_e))
+        mask_e = mask_o
+    cells_o, cells_e = (dict.fromkeys(BLOCK_NAMES, mask.flatten()) for mask in (mask_o, mask_e))
     saes = {block: same_sae(plain) for block, plain in plain_saes.items()}
-    return Case(replace(EDIT, category=category), 42, original, edited, cells_o, cells_e, saes.get, "reference")
+    return Case(replace(EDIT, category=category), 42, original, edited, cells_o, cells_e, saes.get, MODES["reference"])
+
+
+def in_maps(value_tnc: torch.Tensor) -> torch.Tensor:
+    """`[T, C, 16, 16]`, as the peer has them."""
+    return value_tnc.transpose(1, 2).unflatten(2, (16, 16))
 
 
 def make_method(mode: str, k: int, settings: dict):
@@ -95,16 +104,12 @@ def make_method(mode: str, k: int, settings: dict):
 
 
 def theirs(sampler, masks, plain_saes, traces, category, mode, k, settings):
-    mask_e, mask_o = masks
     words = dict(settings)
-    if category == "delete_object":
-        mask_e = ~mask_o
     return published(
         sampler.pipeline,
         EDIT.edited_prompt,
         EDIT.original_prompt,
-        mask_e,
-        mask_o,
+        *masks,
         category=category,
         mode=mode,
         steps=STEPS,
@@ -118,19 +123,26 @@ def theirs(sampler, masks, plain_saes, traces, category, mode, k, settings):
 
 
 def site_of(place) -> Site:
-    return Site(place) if isinstance(place, str) else Site(*place)
+    return Site(place) if isinstance(place, str) else Site(place[0], "neurons", place[1])
 
 
 CASES = [
     ("change_colour", "sae", 60, {}),
     ("add_object", "sae", 60, {"keep_spatial": False, "stat": "quantile", "aggregate": "mean"}),
+    ("add_object", "sae", 60, {"placement": "original", "only_add": True}),
     ("delete_object", "sae", 60, {}),
+    ("delete_object", "sae", 60, {"placement": "original", "only_add": True, "stat": "max"}),
     ("change_colour", "sae", 40, {"placement": "original", "stat": "max", "pool": "block"}),
+    ("change_colour", "sae", 60, {"only_add": True}),
     ("change_colour", "sae_adaptive", 60, {}),
+    ("change_colour", "sae_adaptive", 60, {"only_add": True, "placement": "original"}),
     ("delete_object", "sae_adaptive", 60, {"keep_spatial": False, "stat": "quantile"}),
     ("change_style", "steering", 0, {}),
+    ("change_style", "steering", 0, {"only_add": True, "keep_spatial": False}),
     ("delete_object", "steering", 0, {"keep_spatial": False, "stat": "max"}),
+    ("delete_object", "steering", 0, {"placement": "original", "only_add": True}),
     ("change_pose", "neurons", 500, {}),
+    ("delete_object", "neurons", 500, {"placement": "original", "only_add": True}),
     ("change_pose", "neurons", 800, {"aggregate": "mean", "keep_spatial": False, "stat": "quantile"}),
 ]
 
@@ -147,11 +159,13 @@ def test_same_features_same_additions_same_image(
             assert sorted(plan.chosen[site_of(place).name][side]) == sorted(wanted.tolist())
     if mode != "steering":
         assert sum(map(len, expected.on.values())) == k * (4 if settings.get("pool") == "block" else 1)
+        only_added = settings.get("only_add", False) and category != "delete_object"
+        assert any(map(len, expected.off.values())) == (not only_added)
     added = expected.deltas
     if mode != "sae_adaptive":  # there it is known only while the image is made, and the image holds it
         for place, value in added.items():
-            ours = plan.additions[site_of(place)]
-            ours = ours.flatten(2).transpose(1, 2) if ours.shape != value.shape else ours
+            ours = plan.additions[site_of(place)].dense(16 * 16)
+            ours = ours if isinstance(place, tuple) else in_maps(ours)
             torch.testing.assert_close(ours, value, atol=1e-4 * float(value.abs().max()), rtol=1e-4)
     assert max(float(value.abs().max()) for value in added.values()) > 0.1
     (shown,) = sampler.generate([Request(EDIT.original_prompt, 42, plan)])
@@ -173,7 +187,7 @@ def test_every_setting_of_static_transport_is_the_published_one(
     settings = {"stat": stat, "keep_spatial": keep_spatial, "placement": placement, "aggregate": aggregate}
     plan = make_method("sae", 80, settings).plan(case)
     z_e, z_o = (
-        {block: plain_saes[block].encode(region_rows(trace[Site(block)], mask)) for block in BLOCKS}
+        {block: plain_saes[block].encode(region_rows(in_maps(trace[Site(block)]), mask)) for block in BLOCKS}
         for trace, mask in ((case.edited, masks[0]), (case.original, masks[1]))
     )
     on, off = select(z_e, z_o, 80, aggregate=aggregate)
@@ -190,7 +204,13 @@ def test_every_setting_of_static_transport_is_the_published_one(
             keep_spatial=keep_spatial,
             placement=placement,
         )
-        torch.testing.assert_close(plan.additions[Site(block)], expected, atol=1e-4, rtol=1e-4)
+        ours = in_maps(plan.additions[Site(block)].dense(16 * 16))
+        torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+
+
+def of_mode(engine, mode: str) -> Engine:
+    """An engine of the same sampler, in a mode."""
+    return Engine(Generation(engine.sampler, Setup(mode=mode, mask_rule=MODES[mode].mask_rules[0])))
 
 
 class Painted:
@@ -215,42 +235,54 @@ def painted(y: int, x: int) -> torch.Tensor:
     return image
 
 
-def test_regions_of_reference_mode_are_whole_cells_and_a_deleted_object_is_filled_from_around_it():
+def test_regions_of_reference_mode_are_whole_cells_and_objects_that_come_or_go_have_one_on_both_images():
     edit = replace(EDIT, edited_region="heart")
     original, edited = painted(100, 200), painted(300, 50)
     cases = [
         (replace(edit, category=name), original, edited) for name in ("change_pose", "add_object", "delete_object")
     ]
-    change, add, delete = find_regions(Painted(), cases, "reference", (16, 16))
-    cells = [[region_cells(region, (16, 16), "published") for region in regions] for regions in (change, add, delete)]
+    change, add, delete = find_regions(Painted(), cases, (16, 16), MODES["reference"].look)
+    cells = [
+        [region_cells(region, (16, 16), "published").reshape(16, 16) for region in regions]
+        for regions in (change, add, delete)
+    ]
     for regions, found in zip((change, add, delete), cells, strict=True):
         for region, cell in zip(regions, found, strict=True):
             assert torch.equal(region, cell.repeat_interleave(32, 0).repeat_interleave(32, 1))
     (c_o, c_e), (a_o, a_e), (d_o, d_e) = cells
     assert not torch.equal(c_o, c_e) and torch.equal(a_o, a_e) and torch.equal(a_e, c_e)
-    assert torch.equal(d_o, c_o) and torch.equal(d_e, ~c_o)
-    strict = find_regions(Painted(), cases[2:], "strict", (16, 16))[0]
+    assert torch.equal(d_o, c_o) and torch.equal(d_e, c_o)
+    strict = find_regions(Painted(), cases[2:], (16, 16), MODES["strict"].look)[0]
     assert torch.equal(strict[0], strict[1]) and torch.equal(strict[0], original[0] > 0.9)
 
 
 def test_a_region_that_is_not_there_is_empty_and_no_cell_stands_in_for_it():
     nothing = torch.zeros(3, 512, 512)
     edit = replace(EDIT, original_region="background", edited_region="not heart")
-    (regions,) = find_regions(Painted(), [(edit, nothing, nothing)], "reference", (16, 16))
+    (regions,) = find_regions(Painted(), [(edit, nothing, nothing)], (16, 16), MODES["reference"].look)
     assert not regions.any()
 
 
-def test_the_engine_gives_methods_the_original_as_both_sides_of_a_deletion(engine):
-    reference = Engine(engine.sampler, Setup(mode="reference", mask_rule="published"))
+def test_the_engine_gives_methods_both_images_of_a_deletion_in_the_original_s_region(engine):
+    reference = of_mode(engine, "reference")
     delete = next(edit for edit in load_edits() if edit.category == "delete_object")
     change = next(edit for edit in load_edits() if edit.category == "change_colour")
-    deleted, changed = (r.case for r in reference.references([(delete, 42), (change, 42)]))
-    assert deleted.mode == changed.mode == "reference"
-    assert deleted.edited is deleted.original and changed.edited is not changed.original
+    references = reference.references([(delete, 42), (change, 42)])
+    deleted, changed = (found.case for found in references)
+    assert deleted.mode is changed.mode is MODES["reference"]
+    for case, pictures in zip((deleted, changed), (found.pictures for found in references), strict=True):
+        images, phrases = [pictures.original, pictures.edited], [case.edit.original_region, case.edit.edited_region]
+        own = published_cells(engine.regions.grounder, torch.stack(images), phrases, (8, 8))
+        for block in BLOCK_NAMES:
+            assert case.grids[block] == (8, 8)
+            assert torch.equal(case.original_cells[block], own[0].flatten()) and own[0].any()
+            assert torch.equal(case.edited_cells[block], own[0 if case is deleted else 1].flatten())
     for block in BLOCK_NAMES:
-        assert torch.equal(deleted.edited_cells[block], ~deleted.original_cells[block])
+        assert not torch.equal(deleted.edited[Site(block)], deleted.original[Site(block)])
+        (edited,) = engine.sampler.generate([Request(delete.edited_prompt, 42)], [Site(block)])
+        torch.testing.assert_close(deleted.edited[Site(block)], edited.trace[Site(block)])
     strict = engine.references([(delete, 42)])[0].case
-    assert strict.mode == "strict" and torch.equal(strict.edited_cells["mid.0"], strict.original_cells["mid.0"])
+    assert strict.mode is MODES["strict"] and torch.equal(strict.edited_cells["mid.0"], strict.original_cells["mid.0"])
 
 
 def test_a_run_in_reference_mode_says_so_in_every_row(tmp_path):
@@ -293,8 +325,8 @@ def test_prompts_are_scored_with_their_marks_in_reference_mode_alone(engine):
     caption = "flat poster of a standing red plain heart in the sky"
     marked = riebench.Edit("m", "change_colour", caption, caption.replace("red", "[blue]"), "heart", "heart")
     scores = {}
-    for mode, rule in (("strict", "touched"), ("reference", "published")):
-        scorer = Engine(engine.sampler, Setup(mode=mode, mask_rule=rule)).scorer
+    for mode in MODES:
+        scorer = of_mode(engine, mode).scorer
         image = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
         pictures = Pictures(image, image, torch.ones(2, 64, 64, dtype=torch.bool))
         scores[mode] = scorer.score([(marked, pictures, image)])[0]["clip_text_edited"]

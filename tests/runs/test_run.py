@@ -213,7 +213,7 @@ def test_what_cases_share_is_decoded_and_grounded_once_for_all_methods_also_of_l
     import dataclasses
 
     from riebench.generation.sampler import Sampler
-    from riebench.runs import engine
+    from riebench.regions.find import Regions
 
     config = dataclasses.replace(
         small_config, categories=("change_pose",), seeds=(42,), methods=small_config.methods[:3]
@@ -231,7 +231,7 @@ def test_what_cases_share_is_decoded_and_grounded_once_for_all_methods_also_of_l
             decoded.extend(requests if decode else ()) or generate(self, requests, *a, decode=decode, **k)
         ),
     )
-    monkeypatch.setattr(engine, "find_regions", lambda *_: pytest.fail("grounded again"))
+    monkeypatch.setattr(Regions, "find", lambda *_: pytest.fail("grounded again"))
     widened = run(wider, tmp_path / "run", device="cpu")
     assert decoded == [] and widened.manifest["made"] == 2
     pd.testing.assert_frame_equal(widened.scores, whole.scores, check_exact=True)

@@ -19,7 +19,8 @@ from PIL import Image
 
 from riebench.core import files
 from riebench.core.errors import UserError
-from riebench.runs.store import Batch, Store, picture_path, read_picture
+from riebench.core.pictures import read_picture
+from riebench.runs.store import Batch, Store, picture_path
 
 NAME = "images/e/42/{}-0123456789ab.png"
 

@@ -19,14 +19,16 @@ from riebench.backbones.family import Site
 from riebench.backbones.table import BACKBONES
 from riebench.core import interrupts, threads
 from riebench.core.errors import UserError
+from riebench.core.pictures import eight_bits, from_array, regions_from_array, regions_to_array, to_array
 from riebench.edits.edit import load_edits
 from riebench.generation.compiling import compile_parts
 from riebench.generation.interventions import Intervention
 from riebench.generation.sampler import Request, load_sampler
 from riebench.runs import local as workers
-from riebench.runs.engine import from_array, regions_from_array, regions_to_array, to_array
+from riebench.runs.engine import Engine
 from riebench.runs.plan import Variant, plan, plan_variants
-from riebench.runs.scoring import Scorer, eight_bits
+from riebench.runs.reference import Generation
+from riebench.runs.scoring import Scorer
 from riebench.runs.setup import Setup
 
 BACKBONE = BACKBONES.get("tinyworld-turbo@1")
@@ -35,7 +37,7 @@ OPTIONS = {"batch_size": 4}
 
 def groups_of(methods, size=2, count=6):
     cases = [(edit, 42) for edit in load_edits()[::90]][:count]
-    tasks = plan(BACKBONE, cases, plan_variants(methods, subsets_of=""), Setup())
+    tasks = plan(BACKBONE, cases, plan_variants(methods, "", BACKBONE.blocks), Setup())
     return [tasks[start : start + size] for start in range(0, len(tasks), size)]
 
 
@@ -61,9 +63,8 @@ def test_two_engines_make_what_one_makes(monkeypatch):
 
 def test_an_engine_s_twin_has_the_same_weights_in_the_same_place_and_its_own_hooks(sampler):
     twin = sampler.twin()
-    for (name, mine), (_, other) in zip(
-        sampler.denoiser.named_parameters(), twin.denoiser.named_parameters(), strict=True
-    ):
+    pairs = zip(sampler.denoiser.named_parameters(), twin.denoiser.named_parameters(), strict=True)
+    for (name, mine), (_, other) in pairs:
         assert mine.data_ptr() == other.data_ptr(), name
     seen = []
     handle = sampler.denoiser.register_forward_hook(lambda *_: seen.append(1))
@@ -166,13 +167,14 @@ def test_outside_the_main_thread_signals_are_left_alone():
 
 def test_compiled_parts_leave_tracing_editing_and_replay_as_they_are(engine):
     """With a compiler that does not change the arithmetic; what a real one makes of it is in docs/performance.md."""
-    compiled = type(engine)(load_sampler(BACKBONE, torch.device("cpu"), engine.sampler.batch_size), engine.setup)
+    sampler = load_sampler(BACKBONE, torch.device("cpu"), engine.sampler.batch_size)
+    compiled = Engine(Generation(sampler, engine.setup))
     calls = []
 
     def backend(graph, _inputs):
         return lambda *args: calls.append(1) or graph.forward(*args)
 
-    compile_parts(compiled.sampler.pipeline, backend=backend)
+    compile_parts(BACKBONE.family, compiled.sampler.pipeline, backend=backend)
     edit = load_edits()[0]
     variants = [Variant(SAE(), ("up.0.1",)), Variant(Neurons(), BLOCK_NAMES)]
     for method in (SAE(), Neurons()):
@@ -222,4 +224,4 @@ def test_scores_do_not_depend_on_how_many_are_scored_at_once(engine, monkeypatch
 
 def test_an_edited_prompt_with_additions_is_refused():
     with pytest.raises(UserError, match="adds nothing"):
-        Intervention({Site("mid.0"): torch.zeros(1, 2, 2, 2)}, prompt="edited")
+        Intervention({Site("mid.0"): torch.zeros(1, 4, 2)}, prompt="edited")

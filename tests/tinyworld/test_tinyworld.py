@@ -179,7 +179,8 @@ def test_the_backbone_has_sdxls_class_block_types_and_paths(sampler):
     from riebench.generation.sampler import Request
 
     trace = sampler.generate([Request(caption(Scene()), 1)], sampler.blocks.sites(BLOCK_NAMES, "update"))[0].trace
-    assert {tuple(value.shape) for value in trace.values()} == {(1, 96, 8, 8)}
+    assert {tuple(value.shape) for value in trace.values()} == {(1, 64, 96)}
+    assert sampler.grids(BLOCK_NAMES) == dict.fromkeys(BLOCK_NAMES, (8, 8))
 
 
 def test_the_world_stays_small():

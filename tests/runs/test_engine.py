@@ -1,0 +1,272 @@
+"""The engine's three parts: what generates loads no judge, a reference can be held, twins share every weight."""
+
+from __future__ import annotations
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sdxl_blocks import BLOCKS
+
+from baselines.neurons import Neurons
+from baselines.sae import SAE
+from baselines.select_on import OtherSeed
+from riebench.api import generate
+from riebench.backbones.family import Site
+from riebench.core.errors import UserError
+from riebench.core.pictures import eight_bits, to_array
+from riebench.edits.edit import Edit, load_edits
+from riebench.generation.interventions import Intervention
+from riebench.metrics.models import ScoringModels
+from riebench.runs import engine as engines
+from riebench.runs.engine import Engine, open_engine
+from riebench.runs.plan import Variant
+from riebench.runs.reference import Generation
+from riebench.runs.setup import Setup
+
+PROMPT = "flat poster of a standing red plain heart in the sky"
+EDITS = [edit for edit in load_edits() if edit.id.endswith("-04")]
+
+
+class Missing:
+    """Stands for judges and grounders whose weights are not there."""
+
+    def __init__(self, *_args, **_settings):
+        raise UserError("the weights are missing", remedy="fetch them")
+
+    @classmethod
+    def get(cls, _name):
+        return cls
+
+
+@pytest.fixture
+def judgeless(monkeypatch):
+    """Nothing that looks at pictures can be loaded."""
+    monkeypatch.setattr(engines, "GROUNDERS", Missing)
+    monkeypatch.setattr(engines, "Scorer", Missing)
+    monkeypatch.setattr(ScoringModels, "__post_init__", Missing.__init__)
+
+
+def fresh(engine) -> Engine:
+    """Another engine of the same sampler, which has loaded nothing."""
+    return Engine(Generation(engine.sampler, Setup()))
+
+
+def by_hand(sampler, prompt: str, seed: int, block: str, vector_c: torch.Tensor) -> torch.Tensor:
+    """The image with a vector added to the block's output at every cell, by a plain hook."""
+
+    def on(_module, _args, output):
+        return (output[0] + vector_c[None, :, None, None], *output[1:])
+
+    handle = sampler.denoiser.get_submodule(BLOCKS[block]).register_forward_hook(on)
+    with torch.no_grad():
+        image = sampler.pipeline(
+            prompt=prompt,
+            num_inference_steps=sampler.backbone.steps,
+            guidance_scale=0.0,
+            height=64,
+            width=64,
+            generator=torch.Generator("cpu").manual_seed(seed),
+            output_type="pt",
+        ).images[0]
+    handle.remove()
+    return image
+
+
+def test_an_image_needs_neither_grounder_nor_judges(engine, judgeless):
+    alone = fresh(engine)
+    generation = alone.generation
+    plain = generation.image(PROMPT, 5)
+    pushed = generation.image(PROMPT, 5, generation.intervention({"up.0.1": {12: 6.0, 40: -3.0}}))
+    assert alone._regions is None and alone._scorer is None
+    rows_fc = generation.dictionary("up.0.1").W_dec.detach()
+    for found, vector in ((plain, torch.zeros(96)), (pushed, 6 * rows_fc[12] - 3 * rows_fc[40])):
+        torch.testing.assert_close(found, by_hand(engine.sampler, PROMPT, 5, "up.0.1", vector), atol=2e-4, rtol=0)
+    assert (pushed - plain).abs().max() > 0.05
+    for part in ("regions", "scorer"):
+        with pytest.raises(UserError, match="weights are missing"):
+            getattr(alone, part)
+    with pytest.raises(UserError, match="weights are missing"):
+        alone.load()
+
+
+def test_an_engine_that_is_opened_loads_judges_when_they_are_asked_for(judgeless):
+    opened = open_engine("tinyworld-turbo@1", "cpu", batch_size=2)
+    assert opened._regions is None and opened._scorer is None
+    image = opened.generation.image(PROMPT, 5)
+    assert opened._regions is None and opened._scorer is None
+    shown = to_array(eight_bits(image))
+    np.testing.assert_array_equal(np.array(generate(PROMPT, seed=5, engine=opened)), shown)
+    np.testing.assert_array_equal(np.array(generate(PROMPT, seed=5, device="cpu")), shown)
+    change = opened.generation.intervention({"mid.0": {3: 8.0}})
+    changed = to_array(eight_bits(opened.generation.image(PROMPT, 5, change)))
+    np.testing.assert_array_equal(np.array(generate(PROMPT, seed=5, intervention=change, engine=opened)), changed)
+    assert (changed != shown).any()
+    assert (np.array(generate(PROMPT, seed=6, engine=opened)) != shown).any()
+
+
+def test_load_says_at_once_what_is_missing_and_loads_once(engine):
+    alone = fresh(engine)
+    assert alone.load() is alone and alone._regions is alone.regions and alone._scorer is alone.scorer
+
+
+def test_features_go_where_they_are_asked_to(engine):
+    generation = engine.generation
+    cells = torch.zeros(64, dtype=torch.bool)
+    cells[[3, 17]] = True
+    change = generation.intervention({"up.0.1": {12: 2.0}}, {"up.0.1": cells}, branch="cond")
+    (site,) = change.additions
+    assert site == Site("up.0.1") and change.branch == "cond" and change.additions[site].cells.tolist() == [3, 17]
+    wanted = 2 * generation.dictionary("up.0.1").W_dec[12].expand(1, 2, -1)
+    torch.testing.assert_close(change.additions[site].values, wanted)
+    named = generation.intervention({Site("up.0.1"): {12: 2.0}}, {"up.0.1": cells}, branch="cond")
+    assert torch.equal(named.additions[site].values, change.additions[site].values)
+    everywhere = generation.intervention({"up.0.1": {12: 2.0}}).additions[site]
+    assert everywhere.cells.tolist() == list(range(64))
+    with pytest.raises(UserError, match="has no feature 768"):
+        generation.intervention({"up.0.1": {768: 1.0}})
+
+
+# ---------------------------------------------------------------- references that are held
+
+
+def test_a_reference_is_used_again_for_other_interventions(engine):
+    alone = fresh(engine)
+    edit = EDITS[5]
+    (held,) = alone.references([(edit, 9)])
+    first, second = (
+        alone.generation.intervention({"up.0.1": {12: 6.0}}),
+        alone.generation.intervention({"mid.0": {3: 8.0}, "up.0.0": {1: -4.0}}),
+    )
+    (one,) = alone.generation.images([held], [first])
+    alone.references([(EDITS[0], 9)])  # something else in between
+    (two,) = alone.generation.images([held], [second])
+    both = alone.generation.images([held, held], [first, second])
+    assert torch.equal(both[0], one) and torch.equal(both[1], two) and not torch.equal(one, two)
+    for image, change in ((one, first), (two, second)):
+        assert torch.equal(image, alone.generation.image(edit.original_prompt, 9, change))
+        (again,) = alone.references([(edit, 9)])
+        assert torch.equal(image, alone.generation.images([again], [change])[0])
+    assert torch.equal(alone.generation.images([held], [Intervention()])[0], held.sample.image)
+    assert alone._scorer is None
+
+
+def test_a_reference_gives_the_same_rows_every_time(engine):
+    (held,) = engine.references([(EDITS[5], 9)])
+    variants = [Variant(SAE(k=8), ("up.0.1",)), Variant(SAE(k=8, strength=2.0), ("mid.0", "up.0.1"))]
+    apart = [next(engine.results([(held, [variant])])) for variant in reversed(variants)][::-1]
+    together = list(engine.results([(held, variants)]))
+    anew = list(engine.results([(engine.references([(EDITS[5], 9)])[0], variants)]))
+    for a, b, c in zip(apart, together, anew, strict=True):
+        assert a.row == b.row == c.row and torch.equal(a.image, b.image) and torch.equal(a.image, c.image)
+        assert a.row["status"] == "ok"
+
+
+def test_what_a_method_does_to_a_reference_is_its_plan(engine):
+    methods = [SAE(k=6), Neurons(k=9)]
+    (held,) = engine.references([(EDITS[5], 9)], methods)
+    kinds = {site.kind for site in held.case.original}
+    assert kinds == {"update", "neurons"}
+    for method, kind in zip(methods, ("update", "neurons"), strict=True):
+        found = engine.plan(held, method)
+        assert {site.kind for site in found.sites} == {kind} and found.norm > 0
+        seen = {side: {s: v for s, v in getattr(held.case, side).items() if s.kind == kind} for side in engines.SIDES}
+        wanted = method.plan(dataclasses.replace(held.case, **seen))
+        assert found.chosen == wanted.chosen and list(found.additions) == list(wanted.additions)
+        for site, added in found.additions.items():
+            assert torch.equal(added.dense(64), wanted.additions[site].dense(64))
+        (image,) = engine.generation.images([held], [found])
+        (result,) = engine.results([(held, [Variant(method, engine.backbone.blocks)])])
+        assert torch.equal(eight_bits(image), result.image) and result.row["injected_norm"] == found.norm
+
+
+def test_a_plan_that_there_is_none_of_says_why(engine):
+    nowhere = Edit("n", "change_pose", PROMPT, PROMPT.replace("red", "blue"), "crown", "crown")
+    failed, whole = engine.references([(nowhere, 9), (EDITS[5], 9)])
+    with pytest.raises(UserError, match="no region found"):
+        engine.plan(failed, SAE())
+    with pytest.raises(UserError, match="no trace of neurons"):
+        engine.plan(whole, Neurons())
+    with pytest.raises(UserError, match="no other case"):
+        engine.plan(whole, OtherSeed())
+    for method in (Neurons(), OtherSeed()):
+        (result,) = engine.results([(whole, [Variant(method, engine.backbone.blocks)])])
+        assert result.row["status"] == "failed" and result.image is None
+    (donor,) = engine.references([(EDITS[5], 10)])
+    assert engine.plan(dataclasses.replace(whole, donors={"seed": donor}), OtherSeed()).norm > 0
+
+
+# ---------------------------------------------------------------- twins
+
+
+def networks(*things) -> list[torch.nn.Module]:
+    """All modules that can be reached from things, by attributes, containers and what functions close over."""
+    waiting, seen, found = list(things), set(), []
+    while waiting:
+        item = waiting.pop()
+        if id(item) in seen or isinstance(item, torch.Tensor | type):
+            continue
+        seen.add(id(item))
+        if isinstance(item, torch.nn.Module):
+            found.append(item)
+        elif isinstance(item, dict):
+            waiting += item.values()
+        elif isinstance(item, list | tuple | set):
+            waiting += item
+        else:
+            waiting += [cell.cell_contents for cell in getattr(item, "__closure__", None) or ()]
+            waiting += vars(item).values() if hasattr(item, "__dict__") else ()
+    return found
+
+
+def places(*things) -> set[int]:
+    """Where the parameters and buffers of all their networks lie."""
+    weights = (w for network in networks(*things) for w in (*network.parameters(), *network.buffers()))
+    return {weight.data_ptr() for weight in weights if weight.numel()}
+
+
+def test_a_twin_shares_every_weight_of_all_three_parts(engine):
+    one = fresh(engine).load()
+    one.generation.dictionary("up.0.1")
+    twin = one.twin()
+    (reference,) = one.references([(EDITS[5], 9)])
+    for each in (one, twin):  # networks that are loaded late would be loaded twice here
+        list(each.results([(reference, [Variant(SAE(), ("up.0.1",))])]))
+    for part in ("regions", "scorer"):
+        mine, other = getattr(one, part), getattr(twin, part)
+        assert mine is not other and places(mine) == places(other) and len(places(mine)) > 5, part
+    kinds = {type(network).__name__ for network in networks(twin.scorer)}
+    assert len(kinds) >= 3, kinds  # CLIP, LPIPS and the oracle
+    grounder, other = one.regions.grounder, twin.regions.grounder
+    assert grounder is not other
+    for (name, weight), (_, theirs) in zip(grounder.named_parameters(), other.named_parameters(), strict=True):
+        assert weight.data_ptr() == theirs.data_ptr(), name
+    denoisers = zip(one.sampler.denoiser.parameters(), twin.sampler.denoiser.parameters(), strict=True)
+    assert all(mine.data_ptr() == theirs.data_ptr() for mine, theirs in denoisers)
+    assert one.sampler.pipeline.vae is twin.sampler.pipeline.vae
+    assert twin.generation.dictionary("up.0.1") is one.generation.dictionary("up.0.1")
+    assert twin.setup is one.setup and twin.regions.look is one.regions.look
+
+
+def test_two_twins_in_two_threads_score_as_one_engine_to_the_bit(engine):
+    one = fresh(engine).load()
+    variants = [Variant(SAE(), ("up.0.1",)), Variant(SAE(mode="adaptive"), engine.backbone.blocks)]
+    halves = [[(edit, 9) for edit in EDITS[:4]], [(edit, 9) for edit in EDITS[4:8]]]
+
+    def work(each: Engine, cases):
+        return [r for found in each.references(cases) for r in each.results([(found, variants)])]
+
+    wanted = [work(one, cases) for cases in halves]
+    twins = [one.twin(), one.twin()]
+    with ThreadPoolExecutor(2) as pool:
+        for order in (halves, halves[::-1]):
+            found = list(pool.map(work, twins, order))
+            for mine, theirs in zip(found, wanted if order is halves else wanted[::-1], strict=True):
+                rows = (pd.DataFrame([result.row for result in results]) for results in (mine, theirs))
+                pd.testing.assert_frame_equal(*rows, check_exact=True)
+                pairs = [(a.image, b.image) for a, b in zip(mine, theirs, strict=True)]
+                assert all(torch.equal(a, b) for a, b in pairs if b is not None)
+                assert sum(b is not None for _, b in pairs) >= 6
