@@ -85,6 +85,7 @@ class Generated:
 
     def made_by(self) -> dict[str, Any]:
         found = made_by(self.sampler, self.blocks, self.prompts, self.seed, self.branch, self.site)
+        del found["grids"]  # which follow from the rest, and would tell the blocks that are trained together
         return found | {"buffer_rows": self.buffer_rows}
 
     def batches(self, blocks: Sequence[str], batch_size: int) -> StreamedBatches:

@@ -67,7 +67,7 @@ STEPS_EXPLANATION = """\
   (Jaccard)."""
 IMAGES_EXPLANATION = """\
 Images of {images} prompts, against the undisturbed images from the same noise. In the place of a block's updates, or of
-those of all four, stands what is named: a dictionary's reconstruction of them, zero, or the block's mean update over
+those of all of them, stands what is named: a dictionary's reconstruction of them, zero, or the block's mean update over
 these images. Under `all` it does at all steps, and under guidance in all rows, or in those of one branch where that is
 named; under a number at that step alone, in all rows. `--dictionary` gives those of other dictionaries.
 
@@ -162,7 +162,7 @@ def _of_images(found: dict) -> dict[str, pd.DataFrame]:
             head = (
                 step if effect["branch"] == _whole_branch(found, effect["backbone"]) else f"{step} {effect['branch']}"
             )
-            blocks = "all" if effect["blocks"] == every else effect["blocks"]
+            blocks = "all" if "+" in every and effect["blocks"] == every else effect["blocks"]
             key = blocks, effect["dictionary"] or effect["replacement"]
             columns.setdefault((effect["backbone"], head), {})[key] = effect[field]
         if columns:

@@ -123,6 +123,8 @@ def test_names_decide_whose_images_are_made_and_none_are_made_of_no_prompts(root
     named = evaluate(TURBO, [], 1, 1, names=["four", "eight-s5"], root=root, device="cpu")
     assert {effect["dictionary"] for effect in named["effects"]} == {"four", "eight-s5", None}
     assert {effect["blocks"] for effect in named["effects"]} == {"mid.0"} and named["stability"] == []
+    images = rows_of(format_markdown(named), "Share of the LPIPS of zero updates that is recovered")
+    assert [line[0] for line in images[3:]] == ["mid.0"] * 3
     assert evaluate(TURBO, [], 1, 0, names=["four"], root=root, device="cpu")["effects"] == []
 
 
@@ -151,7 +153,7 @@ def test_the_page_shows_the_figures_under_their_steps(found):
     assert images[0][2:4] == [TURBO, "guided@8"]
     assert images[2][2:] == ["all", "all", "all cond", "all uncond", "1", "2", "3", "5", "6", "8"]
     assert [line[:2] for line in images[3:]] == [
-        [blocks, name] for blocks in ("mid.0", "up.0.1", "mid.0+up.0.1") for name in ("eight", "mean")
+        [blocks, name] for blocks in ("mid.0", "up.0.1", "all") for name in ("eight", "mean")
     ]
     (effect,) = (
         e["recovered"] for e in found["effects"]

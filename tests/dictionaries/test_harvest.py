@@ -342,14 +342,14 @@ def test_the_precision_is_chosen_and_part_of_what_a_store_is(tmp_path, capsys):
 
 def test_where_memory_runs_out_a_smaller_batch_is_taken(sampler, monkeypatch, capsys):
     own = Sampler(sampler.backbone, sampler.pipeline, 8)
-    real = harvest._updates
+    real = harvest._values
 
-    def scarce(sampler, blocks, prompts, seeds):
+    def scarce(sampler, sites, prompts, seeds):
         if len(prompts) > 2:
             raise torch.OutOfMemoryError("too much")
-        return real(sampler, blocks, prompts, seeds)
+        return real(sampler, sites, prompts, seeds)
 
-    monkeypatch.setattr(harvest, "_updates", scarce)
+    monkeypatch.setattr(harvest, "_values", scarce)
     chunks = list(stream(own, BLOCKS, PROMPTS[:5], seed=70))
     assert [len(chunk["up.0.0"]) for chunk in chunks] == [128, 128, 64] and own.batch_size == 2
     assert "going on with batches of 2" in capsys.readouterr().err

@@ -175,8 +175,9 @@ def test_the_share_recovered_worked_by_hand():
 
 
 def test_reconstruct_adds_what_takes_each_cell_to_its_reconstruction():
-    sae, value = untrained(3), torch.randn(2, 96, 3, 4, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(value + Reconstruct(sae).delta(value, 0), by_cells(sae, value), atol=1e-5, rtol=0)
+    sae, update = untrained(3), torch.randn(2, 96, 3, 4, generator=torch.Generator().manual_seed(0))
+    value, wanted = (each.flatten(2).mT for each in (update, by_cells(sae, update)))
+    torch.testing.assert_close(value + Reconstruct(sae).delta(value, 0), wanted, atol=1e-5, rtol=0)
     torch.testing.assert_close(Reconstruct(sae).delta(value[1], 7), Reconstruct(sae).delta(value, 0)[1])
     assert Reconstruct(sae).delta(value.bfloat16(), 0).dtype == torch.bfloat16
 

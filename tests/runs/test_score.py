@@ -171,8 +171,10 @@ def test_runs_and_metrics_that_cannot_be_scored_are_refused_before_anything_is(f
     edit_manifest(folder, lambda manifest: manifest.update(status="finished"))
     edit_manifest(folder, lambda manifest: manifest["config"].update(backbone="sdxl-turbo@1"))
     refused(folder, "oracle reads tinyworld's pictures, not those of sdxl", ["oracle_preservation"])
-    with pytest.raises(UserError, match="elsewhere is no run directory"):
+    with pytest.raises(UserError, match="elsewhere is no run directory -> give the folder of a finished"):
         score_run(folder / "elsewhere", ["mse"], "cpu")
+    (folder / "manifest.json").unlink()
+    refused(folder, "manifest .* does not exist")
 
 
 def test_a_run_of_edits_of_its_own_is_refused(folder, monkeypatch):

@@ -80,7 +80,7 @@ def test_a_part_without_what_it_needs_is_refused(tmp_path, part, need):
 
 def test_trained_pipelines_are_written_whole_and_say_nothing_of_where_they_were_made(tmp_path, monkeypatch):
     from riebench.generation.sampler import Request, load_sampler
-    from riebench.tinyworld import train
+    from riebench.tinyworld_build import train
 
     for name, short in (
         ("train_vae", {"steps": 1, "decoder_steps": 1}),
@@ -142,9 +142,9 @@ def test_euler_steps_walk_the_path_that_base_is_trained_on():
 
 def test_pairs_are_base_s_own_generations_and_are_kept(tmp_path, sampler, monkeypatch):
     from riebench.generation.sampler import Request
-    from riebench.tinyworld import train_turbo
     from riebench.tinyworld.captions import caption
     from riebench.tinyworld.scenes import Scene
+    from riebench.tinyworld_build import train_turbo
 
     monkeypatch.setattr(train_turbo, "CHUNK", 2)
     attributes, latents = train_turbo.make_pairs(sampler, tmp_path, count=5)
