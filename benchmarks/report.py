@@ -25,8 +25,8 @@ from playwright.sync_api import Browser, sync_playwright
 
 from riebench.analysis import summarise
 from riebench.analysis.coalitions import subset_names
-from riebench.core.scores import COLUMNS, SCORES
 from riebench.backbones.sdxl import SDXL
+from riebench.core.scores import COLUMNS, SCORES
 from riebench.edits.edit import CATEGORY_NAMES
 from riebench.report import write_report
 

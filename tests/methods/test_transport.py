@@ -17,7 +17,6 @@ from riebench.backbones.family import Site
 from riebench.core.errors import UserError
 from riebench.edits.edit import Edit
 from riebench.generation.interventions import Addition
-from baselines import METHODS
 from riebench.methods.method import Case, Method
 from riebench.methods.selection import mean_features, select
 from riebench.methods.text_index import TextIndex

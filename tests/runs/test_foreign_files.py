@@ -10,9 +10,9 @@ import pytest
 from riebench.api import run
 from riebench.cli import main
 from riebench.core.errors import UserError
-from riebench.core.files import named_path, write_text
+from riebench.core.files import MARKER, named_path, write_text
 from riebench.runs.rescore import score_run
-from riebench.runs.store import MARKER, Batch, Store
+from riebench.runs.store import Batch, Store
 
 #: Names as people have them, many of them like those of the tool or of what it has not finished.
 FOREIGN = {

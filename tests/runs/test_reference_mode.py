@@ -20,7 +20,6 @@ from riebench.backbones.table import Backbone
 from riebench.core.errors import UserError
 from riebench.edits.edit import Edit, load_edits
 from riebench.generation.sampler import Request, Sampler
-from baselines import METHODS
 from riebench.methods.method import Case
 from riebench.methods.modes import MODES
 from riebench.regions.find import find_regions, region_cells
