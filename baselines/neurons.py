@@ -1,4 +1,4 @@
-"""Feed-forward neurons (GEGLU outputs of every layer of a block) in place of SAE features (protocol §6)."""
+"""Feed-forward neurons of every layer of a block in place of SAE features (protocol §6)."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal

@@ -39,7 +39,7 @@ class Run:
     address: str | None = None
     """Address of a running Ray cluster, or auto (default: start one on this machine)."""
     compile: bool = False
-    """Compile the U-Net and the decoder with torch.compile."""
+    """Compile the denoiser and the decoder with torch.compile."""
 
 
 def _run(words: Run, overrides: Mapping[str, Any]) -> None:

@@ -59,6 +59,8 @@ class Addition:
                 f"an addition of shape {list(self.values.shape)} is for {list(self.cells.shape)} cells",
                 remedy="give values [steps, n, C] and the numbers of n cells",
             )
+        if len(self.cells.unique()) < len(self.cells) or bool((self.cells < 0).any()):
+            raise UserError("an addition names a cell twice, or one below 0", remedy="give each cell once, from 0 on")
         if not torch.isfinite(self.values).all():
             raise UserError(
                 "an addition holds NaN or infinite values", remedy="check the dictionary and the method's strength"

@@ -34,7 +34,7 @@ from riebench.runs.setup import Setup
 from riebench.runs.store import Batch
 from sae_models.tensors import dtype_name
 
-GROUP = 8  # the most cases whose results go through the U-Net together
+GROUP = 8  # the most cases whose results go through the denoiser together
 TRACES_SHARE = 0.25  # of the free memory, that the traces of a group may take
 
 

@@ -1,6 +1,6 @@
 """Groups of cases on one machine: one engine on a GPU, or one on each of a few cores, which share their weights.
 
-A small U-Net does not fill two cores with one batch: two engines of one thread each make a third more images than one
+A small model does not fill two cores with one batch: two engines of one thread each make a third more images than one
 engine of two threads, or twice as many (`docs/performance.md`). Engines are threads of this process, not processes:
 they start at once, take methods of any kind, and end with it.
 """

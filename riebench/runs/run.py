@@ -65,7 +65,7 @@ def run(
     methods: further methods of one's own, beside the configured ones. edits: edits of one's own in place of the
     configured set. cache: which results of the directory are taken, see `CACHE_MODES`. reuse: other run directories,
     whose results with equal keys are taken over. engine: "local", or "ray" for a worker on each GPU of the cluster at
-    `address`. compile: the U-Net and the decoder with torch.compile. Raises `UserError` before anything is generated
+    `address`. compile: the denoiser and the decoder with torch.compile. Raises `UserError` before anything is generated
     where a name, a file or the folder is wrong, and `Interrupted` when the user stops it.
     """
     out = files.named_path(out)

@@ -38,9 +38,11 @@ def test_the_engine_s_scores_are_those_of_the_plain_loop(scripts, tmp_path, back
     edits = load_edits()[60 :: 180 // count][:count]  # of add object on
     peer = pd.DataFrame(naive_loop.naive_rows(config, edits, config.seeds))
     peer.to_parquet(tmp_path / "naive.parquet")
-    found = run(dataclasses.replace(config, categories=tuple({e.category: 1 for e in edits})), tmp_path, edits=edits)
+    found = run(
+        dataclasses.replace(config, categories=tuple({e.category: 1 for e in edits})), tmp_path / "run", edits=edits
+    )
     assert len(peer) == len(found.scores) == 20 * count and (peer.status == "ok").any()
-    differences = comparison.differ(tmp_path / "naive.parquet", tmp_path / "scores.parquet")
+    differences = comparison.differ(tmp_path / "naive.parquet", tmp_path / "run" / "scores.parquet")
     for metric, difference in differences.items():
         assert difference <= comparison.TOLERANCE.get(metric, 1e-3), metric
 
