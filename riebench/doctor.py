@@ -16,15 +16,11 @@ from riebench.backbones.table import BACKBONES, Backbone
 from riebench.core.errors import UserError
 from riebench.core.hub import Weights, missing_files
 from riebench.core.text_tables import aligned
-from riebench.metrics.weights import METRIC_WEIGHTS
+from riebench.metrics.networks.table import METRIC_WEIGHTS
 from riebench.regions.grounders import GROUNDER_WEIGHTS, GROUNDERS, SHIPPED_WEIGHTS
 from sae_models.released import RELEASED_WEIGHTS
 
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "lpips")
-CLIP = "clip-vit-l-14"
-#: The CLIP that judges SDXL's pictures, where open_clip 3 looks for `ViT-L-14-quickgelu` with `openai` weights: on the
-#: Hub, at the branch "main". Its folder `~/.cache/clip` is read only where huggingface_hub is not installed.
-CLIP_WEIGHTS = Weights("timm/vit_large_patch14_clip_224.openai", "main", ("open_clip_model.safetensors",), 1.71)
 
 
 def fetch_names() -> dict[str, tuple[Weights, ...]]:
@@ -39,7 +35,7 @@ def fetch_names() -> dict[str, tuple[Weights, ...]]:
             for dtype in ("float16", "float32"):
                 found[fetch_name(backbone, dtype)] = (weights_for(backbone, dtype),)
     found |= {name: (weights,) for name, weights in VAES.items()}
-    return found | GROUNDER_WEIGHTS | {CLIP: (CLIP_WEIGHTS,)} | METRIC_WEIGHTS | RELEASED_WEIGHTS
+    return found | GROUNDER_WEIGHTS | METRIC_WEIGHTS | RELEASED_WEIGHTS
 
 
 def examine() -> dict[str, Any]:
@@ -68,9 +64,7 @@ def examine() -> dict[str, Any]:
     return found | {
         "backbones": {backbone.name: _examine_backbone(backbone, dtype, free) for backbone in _backbones()},
         "grounders": {name: _examine_grounder(name) for name in GROUNDERS.names()},
-        "judges": {
-            name: _presence(weights, name) for name, weights in {CLIP: (CLIP_WEIGHTS,), **METRIC_WEIGHTS}.items()
-        },
+        "judges": {name: _presence(weights, name) for name, weights in METRIC_WEIGHTS.items()},
         "SAEs": {name: _presence(weights, name) for name, weights in RELEASED_WEIGHTS.items()},
     }
 

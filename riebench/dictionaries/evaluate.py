@@ -153,7 +153,7 @@ def _judges(backbones: Sequence[Backbone], device: torch.device) -> dict[str, Sc
     found = {backbone.judges: ScoringModels(backbone.judges, device) for backbone in backbones}
     for models in found.values():
         for name in ("clip", "lpips"):
-            getattr(models, name)
+            models[name]
     return found
 
 

@@ -165,8 +165,8 @@ def _images(samples: Sequence[Sample]) -> Tensor:
 
 def _scores(models: ScoringModels, images_bchw: Tensor, originals_bchw: Tensor) -> list[dict[str, float]]:
     """LPIPS and CLIP cosine of each image to its original."""
-    lpips = models.lpips.distance(images_bchw, originals_bchw).double().tolist()
-    clip = (models.clip.images(images_bchw) * models.clip.images(originals_bchw)).sum(axis=1).tolist()
+    lpips = models["lpips"].distance(images_bchw, originals_bchw).double().tolist()
+    clip = (models["clip"].images(images_bchw) * models["clip"].images(originals_bchw)).sum(axis=1).tolist()
     return [{"lpips": distance, "clip_image": cosine} for distance, cosine in zip(lpips, clip, strict=True)]
 
 

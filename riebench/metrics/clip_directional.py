@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from riebench.metrics import ScoreBatch
+from riebench.metrics.base import ScoreBatch
 from riebench.metrics.clip import ClipMetric, prompts
 
 #: L2 norm up to which the difference of two unit embeddings is rounding and has no direction. tinyworld's CLIP, in

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from riebench.metrics import ScoreBatch
+from riebench.metrics.base import ScoreBatch
 from riebench.metrics.clip import ClipMetric, Side
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from riebench.edits.phrases import parse_phrase
-from riebench.metrics import ScoreBatch
+from riebench.metrics.base import ScoreBatch
 from riebench.metrics.clip import SIDES, ClipMetric, Side
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from riebench.metrics import ScoreBatch
+from riebench.metrics.base import ScoreBatch
 from riebench.metrics.clip import prompts
 from riebench.metrics.shared import SharedMetric
 
@@ -26,8 +26,8 @@ class EditEfficiency(SharedMetric):
     bounds = (-math.inf, math.inf)
 
     def score(self, batch: ScoreBatch) -> np.ndarray:
-        clip = self.models.clip
+        clip = self.models["clip"]
         change_be = clip.images(batch.intervened) - clip.images(batch.original)
         gain = (change_be * clip.texts(prompts(batch, "edited"))).sum(axis=1)
-        cost = self.models.lpips.distance(batch.intervened, batch.original).double().numpy()
+        cost = self.models["lpips"].distance(batch.intervened, batch.original).double().numpy()
         return np.divide(gain, cost, out=np.full(len(gain), np.nan), where=cost >= LEAST_LPIPS)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from riebench.metrics import ScoreBatch
+from riebench.metrics.base import ScoreBatch
 from riebench.metrics.shared import SharedMetric, mean_outside
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from riebench.edits.edit import strip_marks
-from riebench.metrics import ScoreBatch
+from riebench.metrics.base import ScoreBatch
 from riebench.metrics.shared import SharedMetric
 from riebench.tinyworld.captions import parse
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def _wanted(edits: Sequence[Edit]) -> tuple[np.ndarray, np.ndarray]:
-    """The edited scenes' attribute indices, int64 `[b, 8]`, and which of them the edit changes, bool `[b, 8]`."""
+    """Returns the edited scenes' attribute indices, int64 `[b, 8]`, and which the edit changes, bool `[b, 8]`."""
     original, edited = (
         np.array([parse(strip_marks(getattr(edit, f"{side}_prompt"))).indices() for edit in edits])
         for side in ("original", "edited")
@@ -36,8 +36,8 @@ class _OracleMetric(SharedMetric):
     bounds = (0.0, 1.0)
 
     def _read(self, images_bchw: torch.Tensor) -> np.ndarray:
-        """Attribute indices, int64 `[b, 8]`."""
-        return self.models.attributes(images_bchw)[0].cpu().numpy()
+        """Returns the attribute indices, int64 `[b, 8]`."""
+        return self.models["attributes"](images_bchw)[0].cpu().numpy()
 
 
 class OracleSuccess(_OracleMetric):

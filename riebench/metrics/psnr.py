@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from riebench.metrics import ScoreBatch
+from riebench.metrics.base import ScoreBatch
 from riebench.metrics.mse import mean_squared_error
 from riebench.metrics.shared import SharedMetric
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from riebench.metrics import METRICS, split_name
+from riebench.metrics.table import METRICS, split_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,8 +18,8 @@ class SharedMetric:
     """A metric of networks out of `ScoringModels`, or of the pictures alone."""
 
     name: str
-    uses: ClassVar[tuple[str, ...]] = ()
-    """Names of its networks, as attributes of `ScoringModels`."""
+    uses: tuple[str, ...] = ()
+    """Keys of its networks in `ScoringModels`."""
     inputs: ClassVar[tuple[str, ...]] = ()
     """What it cannot be had without beside weights: "region", "prompts", "edited image", "oracle"."""
     source: ClassVar[str] = ""
@@ -30,7 +30,7 @@ class SharedMetric:
     def load(self) -> None:
         """Loads its networks. Raises `UserError` where weights are missing."""
         for name in self.uses:
-            getattr(self.models, name)
+            self.models[name]
 
     @property
     def summary(self) -> str:
@@ -38,23 +38,23 @@ class SharedMetric:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return (*self.inputs, *(weights for name in self.uses if (weights := self.models.network(name).fetch)))
+        return (*self.inputs, *(weights for name in self.uses if (weights := self.models.describe(name).fetch)))
 
     @property
     def network(self) -> str:
-        return "; ".join(self.models.network(name).name for name in self.uses)
+        return "; ".join(self.models.describe(name).name for name in self.uses)
 
     @property
     def weights_sha256(self) -> str:
-        return "; ".join(self.models.network(name).weights_sha256 for name in self.uses)
+        return "; ".join(self.models.describe(name).weights_sha256 for name in self.uses)
 
     @property
     def preprocessing(self) -> str:
         marks = ("prompts keep their [ ]",) if "prompts" in self.inputs and self.models.keep_marks else ()
-        return "; ".join((*(self.models.network(name).preprocessing for name in self.uses), *marks))
+        return "; ".join((*(self.models.describe(name).preprocessing for name in self.uses), *marks))
 
 
 def mean_outside(values_bhw: torch.Tensor, outside_bhw: torch.Tensor) -> np.ndarray:
-    """Float64 `[b]`: the mean over the pixels outside, NaN where there are none."""
+    """Returns float64 `[b]`: the mean over the pixels outside, NaN where there are none."""
     values, outside = values_bhw.double(), outside_bhw.to(values_bhw.device)
     return ((values * outside).sum(dim=(1, 2)) / outside.sum(dim=(1, 2))).cpu().numpy()

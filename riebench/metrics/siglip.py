@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from riebench.metrics.clip import Side
 from riebench.metrics.clip_image import ImageCosine
 from riebench.metrics.clip_text import TextCosine
+from riebench.metrics.networks.siglip import SIGLIP2
 
 if TYPE_CHECKING:
     from riebench.metrics.models import ScoringModels
@@ -22,23 +23,23 @@ SOURCE = "Tschannen et al. 2025 (arXiv 2502.14786)"
 class SiglipText(TextCosine):
     """`TextCosine` by SigLIP 2."""
 
-    uses = ("siglip2",)
+    uses = (SIGLIP2.key,)
     source = SOURCE
 
     def __init__(self, models: ScoringModels, side: Side) -> None:
         super().__init__(models, side)
-        self.base, self.label = f"siglip2_text_{side}", f"SigLIP 2, {side} prompt"
+        self.base, self.label = f"{SIGLIP2.key}_text_{side}", f"{SIGLIP2.label}, {side} prompt"
 
 
 class SiglipImage(ImageCosine):
     """`ImageCosine` by SigLIP 2."""
 
-    uses = ("siglip2",)
+    uses = (SIGLIP2.key,)
     source = SOURCE
 
     def __init__(self, models: ScoringModels, side: Side) -> None:
         super().__init__(models, side)
-        self.base, self.label = f"siglip2_image_{side}", f"SigLIP 2, {side} image"
+        self.base, self.label = f"{SIGLIP2.key}_image_{side}", f"{SIGLIP2.label}, {side} image"
 
 
 text_edited = partial(SiglipText, side="edited")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from riebench.core.files import data_folder
 from riebench.core.keys import digest
 from riebench.core.versions import code_behind, folder_digest, library_versions, sources_digest
-from riebench.metrics import METRICS, split_name
+from riebench.metrics.table import METRICS, split_name
 
 LIBRARIES = ("torch", "torchvision", "transformers", "open_clip_torch", "lpips")
 

@@ -10,6 +10,7 @@ import numpy as np
 from riebench.core.errors import UserError, did_you_mean
 from riebench.tinyworld.scenes import COLOURS, MATERIALS, POSES, SHAPES, VALUES, Scene
 
+CONTEXT_LENGTH = 24  # tokens that text encoders read: more than any caption has
 STYLE_WORDS = {"flat": "flat poster", "sketch": "sketch", "pixel": "pixel mosaic", "crayon": "crayon drawing"}
 FACE_WORDS = {"none": "", "happy": "with a happy face", "sad": "with a sad face"}
 ACCESSORY_WORDS = {"none": "", "hat": "wearing a hat", "crown": "wearing a crown", "boots": "wearing brown boots"}

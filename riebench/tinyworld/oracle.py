@@ -10,12 +10,8 @@ from torch.nn import functional as F
 
 from riebench.core.files import data_folder
 from riebench.tinyworld.scenes import ATTRIBUTES, PLACES, SIZES, VALUES
-from riebench.tinyworld.weights import load_weights, save_weights
-from riebench.tinyworld_build.augment import degrade, training_scenes, unit_images
-from riebench.tinyworld_build.batches import random_scenes
-from riebench.tinyworld_build.fit import fit
+from riebench.tinyworld.weights import load_weights
 
-STEPS, BATCH = 2200, 64
 #: What the oracle reads -> how many values it has: the attributes in the order of `ATTRIBUTES`, then the layout.
 NUM_VALUES = {name: len(values) for name, values in VALUES.items()} | {"place": len(PLACES), "size": len(SIZES)}
 
@@ -63,50 +59,6 @@ class Oracle(nn.Module):
         return torch.stack([probabilities[name].argmax(dim=1) for name in names], dim=1)
 
 
-def train_oracle(folder: Path, device: torch.device, *, seed: int = 0, steps: int = STEPS) -> Oracle:
-    """Cross-entropy over all heads, on degraded renderings of scenes that are not held out."""
-    torch.manual_seed(seed)
-
-    def loss(model: Oracle, step: int) -> torch.Tensor:
-        attributes, layouts, rendering = training_scenes(seed, step, BATCH)
-        generator = torch.Generator("cpu").manual_seed(seed * 1_000_003 + step)
-        logits = model(degrade(unit_images(rendering).to(device), generator))
-        targets = torch.cat([torch.from_numpy(attributes), torch.from_numpy(layouts)], dim=1).to(device)
-        return torch.stack([F.cross_entropy(logits[name], targets[:, i]) for i, name in enumerate(NUM_VALUES)]).mean()
-
-    return fit("oracle", Oracle().to(device), loss, steps=steps, folder=folder, lr=3e-3, warmup=100, ema=0.99)
-
-
-def save_oracle(oracle: Oracle, path: Path) -> None:
-    """Writes the weights as safetensors."""
-    save_weights(oracle, path)
-
-
 def load_oracle(device: torch.device | str = "cpu", path: Path | None = None) -> Oracle:
     """The shipped oracle, or the one saved at `path`. Raises `UserError` naming a missing or broken file."""
     return load_weights(Oracle(), path or data_folder() / "tinyworld" / "oracle.safetensors", device)
-
-
-def evaluate_oracle(oracle: Oracle, seed: int, count: int, *, split: str = "held_out") -> dict[str, float]:
-    """Accuracy per attribute, and of "place" and "size", on `count` rendered scenes of a split; "mean" is over the
-    eight attributes. "calibration_error" is the expected calibration error in the mean over the attributes."""
-    attributes, layouts, rendering = random_scenes(seed, 0, count, split)
-    images = unit_images(rendering).to(next(oracle.parameters()).device)
-    truth = torch.cat([torch.from_numpy(attributes), torch.from_numpy(layouts)], dim=1)
-    accuracies, errors = {}, []
-    for column, (name, probabilities) in enumerate(oracle.predict(images).items()):
-        confidence, found = probabilities.cpu().double().max(dim=1)
-        right = found == truth[:, column]
-        accuracies[name] = right.double().mean().item()
-        if name in ATTRIBUTES:
-            errors.append(calibration_error(confidence, right))
-    mean = sum(accuracies[name] for name in ATTRIBUTES) / len(ATTRIBUTES)
-    return accuracies | {"mean": mean, "calibration_error": sum(errors) / len(errors)}
-
-
-def calibration_error(confidence: torch.Tensor, right: torch.Tensor, num_bins: int = 15) -> float:
-    """Expected calibration error of answers `[n]` with these confidences `[n]` in [0, 1]: over equal bins of
-    confidence, the mean distance of accuracy and confidence, weighted by the bin's answers (Guo et al. 2017, eq. 3)."""
-    bins = (confidence * num_bins).ceil().long().clamp(1, num_bins) - 1
-    gaps = torch.zeros(num_bins, dtype=torch.double).index_add(0, bins, right.double() - confidence.double())
-    return (gaps.abs().sum() / len(confidence)).item()

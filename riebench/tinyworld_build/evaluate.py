@@ -12,11 +12,16 @@ from riebench.core.errors import UserError
 from riebench.core.progress import Progress
 from riebench.dictionaries.generalisation import FEATURE_COSINE, generalise
 from riebench.generation.sampler import Request, Sampler, load_sampler
-from riebench.tinyworld import clip, grounder, oracle
 from riebench.tinyworld.captions import captions
+from riebench.tinyworld.clip import load_clip
+from riebench.tinyworld.grounder import Grounder, load_grounder
 from riebench.tinyworld.noise import layout_from_noise, starting_noise
+from riebench.tinyworld.oracle import Oracle, load_oracle
 from riebench.tinyworld.render import render
 from riebench.tinyworld.scenes import ATTRIBUTES, PLACES, SIZES, sample_attributes
+from riebench.tinyworld_build.train_clip import evaluate_clip
+from riebench.tinyworld_build.train_grounder import evaluate_grounder
+from riebench.tinyworld_build.train_oracle import evaluate_oracle
 from sae_models import index
 
 GENERATORS = ("tinyworld-turbo@1", "tinyworld-turbo@4", "tinyworld-base@25")
@@ -34,11 +39,11 @@ def evaluate_world(count: int = 512, device: str = "auto") -> dict[str, dict]:
     if count < 64 or count % 64:
         raise UserError(f"count {count} is not a multiple of 64", remedy="use 512, for instance")
     where = choose_device(device)
-    judge, finder = oracle.load_oracle(where), grounder.load_grounder(where)
+    judge, finder = load_oracle(where), load_grounder(where)
     found = {
-        "oracle": oracle.evaluate_oracle(judge, 1, count),
-        "grounder": grounder.evaluate_grounder(finder, 1, count),
-        "clip": clip.evaluate_clip(clip.load_clip(where), 1, count),
+        "oracle": evaluate_oracle(judge, 1, count),
+        "grounder": evaluate_grounder(finder, 1, count),
+        "clip": evaluate_clip(load_clip(where), 1, count),
     }
     for name in GENERATORS:
         backbone = BACKBONES.get(name)
@@ -87,7 +92,7 @@ def generate(sampler: Sampler, count: int, split: str) -> tuple[np.ndarray, Tens
 
 
 def judge_generations(
-    judge: oracle.Oracle, finder: grounder.Grounder, attributes: np.ndarray, images: Tensor, seeds: list[int]
+    judge: Oracle, finder: Grounder, attributes: np.ndarray, images: Tensor, seeds: list[int]
 ) -> dict[str, float]:
     """What generations `[n, 3, 64, 64]` of the scenes' captions are worth.
 

@@ -16,9 +16,12 @@ from riebench.core.errors import UserError, did_you_mean
 from riebench.dictionaries.settings import defaults_for, generated_data, make_config, make_grid
 from riebench.dictionaries.train import train_dictionaries
 from riebench.generation.sampler import load_sampler
-from riebench.tinyworld import clip, grounder, oracle
-from riebench.tinyworld.models import build_base_scheduler, build_turbo_scheduler, write_tokenizer
+from riebench.tinyworld.weights import save_weights
+from riebench.tinyworld_build.models import build_base_scheduler, build_turbo_scheduler, write_tokenizer
 from riebench.tinyworld_build.train_base import Denoiser, train_base
+from riebench.tinyworld_build.train_clip import save_clip, train_clip
+from riebench.tinyworld_build.train_grounder import train_grounder
+from riebench.tinyworld_build.train_oracle import train_oracle
 from riebench.tinyworld_build.train_turbo import make_pairs, train_turbo
 from riebench.tinyworld_build.train_vae import train_vae
 
@@ -46,11 +49,11 @@ def train_world(out: Path, parts: Sequence[str] = PARTS, *, seed: int = 0, devic
     if "turbo" in parts:
         _train_turbo(out, state, where, seed)
     if "oracle" in parts:
-        oracle.save_oracle(oracle.train_oracle(state, where, seed=seed), out / "oracle.safetensors")
+        save_weights(train_oracle(state, where, seed=seed), out / "oracle.safetensors")
     if "grounder" in parts:
-        grounder.save_grounder(grounder.train_grounder(state, where, seed=seed), out / "grounder.safetensors")
+        save_weights(train_grounder(state, where, seed=seed), out / "grounder.safetensors")
     if "clip" in parts:
-        clip.save_clip(clip.train_clip(state, where, seed=seed), out / "clip")
+        save_clip(train_clip(state, where, seed=seed), out / "clip")
     if "dictionaries" in parts:
         turbo = _backbone(out, "tinyworld-turbo@1")
         data, defaults = generated_data(turbo, seed=seed, device=device), defaults_for(turbo.name)

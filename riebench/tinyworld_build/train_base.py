@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from riebench.tinyworld.captions import captions
-from riebench.tinyworld.models import build_text_encoders, build_unet, encode_prompts, noise_levels
 from riebench.tinyworld.noise import LATENT_SHAPE, layout_from_noise, layout_signal
 from riebench.tinyworld.render import SIZE, Rendering, render
 from riebench.tinyworld.scenes import sample_attributes
 from riebench.tinyworld_build.batches import images_to_tensor
 from riebench.tinyworld_build.fit import fit
+from riebench.tinyworld_build.models import build_text_encoders, build_unet, encode_prompts, noise_levels
 
 START_STEPS, STEPS, FINE_STEPS, BATCH = 2400, 1800, 300, 32
 LAST = 999  # the noisiest timestep

@@ -15,12 +15,12 @@ from riebench.core.files import write_bytes
 from riebench.core.progress import Progress
 from riebench.generation.sampler import Request, Sampler
 from riebench.tinyworld.captions import captions
-from riebench.tinyworld.models import build_turbo_scheduler, encode_prompts
 from riebench.tinyworld.noise import layout_from_noise, starting_noise
 from riebench.tinyworld.render import render
 from riebench.tinyworld.scenes import sample_attributes
 from riebench.tinyworld.weights import reading
 from riebench.tinyworld_build.fit import fit
+from riebench.tinyworld_build.models import build_turbo_scheduler, encode_prompts
 from riebench.tinyworld_build.train_base import Denoiser, denoise, latent_weights
 
 PAIRS, CHUNK, FIRST_SEED = 2560, 128, 1_000_000

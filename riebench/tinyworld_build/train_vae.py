@@ -9,9 +9,9 @@ import torch
 from diffusers import AutoencoderKL
 from torch.nn import functional as F
 
-from riebench.tinyworld.models import build_vae
 from riebench.tinyworld_build.batches import images_to_tensor, random_scenes
 from riebench.tinyworld_build.fit import fit
+from riebench.tinyworld_build.models import build_vae
 
 STEPS, DECODER_STEPS, BATCH, KL_WEIGHT = 1600, 1000, 16, 2e-6
 DECODER_NOISE = 0.1  # of the latents' spread, added when the decoder is trained on: a U-Net's latents are not exact

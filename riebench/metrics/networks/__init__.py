@@ -1,1 +1,1 @@
-"""The networks that score, a file each; a network describes itself."""
+"""The networks that score. A network says what it is in a file that imports no torch, and loads itself when asked."""

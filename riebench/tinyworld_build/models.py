@@ -10,10 +10,9 @@ import torch
 from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from riebench.tinyworld.captions import WORDS
+from riebench.tinyworld.captions import CONTEXT_LENGTH, WORDS
 from riebench.tinyworld.render import SIZE
 
-CONTEXT_LENGTH = 24
 LATENT_SIZE = SIZE // 2
 TEXT_WIDTH = 64  # of each of the two text encoders
 POOLED_WIDTH = 16  # narrow, so that a prompt's content reaches the U-Net by cross-attention, where edits are made

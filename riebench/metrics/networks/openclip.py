@@ -1,4 +1,4 @@
-"""A CLIP of open_clip as an encoder of images and texts, and what is known of one by its name alone."""
+"""A model of open_clip as an encoder of images and texts, and what is known of one by its name alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from riebench.core.errors import UserError, did_you_mean
-from riebench.metrics.weights import FETCH_NAMES, Network
 
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # in the order in which open_clip looks
 
@@ -34,11 +33,11 @@ class Preprocessing:
     """shortest: the shorter side is fitted and the middle cut out; longest: the longer one, and the rest filled up;
     squash: both, whatever the image's shape."""
     fill_color: int
-    """Of 255, of what is filled up."""
+    """The grey of what is filled up, out of 255."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Preprocessing:
-        """From open_clip's `preprocess_cfg`; what it leaves out is open_clip's default."""
+        """Returns what open_clip's `preprocess_cfg` says; what it leaves out is open_clip's default."""
         words = asdict(PreprocessCfg()) | {key: value for key, value in config.items() if value is not None}
         size = words["size"]
         mean, std = ((words[key],) * 3 if isinstance(words[key], float) else words[key] for key in ("mean", "std"))
@@ -52,7 +51,7 @@ class Preprocessing:
         )
 
     def resize(self, images_bchw: torch.Tensor) -> torch.Tensor:
-        """Images in [0, 1], of the size that the model reads; those that have it are returned as they are."""
+        """Returns images in [0, 1] of the size that the model reads; those that have it are returned as they are."""
         if tuple(images_bchw.shape[-2:]) == self.size:
             return images_bchw
         mode = InterpolationMode(self.interpolation)
@@ -62,7 +61,7 @@ class Preprocessing:
         return TF.center_crop(F.pad(resized, (left, right, top, bottom), value=self.fill_color / 255), list(self.size))
 
     def __call__(self, images_bchw: torch.Tensor) -> torch.Tensor:
-        """What the model reads, of images in [0, 1]."""
+        """Returns what the model reads of images in [0, 1]."""
         return TF.normalize(self.resize(images_bchw), list(self.mean), list(self.std))
 
     def __str__(self) -> str:
@@ -74,7 +73,7 @@ class Preprocessing:
         )
 
     def _fitted(self, height: int, width: int) -> list[int]:
-        """Height and width of an image after resizing, before it is cut or filled up."""
+        """Returns height and width of an image after resizing, before it is cut or filled up."""
         if self.resize_mode == "squash":
             return list(self.size)
         if self.resize_mode == "shortest" and self.size[0] == self.size[1]:
@@ -85,34 +84,30 @@ class Preprocessing:
         return [round(height / ratio), round(width / ratio)]
 
 
-class OpenClip:
+class Encoder:
     """An encoder by the name "architecture/weights", such as "ViT-L-14-quickgelu/openai", in float32.
 
-    Raises `UserError` when the weights can neither be found nor downloaded.
+    Raises `UserError` with the remedy when the weights can neither be found nor downloaded.
     """
 
-    def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
+    def __init__(self, name: str, device: torch.device | str = "cpu", *, remedy: str = "try again") -> None:
         architecture, _, weights = name.partition("/")
         try:
             model = open_clip.create_model(architecture, pretrained=weights, device=device)
             self._tokenizer = open_clip.get_tokenizer(architecture)
         except (OSError, RuntimeError, ValueError) as error:
-            remedy = f"run `riebench fetch {FETCH_NAMES[name]}`" if name in FETCH_NAMES else "try again"
-            raise UserError(
-                f"CLIP {name} cannot be loaded: {str(error).splitlines()[0]}",
-                remedy=f"{remedy}, where there is a network",
-            ) from error
+            raise UserError(f"CLIP {name} cannot be loaded: {str(error).splitlines()[0]}", remedy=remedy) from error
         self._model, self._device = model.eval().requires_grad_(False), device
         self.preprocessing = Preprocessing.from_config(open_clip.get_model_preprocess_cfg(model))
 
     @torch.no_grad()
     def encode_images(self, images_bchw: torch.Tensor) -> torch.Tensor:
-        """Unit embeddings `[b, e]` of images `[b, 3, h, w]` in [0, 1]."""
+        """Returns the unit embeddings `[b, e]` of images `[b, 3, h, w]` in [0, 1]."""
         return self._model.encode_image(self.preprocessing(images_bchw.to(self._device)), normalize=True)
 
     @torch.no_grad()
     def encode_texts(self, texts: list[str]) -> torch.Tensor:
-        """Unit embeddings `[b, e]` of texts, cut off at the model's context."""
+        """Returns the unit embeddings `[b, e]` of texts, cut off at the model's context."""
         return self._model.encode_text(self._tokenizer(texts).to(self._device), normalize=True)
 
 
@@ -134,24 +129,21 @@ def check_model(name: str) -> None:
         )
 
 
-def network(name: str) -> Network:
-    """What is known of a model without loading it. Raises `UserError` as `check_model` does."""
+def model_preprocessing(name: str) -> Preprocessing:
+    """Returns what a model does to images, as open_clip's list of pretrained models says. Loads nothing.
+
+    Raises `UserError` as `check_model` does.
+    """
     check_model(name)
     architecture, _, weights = name.partition("/")
-    config = open_clip.get_pretrained_cfg(architecture, weights)
     size = open_clip.get_model_config(architecture)["vision_cfg"].get("image_size", PreprocessCfg.size)
-    file = _hub_file(config.get("hf_hub", ""))
-    return Network(
-        name,
-        files=[file] if file else [],
-        preprocessing=str(Preprocessing.from_config({**config, "size": size})),
-        fetch=FETCH_NAMES.get(name, name),
-    )
+    return Preprocessing.from_config({**open_clip.get_pretrained_cfg(architecture, weights), "size": size})
 
 
-def _hub_file(place: str) -> Path | None:
-    """The weights in the Hub's cache on this machine. place: "owner/name/file", or "owner/name/" for open_clip's own
-    file names."""
-    repo, _, file = place.rpartition("/")
-    found = (try_to_load_from_cache(repo, name) for name in ([file] if file else HUB_FILES) if repo)
+def weights_file(name: str) -> Path | None:
+    """Returns where a model's weights lie in the Hub's cache on this machine, None where they do not."""
+    architecture, _, weights = name.partition("/")
+    # "owner/name/file", or "owner/name/" for open_clip's own file names
+    repo, _, file = open_clip.get_pretrained_cfg(architecture, weights).get("hf_hub", "").rpartition("/")
+    found = (try_to_load_from_cache(repo, each) for each in ([file] if file else HUB_FILES) if repo)
     return next((Path(path) for path in found if isinstance(path, str)), None)

@@ -9,15 +9,15 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from riebench.core.batches import fixed_batches
+from riebench.metrics.networks.base import BATCH_SIZE
 
-BATCH_SIZE = 16
 REMEMBERED_IMAGES = 64  # kept for when they come back: those of the cases in hand
 
 _contents: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def contents(images_bchw: torch.Tensor) -> list[bytes]:
-    """For each image what tells its pixels from others'. Hashed once for each tensor that is not written to since."""
+    """Returns for each image what tells its pixels from others'. A tensor is hashed once, until it is written to."""
     version, keys = _contents.get(images_bchw, (None, []))
     if version != images_bchw._version:
         pixels = images_bchw.detach().float().cpu().contiguous().numpy()
@@ -27,11 +27,12 @@ def contents(images_bchw: torch.Tensor) -> list[bytes]:
 
 
 class Remembered:
-    """`function` of images `[b, 3, h, w]` in [0, 1], a tuple of tensors with the batch first.
+    """A function of images `[b, 3, h, w]` in [0, 1] that remembers its values, a tuple of tensors with the batch first.
 
     A case's original image is the reference of every method and subset, and the intervened image is read by several
     metrics: here each is computed when it is first seen. A last, shorter batch is padded, so that an image's values do
-    not depend on the others in its batch. The images used longest ago are forgotten.
+    not depend on the others in its batch. The images used longest ago are forgotten. A function that holds a network
+    is an object with the network among its attributes, so that a twin finds it (`riebench.generation.sharing`).
     """
 
     def __init__(

@@ -1,0 +1,80 @@
+"""Metrics by their names: loaded, or described without being loaded. Imports neither torch nor pandas until then."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from riebench.metrics.base import Metric
+from riebench.metrics.models import ScoringModels
+from riebench.metrics.table import METRICS, check_names, split_name
+
+if TYPE_CHECKING:
+    import torch
+
+    from riebench.analysis.frames import Score
+
+
+def scorers(
+    names: Sequence[str],
+    backbone_family: str = "tinyworld",
+    device: torch.device | str = "cpu",
+    *,
+    keep_marks: bool = False,
+) -> list[Metric]:
+    """Returns the metrics of those names, loaded, sharing their networks. `keep_marks` leaves prompts their `[ ]`
+    (reference mode).
+
+    Raises `UserError` as `check_names` does, for an unknown family, and where weights are missing.
+    """
+    metrics = _build(names, backbone_family, device, keep_marks)
+    for metric in metrics:
+        if hasattr(metric, "load"):
+            metric.load()
+    return metrics
+
+
+def describe(names: Sequence[str], family: str, *, keep_marks: bool = False) -> tuple[Score, ...]:
+    """Returns what a frame says of the metrics of those names on a family's pictures
+    (`frames.describe_scores`).
+
+    Loads no network: files of weights are hashed, once a process; those that are not on this machine have the hash "".
+    Raises `UserError` as `check_names` does.
+    """
+    return tuple(_described(metric) for metric in _build(names, family, "cpu", keep_marks))
+
+
+def _build(names: Sequence[str], family: str, device: torch.device | str, keep_marks: bool) -> list[Metric]:
+    """Returns the metrics, not loaded yet; those of one CLIP share it."""
+    models = {"": ScoringModels(family, device, keep_marks)}
+    check_names(names, family)
+    metrics = []
+    for name in names:
+        base, model = split_name(name)
+        if model not in models:
+            models[model] = ScoringModels(family, device, keep_marks, clip_name=model)
+        metrics.append(METRICS.get(base)(models[model]))
+    return metrics
+
+
+def _described(metric: Metric) -> Score:
+    from riebench.analysis.frames import SCORE_BY_NAME, Score
+
+    base, model = split_name(metric.name)
+    better = {True: "higher", False: "lower", None: "neither"}[metric.higher_is_better]
+    known = SCORE_BY_NAME.get(base)
+    words = known or Score(
+        base, getattr(metric, "label", base), better, metric.summary, always=getattr(metric, "always", False)
+    )
+    return Score(
+        metric.name,
+        f"{words.label} ({model})" if model else words.label,
+        words.better,
+        words.meaning,
+        words.always,
+        bounds=tuple(float(bound) if np.isfinite(bound) else None for bound in metric.bounds),
+        needs=tuple(getattr(metric, "needs", ())),
+        **{name: getattr(metric, name, "") for name in ("source", "network", "weights_sha256", "preprocessing")},
+    )
