@@ -13,9 +13,11 @@ from huggingface_hub import constants
 
 from riebench.backbones.table import BACKBONES
 from riebench.core.hub import weights_folder
-from riebench.doctor import CLIP, CLIP_WEIGHTS, examine, fetch_names, format_doctor
-from riebench.metrics.models import OPENAI_CLIP
+from riebench.doctor import examine, fetch_names, format_doctor
+from riebench.metrics.networks.clip import OPENAI_CLIP
 from riebench.regions.grounders import GROUNDER_WEIGHTS, GROUNDERS
+
+CLIP, (CLIP_WEIGHTS,) = OPENAI_CLIP.fetch_name, OPENAI_CLIP.weights
 
 
 def put(root, weights, count=None):
@@ -143,7 +145,7 @@ def test_every_name_to_fetch_stands_for_weights():
 
 
 def test_the_clip_is_where_open_clip_looks_for_it(cache, monkeypatch):
-    architecture, _, tag = OPENAI_CLIP.partition("/")
+    architecture, _, tag = OPENAI_CLIP.model.partition("/")
     entry = open_clip.get_pretrained_cfg(architecture, tag)
     assert entry["hf_hub"].strip("/") == CLIP_WEIGHTS.repo
     put(cache, CLIP_WEIGHTS)

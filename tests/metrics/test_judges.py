@@ -13,13 +13,16 @@ from PIL import Image
 from riebench.core.errors import UserError
 from riebench.core.files import data_folder
 from riebench.tinyworld.captions import caption
-from riebench.tinyworld.clip import WEIGHTS_FILE, change_attribute, evaluate_clip, load_clip
-from riebench.tinyworld.grounder import MIN_PIXELS, Grounder, evaluate_grounder, load_grounder, phrase_noun
-from riebench.tinyworld.oracle import Oracle, calibration_error, evaluate_oracle, load_oracle
+from riebench.tinyworld.clip import WEIGHTS_FILE, load_clip
+from riebench.tinyworld.grounder import MIN_PIXELS, Grounder, load_grounder, phrase_noun
+from riebench.tinyworld.oracle import Oracle, load_oracle
 from riebench.tinyworld.render import render
 from riebench.tinyworld.scenes import ATTRIBUTES, VALUES, Scene
 from riebench.tinyworld_build.augment import degrade, training_scenes, unit_images
 from riebench.tinyworld_build.batches import random_scenes
+from riebench.tinyworld_build.train_clip import change_attribute, evaluate_clip
+from riebench.tinyworld_build.train_grounder import evaluate_grounder
+from riebench.tinyworld_build.train_oracle import calibration_error, evaluate_oracle
 
 TINYWORLD = data_folder() / "tinyworld"
 

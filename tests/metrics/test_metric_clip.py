@@ -14,11 +14,14 @@ from torch.nn import functional as F
 from riebench.core.errors import UserError
 from riebench.core.files import data_folder
 from riebench.edits.edit import Edit, load_edits, strip_marks
-from riebench.metrics import METRICS, clip, openclip, remembered, score_batch, scorers
+from riebench.metrics import METRICS, score_batch, scorers
 from riebench.metrics.clip_region import crop_boxes, phrase_text
 from riebench.metrics.models import ScoringModels
-from riebench.metrics.openclip import Preprocessing, check_model
-from riebench.metrics.weights import OPENAI_CLIP, SIGLIP2
+from riebench.metrics.networks import openclip, remembered
+from riebench.metrics.networks.clip import OPENAI_CLIP, OpenClip
+from riebench.metrics.networks.embeddings import Embeddings
+from riebench.metrics.networks.openclip import Preprocessing, check_model
+from riebench.metrics.networks.siglip import SIGLIP2
 from riebench.tinyworld.clip import load_clip
 
 
@@ -44,7 +47,7 @@ def plain(*colours):
 
 
 def clip_metrics(encoder, **options):
-    models = SimpleNamespace(clip=clip.Embeddings(encoder, **options), clip_name="")
+    models = ScoringModels(loaded={"clip": Embeddings(encoder, **options)})
     return [METRICS.get(f"clip_{kind}_{side}")(models) for kind in ("text", "image") for side in ("edited", "original")]
 
 
@@ -62,7 +65,7 @@ def test_clip_cosines_by_hand():
 
 
 def directional(batch, encoder=None):
-    models = SimpleNamespace(clip=clip.Embeddings(encoder or ColourEncoder()), clip_name="")
+    models = ScoringModels(loaded={"clip": Embeddings(encoder or ColourEncoder())})
     return score_batch([METRICS.get("clip_directional")(models)], batch)["clip_directional"]
 
 
@@ -138,7 +141,7 @@ def test_what_one_call_asks_for_is_kept_for_the_next_however_little_is_to_be_kep
 
 def test_batches_are_filled_up_so_that_company_does_not_matter():
     encoder = ColourEncoder()
-    embeddings = clip.Embeddings(encoder, batch_size=4)
+    embeddings = Embeddings(encoder, batch_size=4)
     embeddings.images(images(1, b=5))
     embeddings.texts(["red circle"])
     assert encoder.images_seen == [4, 4] and encoder.texts_seen == [["red circle"] * 4]
@@ -146,7 +149,7 @@ def test_batches_are_filled_up_so_that_company_does_not_matter():
 
 def test_an_image_that_was_written_to_is_another_image():
     encoder = ColourEncoder()
-    embeddings = clip.Embeddings(encoder, batch_size=1)
+    embeddings = Embeddings(encoder, batch_size=1)
     image = torch.zeros(1, 3, 4, 4)
     embeddings.images(image)
     image[0, 0] = 1.0
@@ -155,7 +158,7 @@ def test_an_image_that_was_written_to_is_another_image():
 
 def test_images_of_equal_bytes_and_other_shape_are_not_confused():
     encoder = ColourEncoder()
-    embeddings = clip.Embeddings(encoder, batch_size=1)
+    embeddings = Embeddings(encoder, batch_size=1)
     embeddings.images(torch.zeros(1, 3, 4, 8))
     embeddings.images(torch.zeros(1, 3, 8, 4))
     assert encoder.images_seen == [1, 1]
@@ -224,7 +227,7 @@ def test_region_cosines_by_hand():
     images_bchw[:, :, 1:7, 1:7] = torch.tensor([1.0, 0.0, 0.0])[:, None, None]
     images_bchw[:, :, 19:25, 19:25] = torch.tensor([0.0, 0.0, 1.0])[:, None, None]
     edits = [make_edit(), Edit("e", "change_style", "a", "b", "everything", "not square"), make_edit()]
-    models = SimpleNamespace(clip=clip.Embeddings(encoder), clip_name="")
+    models = ScoringModels(loaded={"clip": Embeddings(encoder)})
     metrics = [METRICS.get(f"clip_region_{side}")(models) for side in ("original", "edited")]
     scores = score_batch(metrics, make_batch(images_bchw, edits=edits, regions=regions))
     np.testing.assert_allclose(scores["clip_region_original"], [1.0, np.nan, np.nan], atol=1e-6)
@@ -233,7 +236,7 @@ def test_region_cosines_by_hand():
 
 def test_crops_of_any_size_are_brought_to_the_size_of_the_encoder():
     encoder = ColourEncoder()
-    embeddings = clip.Embeddings(encoder, resize=Preprocessing.from_config({"size": 16}).resize)
+    embeddings = Embeddings(encoder, resize=Preprocessing.from_config({"size": 16}).resize)
     found = embeddings.crops([torch.full((3, *size), 0.5) for size in ((1, 1), (5, 30), (16, 16), (40, 9))])
     np.testing.assert_allclose(found, np.full((4, 3), 3**-0.5), atol=1e-6)
 
@@ -271,16 +274,16 @@ def test_what_has_the_model_s_size_is_only_normalised():
 
 
 def test_a_model_is_described_by_its_name_as_it_will_read_images(monkeypatch):
-    openai, siglip = openclip.network(OPENAI_CLIP), openclip.network(SIGLIP2)
+    openai, siglip = OPENAI_CLIP.describe(), SIGLIP2.describe()
     assert "bicubic" in openai.preprocessing and "224 x 224 (shorter side, centre crop)" in openai.preprocessing
     assert "mean 0.48145466 0.4578275 0.40821073" in openai.preprocessing
     assert "224 x 224 (both sides), mean 0.5 0.5 0.5" in siglip.preprocessing
-    for name in (OPENAI_CLIP, SIGLIP2, "ViT-B-32/laion2b_s34b_b79k"):
-        check_model(name)
-        architecture, _, weights = name.partition("/")
+    for network in (OPENAI_CLIP, SIGLIP2, OpenClip("ViT-B-32/laion2b_s34b_b79k")):
+        check_model(network.model)
+        architecture, _, weights = network.model.partition("/")
         blank = {"size": open_clip.get_model_config(architecture)["vision_cfg"]["image_size"]}
         config = blank | open_clip.get_pretrained_cfg(architecture, weights)
-        assert str(Preprocessing.from_config(config)) == openclip.network(name).preprocessing
+        assert str(Preprocessing.from_config(config)) == network.describe().preprocessing
 
 
 def test_open_clip_s_model_reads_images_as_it_says_and_texts_by_its_tokenizer(monkeypatch):
@@ -293,7 +296,7 @@ def test_open_clip_s_model_reads_images_as_it_says_and_texts_by_its_tokenizer(mo
         "get_tokenizer",
         lambda _: lambda texts: tokenizer(texts, padding="max_length", max_length=24, return_tensors="pt").input_ids,
     )
-    encoder, shipped = openclip.OpenClip("any/weights"), load_clip()
+    encoder, shipped = openclip.Encoder("any/weights"), load_clip()
     batch, texts = images(0), ["a red circle", "a blue square at night"]
     torch.testing.assert_close(encoder.encode_images(batch), shipped.encode_images(batch), rtol=0, atol=1e-6)
     torch.testing.assert_close(encoder.encode_texts(texts), shipped.encode_texts(texts), rtol=0, atol=1e-6)
@@ -320,8 +323,11 @@ def test_weights_that_cannot_be_had_are_named_with_the_command_that_gets_them(mo
 
 def test_edit_efficiency_by_hand():
     distances = torch.tensor([0.5, 0.25, 0.9e-4])
-    models = SimpleNamespace(
-        clip=clip.Embeddings(ColourEncoder()), lpips=SimpleNamespace(distance=lambda a, b: distances), clip_name=""
+    models = ScoringModels(
+        loaded={
+            "clip": Embeddings(ColourEncoder()),
+            "lpips": SimpleNamespace(distance=lambda a, b: distances),
+        }
     )
     batch = make_batch(
         plain([0.0, 0.0, 0.5], [0.7, 0.0, 0.0], [0.0, 0.0, 0.5]),

@@ -20,22 +20,26 @@ from torch.nn import functional as F
 from riebench.core.errors import UserError
 from riebench.core.files import data_folder
 from riebench.metrics import METRICS, score_batch
-from riebench.metrics import lpips as lpips_metrics
-from riebench.metrics.networks import convert_alexnet
+from riebench.metrics.lpips import LpipsOutside
+from riebench.metrics.models import ScoringModels
+from riebench.metrics.networks import convert_alexnet, lpips_distance
+from riebench.metrics.networks import lpips as lpips_networks
+from riebench.metrics.networks.lpips import ALEX, SQUEEZE, VGG
+from riebench.metrics.networks.lpips_distance import Lpips
 
 TRUNK = data_folder() / "lpips" / "alex.safetensors"
 
 
 @pytest.fixture(scope="module")
 def alex():
-    return lpips_metrics.Lpips()
+    return Lpips(ALEX)
 
 
 def layer_distances(a, b):
     """LPIPS's five maps written out from the paper: unit features, squared difference, weighted by the head."""
     with safe_open(TRUNK, "pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    heads = lpips_metrics.head_state()
+    heads = lpips_distance.head_state(ALEX)
     shift = torch.tensor([-0.030, -0.088, -0.188])[:, None, None]
     scale = torch.tensor([0.458, 0.448, 0.450])[:, None, None]
     a, b = ((2 * images_bchw - 1 - shift) / scale for images_bchw in (a, b))
@@ -73,13 +77,13 @@ def test_lpips_properties(alex):
 def test_building_lpips_leaves_the_random_state_alone():
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    lpips_metrics.Lpips()
+    Lpips(ALEX)
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_lpips_scores_name_their_reference(alex):
     a, b = images(1), images(2)
-    models = SimpleNamespace(lpips=alex)
+    models = ScoringModels(loaded={"lpips": alex})
     batch = make_batch(a, original=a, edited=b)
     metrics = [METRICS.get(name)(models) for name in ("lpips_original", "lpips_edited", "lpips_outside")]
     scores = score_batch(metrics, batch)
@@ -90,17 +94,17 @@ def test_lpips_scores_name_their_reference(alex):
 
 def test_lpips_outside_by_hand():
     distance_map = torch.arange(3 * 4 * 4, dtype=torch.float32).reshape(3, 4, 4)
-    models = SimpleNamespace(lpips=SimpleNamespace(distance_map=lambda a, b: distance_map))
+    models = ScoringModels(loaded={"lpips": SimpleNamespace(distance_map=lambda a, b: distance_map)})
     outside = torch.zeros(3, 4, 4, dtype=torch.bool)
     outside[0, 1, 1:3] = True  # cells 5 and 6
     outside[1] = True  # cells 16..31; nothing is outside in the third
-    scores = lpips_metrics.LpipsOutside(models, "alex").score(make_batch(images(0, size=4), outside=outside))
+    scores = LpipsOutside(models, ALEX).score(make_batch(images(0, size=4), outside=outside))
     np.testing.assert_array_equal(scores, [5.5, 23.5, np.nan])
 
 
 def test_lpips_outside_compares_with_the_original(alex):
     a, b = images(1), images(2)
-    metric = lpips_metrics.LpipsOutside(SimpleNamespace(lpips=alex), "alex")
+    metric = LpipsOutside(ScoringModels(loaded={"lpips": alex}), ALEX)
     outside = torch.zeros(3, 64, 64, dtype=torch.bool)
     outside[:, :, :32] = True
     found = metric.score(make_batch(a, original=b, edited=a, outside=outside))
@@ -108,17 +112,17 @@ def test_lpips_outside_compares_with_the_original(alex):
 
 
 def test_a_missing_or_broken_trunk_is_an_error_to_mend(tmp_path, monkeypatch):
-    monkeypatch.setattr(lpips_metrics, "data_folder", lambda: tmp_path)
+    monkeypatch.setattr(lpips_networks, "data_folder", lambda: tmp_path)
     with pytest.raises(UserError, match="install riebench again"):
-        lpips_metrics.trunk_state()
+        lpips_distance.trunk_state(ALEX)
     (tmp_path / "lpips").mkdir()
     (tmp_path / "lpips" / "alex.safetensors").write_bytes(TRUNK.read_bytes()[:1000])
     with pytest.raises(UserError, match="install riebench again"):
-        lpips_metrics.trunk_state()
+        lpips_distance.trunk_state(ALEX)
 
 
 def test_lpips_computes_each_distinct_image_once_and_in_any_company_the_same():
-    alex = lpips_metrics.Lpips(batch_size=4)
+    alex = Lpips(ALEX, batch_size=4)
     function, seen = alex._features._function, []
     alex._features._function = lambda images: seen.append(len(images)) or function(images)
     generator = torch.Generator().manual_seed(0)
@@ -135,15 +139,15 @@ def test_lpips_computes_each_distinct_image_once_and_in_any_company_the_same():
 # ---------------------------------------------------------------- other nets
 
 
-@pytest.fixture(params=["vgg", "squeeze"])
+@pytest.fixture(params=[VGG, SQUEEZE], ids=["vgg", "squeeze"])
 def foreign(request, tmp_path, monkeypatch):
-    """A net, and lpips's own network of it with random weights, which lie as torchvision's in torch's cache."""
+    """A network of ours, and lpips's own of it with random weights, which lie as torchvision's in torch's cache."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
-        peer = lpips.LPIPS(net=request.param, pnet_rand=True, verbose=False)
+        peer = lpips.LPIPS(net=request.param.net, pnet_rand=True, verbose=False)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    path = lpips_metrics.trunk_path(request.param)
+    path = request.param.trunk_path
     path.parent.mkdir()
     trunk = {f"features.{name.partition('.')[2]}": tensor for name, tensor in peer.net.state_dict().items()}
     torch.save(trunk | {"classifier.1.weight": torch.zeros(3)}, path)
@@ -151,8 +155,8 @@ def foreign(request, tmp_path, monkeypatch):
 
 
 def test_other_nets_are_lpips_own_with_torchvision_s_weights(foreign):
-    net, peer = foreign
-    ours = lpips_metrics.Lpips(net, batch_size=2)
+    network, peer = foreign
+    ours = Lpips(network, batch_size=2)
     a, b = images(1), images(2)
     with torch.no_grad():
         expected = peer(a, b, normalize=True).flatten()
@@ -160,8 +164,8 @@ def test_other_nets_are_lpips_own_with_torchvision_s_weights(foreign):
         expected_map = peer(a, b, normalize=True)[:, 0]
     torch.testing.assert_close(ours.distance(a, b), expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(ours.distance_map(a, b), expected_map, rtol=1e-5, atol=1e-6)
-    models = SimpleNamespace(**{f"lpips_{net}": ours})
-    names = [f"lpips_{net}_{kind}" for kind in ("original", "edited", "outside")]
+    models = ScoringModels(loaded={f"lpips_{network.net}": ours})
+    names = [f"lpips_{network.net}_{kind}" for kind in ("original", "edited", "outside")]
     scores = score_batch([METRICS.get(name)(models) for name in names], make_batch(a, original=b, edited=a))
     assert list(scores) == names
     np.testing.assert_allclose(scores[names[0]], expected, rtol=1e-5)
@@ -169,25 +173,25 @@ def test_other_nets_are_lpips_own_with_torchvision_s_weights(foreign):
     np.testing.assert_allclose(scores[names[2]], expected_map.mean(dim=(1, 2)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("net", ["vgg", "squeeze"])
+@pytest.mark.parametrize("network", [VGG, SQUEEZE], ids=["vgg", "squeeze"])
 @pytest.mark.parametrize("broken", [False, True])
 def test_weights_of_other_nets_that_are_not_there_come_with_a_command_that_gets_them(
-    net, broken, tmp_path, monkeypatch, capsys
+    network, broken, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     if broken:
-        lpips_metrics.trunk_path(net).parent.mkdir()
-        lpips_metrics.trunk_path(net).write_bytes(b"half a file")
-    with pytest.raises(UserError, match=f"{net}.* cannot be read.* run `python -c ") as error:
-        lpips_metrics.Lpips(net)
+        network.trunk_path.parent.mkdir()
+        network.trunk_path.write_bytes(b"half a file")
+    with pytest.raises(UserError, match=f"{network.net}.* cannot be read.* run `python -c ") as error:
+        Lpips(network)
     asked = []
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", lambda url, **_: asked.append(url))
     exec(str(error.value).partition('-c "')[2].partition('"`')[0])
-    assert [Path(url).name for url in asked] == [lpips_metrics.trunk_path(net).name]
+    assert [Path(url).name for url in asked] == [network.trunk_path.name]
 
 
 def test_a_distance_is_measured_once_however_many_metrics_ask(monkeypatch):
-    alex = lpips_metrics.Lpips()
+    alex = Lpips(ALEX)
     measure, measured = alex._measure, []
     monkeypatch.setattr(alex, "_measure", lambda *given: measured.append(1) or measure(*given))
     a, b = images(1), images(2)
@@ -198,7 +202,7 @@ def test_a_distance_is_measured_once_however_many_metrics_ask(monkeypatch):
     assert not torch.equal(alex.distance(b, a[[1, 0, 2]]), alex.distance(a, b)) and len(measured) == 2
     for other in range(3, 9):
         alex.distance(a, images(other))
-    assert len(alex._distances) == lpips_metrics.REMEMBERED_BATCHES
+    assert len(alex._distances) == lpips_distance.REMEMBERED_BATCHES
 
 
 # ---------------------------------------------------------------- the conversion of AlexNet
@@ -207,7 +211,7 @@ def test_a_distance_is_measured_once_however_many_metrics_ask(monkeypatch):
 def test_the_trunks_archive_holds_lpips_own_heads():
     with safe_open(TRUNK, "np") as file:
         recorded = file.metadata()
-    heads = lpips_metrics.head_state()
+    heads = lpips_distance.head_state(ALEX)
     for index in range(5):
         found = hashlib.sha256(heads[f"lin{index}.model.1.weight"].numpy().astype("<f4").tobytes()).hexdigest()
         assert found == recorded[f"sha256_lin{index}"]

@@ -1,14 +1,15 @@
 """The oracle's scores by hand."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from metric_batches import images, make_batch, make_edit
 
 from riebench.core.errors import UserError
-from riebench.metrics import oracle, remembered, score_batch
+from riebench.metrics import oracle, score_batch
+from riebench.metrics.models import ScoringModels
+from riebench.metrics.networks.oracle import Attributes
+from riebench.metrics.networks.remembered import Remembered
 from riebench.tinyworld.captions import caption
 from riebench.tinyworld.scenes import ATTRIBUTES, Scene
 
@@ -34,7 +35,7 @@ def oracle_scores(cases):
         original=torch.stack([picture(original) for original, *_ in cases]),
         edits=edits,
     )
-    models = SimpleNamespace(attributes=remembered.Remembered(lambda images: (Reader().attributes(images),)))
+    models = ScoringModels(loaded={"attributes": Remembered(Attributes(Reader()))})
     return score_batch([oracle.OracleSuccess(models), oracle.OraclePreservation(models)], batch)
 
 
@@ -64,6 +65,6 @@ def test_oracle_preservation_of_an_edit_that_changes_all():
 
 
 def test_oracle_refuses_prompts_of_another_world():
-    models = SimpleNamespace(attributes=remembered.Remembered(lambda images: (Reader().attributes(images),)))
+    models = ScoringModels(loaded={"attributes": Remembered(Attributes(Reader()))})
     with pytest.raises(UserError, match="not in tinyworld's vocabulary"):
         oracle.OracleSuccess(models).score(make_batch(images(0), edits=[make_edit(original="a photo of a dog")] * 3))

@@ -1,7 +1,5 @@
 """Structure distance beside a slow loop over tokens, on a small DINO of random weights."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -10,8 +8,13 @@ from torch.nn import functional as F
 from transformers import ViTConfig, ViTModel
 
 from riebench.core.errors import UserError
-from riebench.metrics import remembered, score_batch, scorers, structure
-from riebench.metrics.weights import DINO, METRIC_WEIGHTS
+from riebench.metrics import score_batch, scorers
+from riebench.metrics.models import ScoringModels
+from riebench.metrics.networks import dino
+from riebench.metrics.networks.key_similarity import KeySimilarity, self_similarity
+from riebench.metrics.networks.remembered import Remembered
+from riebench.metrics.networks.table import METRIC_WEIGHTS
+from riebench.metrics.structure import StructureDistance
 
 CONFIG = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
 
@@ -20,6 +23,10 @@ CONFIG = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "
 def model():
     torch.manual_seed(0)
     return ViTModel(ViTConfig(**CONFIG, image_size=224, patch_size=56), add_pooling_layer=False).eval()
+
+
+def keys_of(model):
+    return KeySimilarity(model, dino.SIZE, dino.MEAN, dino.STD)
 
 
 def slow_similarity(model, image_chw):
@@ -45,8 +52,7 @@ def slow_similarity(model, image_chw):
 
 def test_the_distance_is_the_mean_squared_difference_of_all_cosines(model):
     a, b = images(1, b=2, size=96), images(2, b=2, size=96)
-    reading = remembered.Remembered(lambda x: (structure.self_similarity(model, structure.preprocess(x)),))
-    metric = structure.StructureDistance(SimpleNamespace(dino=reading))
+    metric = StructureDistance(ScoringModels(loaded={"dino": Remembered(keys_of(model))}))
     found = score_batch([metric], make_batch(a, original=b))["structure_distance"]
     for i in range(2):
         ours, theirs = (slow_similarity(model, side[i]) for side in (a, b))
@@ -59,21 +65,19 @@ def test_hooks_come_off_also_when_the_model_fails(model):
     model(torch.zeros(1, 3, 224, 224))  # transformers puts some on of its own
     before = [len(module._forward_hooks) for module in model.modules()]
     with pytest.raises(ValueError):
-        structure.self_similarity(model, torch.zeros(1, 3, 100, 100))
-    structure.self_similarity(model, torch.zeros(1, 3, 224, 224))
+        self_similarity(model, torch.zeros(1, 3, 100, 100))
+    self_similarity(model, torch.zeros(1, 3, 224, 224))
     assert [len(module._forward_hooks) for module in model.modules()] == before
 
 
 def test_weights_are_read_from_the_hub_s_cache(model, tmp_path, monkeypatch):
     model.save_pretrained(tmp_path)
     asked = []
-    monkeypatch.setattr(structure, "weights_folder", lambda *given: asked.append(given) or tmp_path)
+    monkeypatch.setattr(dino, "weights_folder", lambda *given: asked.append(given) or tmp_path)
     batch = make_batch(images(1, b=2), original=images(2, b=2))
     found = score_batch(scorers(["structure_distance"], "sdxl"), batch)["structure_distance"]
-    assert asked == [(DINO, METRIC_WEIGHTS[DINO][0])]
-    ours, theirs = (
-        structure.self_similarity(model, structure.preprocess(x)) for x in (batch.intervened, batch.original)
-    )
+    assert asked == [("dino-vitb8", METRIC_WEIGHTS["dino-vitb8"][0])]
+    ours, theirs = (keys_of(model)(x)[0] for x in (batch.intervened, batch.original))
     np.testing.assert_allclose(found, (ours - theirs).square().mean(dim=(1, 2)), rtol=1e-5)
 
 

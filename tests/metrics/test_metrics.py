@@ -3,7 +3,9 @@
 import hashlib
 import json
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from threading import Barrier
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,19 +20,19 @@ from riebench.core.errors import UserError
 from riebench.core.files import data_folder
 from riebench.core.scores import SCORE_BY_NAME, SCORES
 from riebench.edits.edit import load_edits
+from riebench.generation.sharing import twin_of
 from riebench.metrics import (
     ANY_CLIP,
     METRICS,
     default_metrics,
     describe,
     metrics_of,
-    openclip,
     score_batch,
     scorers,
-    structure,
 )
-from riebench.metrics import lpips as lpips_metrics
-from riebench.metrics.models import FAMILIES
+from riebench.metrics.networks import dino, key_similarity, lpips_distance, openclip
+from riebench.metrics.networks.lpips import ALEX, VGG
+from riebench.metrics.networks.table import NETWORKS
 from riebench.runs.scoring import Pictures, Scorer
 from riebench.tinyworld import clip as tinyworld_clip
 from riebench.tinyworld import oracle as tinyworld_oracle
@@ -107,7 +109,7 @@ def test_unknown_names_and_families():
     ],
 )
 def test_a_wrong_name_of_another_clip_is_told_before_anything_is_loaded(name, words, monkeypatch):
-    monkeypatch.setattr(openclip, "OpenClip", None)
+    monkeypatch.setattr(openclip, "Encoder", None)
     for ask in (scorers, describe):
         with pytest.raises(UserError, match=words):
             ask([name], "sdxl")
@@ -115,7 +117,7 @@ def test_a_wrong_name_of_another_clip_is_told_before_anything_is_loaded(name, wo
 
 def test_a_run_is_scored_by_what_was_published_and_what_strict_mode_adds():
     published = {"clip_image_original", "clip_image_edited", "clip_text_original", "clip_text_edited"}
-    for family in FAMILIES:
+    for family in NETWORKS:
         names = default_metrics(family)
         assert published | {"lpips_original", "lpips_edited", "edit_efficiency"} <= set(names) <= set(METRICS.names())
         assert set(names) <= set(metrics_of(family)) and len(set(names)) == len(names)
@@ -172,12 +174,12 @@ def test_metrics_are_described_without_a_network(monkeypatch):
     for place, name in (
         (tinyworld_clip, "load_clip"),
         (tinyworld_oracle, "load_oracle"),
-        (openclip, "OpenClip"),
-        (lpips_metrics, "Lpips"),
-        (structure, "load_dino"),
+        (openclip, "Encoder"),
+        (lpips_distance, "Lpips"),
+        (key_similarity, "load_vit"),
     ):
         monkeypatch.setattr(place, name, None)
-    for family in FAMILIES:
+    for family in NETWORKS:
         names = (*metrics_of(family), OTHER_CLIP)
         described = describe(names, family)
         assert tuple(score.name for score in described) == names
@@ -205,7 +207,7 @@ def test_the_metrics_say_the_same_direction_as_the_tables():
 
 
 def test_the_hash_is_of_the_bytes_of_the_weights():
-    files = data_folder() / "tinyworld" / "clip" / "open_clip_model.safetensors", lpips_metrics.head_path()
+    files = data_folder() / "tinyworld" / "clip" / "open_clip_model.safetensors", ALEX.head_path
     clip_text, lpips = describe(["clip_text_edited", "lpips_original"], "tinyworld")
     assert clip_text.weights_sha256 == hashlib.sha256(files[0].read_bytes()).hexdigest()
     trunk = (data_folder() / "lpips" / "alex.safetensors").read_bytes()
@@ -229,7 +231,7 @@ def test_a_changed_file_has_another_hash(monkeypatch, tmp_path):
     for text in (b"one", b"other"):
         file.write_bytes(text)
         (score,) = describe(["lpips_vgg_original"], "sdxl")
-        assert score.weights_sha256 == hashlib.sha256(text + lpips_metrics.head_path("vgg").read_bytes()).hexdigest()
+        assert score.weights_sha256 == hashlib.sha256(text + VGG.head_path.read_bytes()).hexdigest()
         found.add(score.weights_sha256)
     assert len(found) == 2
 
@@ -246,7 +248,7 @@ def test_the_description_says_where_prompts_keep_their_marks():
 class RandomClip:
     """A CLIP of random weights in open_clip's place."""
 
-    def __init__(self, name, device):
+    def __init__(self, name, device, remedy):
         generator = torch.Generator().manual_seed(len(name))
         self.weight = torch.randn(16, 3 * 8 * 8, generator=generator)
         self.words = torch.randn(128, 16, generator=generator)
@@ -264,7 +266,7 @@ def random_trunk(net):
     """torchvision's weights of a net, drawn at random."""
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = lpips_metrics.lpips.LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False).net
+        found = lpips_distance.lpips.LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False).net
     generator = torch.Generator().manual_seed(1)
     state = {}
     for name, tensor in found.state_dict().items():
@@ -273,19 +275,23 @@ def random_trunk(net):
     return state
 
 
+def small_vit():
+    """A small DINO of random weights."""
+    torch.manual_seed(0)
+    small = ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, patch_size=32)
+    return ViTModel(small, add_pooling_layer=False).eval()
+
+
 @pytest.fixture(scope="module")
 def networks():
     """Every metric on tinyworld, with random networks in the place of those that are not shipped."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(openclip, "OpenClip", RandomClip)
-    shipped = lpips_metrics.trunk_state
-    patch.setattr(lpips_metrics, "trunk_state", lambda net: shipped() if net == "alex" else random_trunk(net))
-    torch.manual_seed(0)
-    small = ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, patch_size=32)
-    model = ViTModel(small, add_pooling_layer=False).eval()
-    patch.setattr(
-        structure, "load_dino", lambda _: lambda x: (structure.self_similarity(model, structure.preprocess(x)),)
-    )
+    patch.setattr(openclip, "Encoder", RandomClip)
+    shipped = lpips_distance.trunk_state
+    patch.setattr(lpips_distance, "trunk_state", lambda n: shipped(n) if n is ALEX else random_trunk(n.net))
+    model = small_vit()
+    patch.setattr(dino, "weights_folder", lambda *_: None)
+    patch.setattr(key_similarity, "load_vit", lambda *_: model)
     yield
     patch.undo()
 
@@ -388,7 +394,12 @@ def test_the_edited_image_itself_is_the_best_edit_on_every_score_against_it(metr
 
 def test_metrics_of_one_other_clip_share_it_and_bear_its_name(networks, monkeypatch):
     built = []
-    monkeypatch.setattr(openclip, "OpenClip", lambda name, device: built.append(name) or RandomClip(name, device))
+
+    def build(name, device, remedy):
+        built.append(name)
+        return RandomClip(name, device, remedy)
+
+    monkeypatch.setattr(openclip, "Encoder", build)
     names = [f"{name}@ViT-B-32/laion2b_s34b_b79k" for name in ANY_CLIP]
     found = scorers([*names, "siglip2_text_edited", "siglip2_image_original"], "sdxl")
     assert [metric.name for metric in found][: len(names)] == names
@@ -397,8 +408,61 @@ def test_metrics_of_one_other_clip_share_it_and_bear_its_name(networks, monkeypa
 
 def test_networks_are_loaded_once_on_demand_and_for_all_metrics(monkeypatch):
     built = []
-    monkeypatch.setattr(lpips_metrics, "Lpips", lambda net, device, _size: built.append(net) or nn.Identity())
+    monkeypatch.setattr(lpips_distance, "Lpips", lambda network, *_: built.append(network.net) or nn.Identity())
     describe(["lpips_original", "lpips_vgg_original"], "sdxl")
     assert built == []
     scorers(["lpips_original", "lpips_outside", "lpips_vgg_original", "lpips_edited", "mse"], "sdxl")
     assert built == ["alex", "vgg"]
+
+
+# ---------------------------------------------------------------- twins
+
+
+def modules_of(thing):
+    """Every module that an object holds, found through its attributes."""
+    waiting, seen = [thing], {}
+    while waiting:
+        item = waiting.pop()
+        if id(item) in seen:
+            continue
+        seen[id(item)] = item
+        waiting += item.values() if isinstance(item, dict) else item if isinstance(item, list | tuple) else ()
+        waiting += vars(item).values() if hasattr(item, "__dict__") and not isinstance(item, type) else ()
+    return {key: item for key, item in seen.items() if isinstance(item, nn.Module)}
+
+
+def test_a_twin_s_networks_are_its_own_and_share_their_weights(metrics):
+    ours, theirs = modules_of(metrics), modules_of(twin_of(metrics))
+    assert len(ours) == len(theirs) > 100 and not set(ours) & set(theirs)
+    (one,), (other,) = ([m for m in found.values() if isinstance(m, ViTModel)] for found in (ours, theirs))
+    assert one is not other and all(a is b for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    weights, others = ({id(p) for m in found.values() for p in m.parameters()} for found in (ours, theirs))
+    assert weights == others
+
+
+def test_two_twins_in_two_threads_score_as_one_after_the_other(networks, varied, monkeypatch):
+    """The threads meet in the midst of DINO, where a hook of either is on the module that it runs."""
+    model, meetings = small_vit(), []
+
+    def meet(*_):
+        for meeting in meetings:
+            meeting.wait(60)
+
+    model.embeddings.register_forward_hook(meet)
+    monkeypatch.setattr(key_similarity, "load_vit", lambda *_: model)
+    names = ["structure_distance", "clip_text_edited", "clip_region_edited", "siglip2_image_edited", "lpips_outside"]
+    names += ["lpips_squeeze_edited", "edit_efficiency", "oracle_preservation"]
+    scorer = Scorer("tinyworld", "cpu", names=names)
+    pictures = [Pictures(*case) for case in zip(varied["original"], varied["edited"], varied["regions"], strict=True)]
+    rows = list(zip(varied["edits"], pictures, varied["intervened"], strict=True))
+    tasks = (rows[0:2], rows[1:3]), (rows[4:6], rows[5:7])
+
+    def work(twin, batches):
+        return [[list(row.values()) for row in twin.score(batch)] for batch in batches]
+
+    expected = [work(scorer.twin(), batches) for batches in tasks]
+    twins = scorer.twin(), scorer.twin()
+    meetings.append(Barrier(2))
+    with ThreadPoolExecutor(2) as threads:
+        together = list(threads.map(work, twins, tasks))
+    np.testing.assert_array_equal(np.array(together), np.array(expected))

@@ -101,7 +101,7 @@ def test_trained_pipelines_are_written_whole_and_say_nothing_of_where_they_were_
 
 def test_the_clean_latents_are_those_of_the_scheduler():
     """diffusers' Euler step says what it takes for the clean sample; ours must be that, at every noise level."""
-    from riebench.tinyworld.models import build_base_scheduler, noise_levels
+    from riebench.tinyworld_build.models import build_base_scheduler, noise_levels
     from riebench.tinyworld_build.train_base import denoise
 
     scheduler = build_base_scheduler()
@@ -124,7 +124,7 @@ def test_the_clean_latents_are_those_of_the_scheduler():
 
 def test_euler_steps_walk_the_path_that_base_is_trained_on():
     """With a denoiser that is right, every step lands on x(sigma) = (1 - sigma / sigma_max) x0 + sigma noise."""
-    from riebench.tinyworld.models import build_base_scheduler
+    from riebench.tinyworld_build.models import build_base_scheduler
 
     scheduler = build_base_scheduler()
     scheduler.set_timesteps(25)
