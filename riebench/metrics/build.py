@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -63,7 +63,10 @@ def _described(metric: Metric) -> Score:
     from riebench.analysis.frames import SCORE_BY_NAME, Score
 
     base, model = split_name(metric.name)
-    better = {True: "higher", False: "lower", None: "neither"}[metric.higher_is_better]
+    directions: dict[bool | None, Literal["higher", "lower", "neither"]]
+    directions = {True: "higher", False: "lower", None: "neither"}
+    better = directions[metric.higher_is_better]
+    low, high = (float(bound) if np.isfinite(bound) else None for bound in metric.bounds)
     known = SCORE_BY_NAME.get(base)
     words = known or Score(
         base, getattr(metric, "label", base), better, metric.summary, always=getattr(metric, "always", False)
@@ -74,7 +77,7 @@ def _described(metric: Metric) -> Score:
         words.better,
         words.meaning,
         words.always,
-        bounds=tuple(float(bound) if np.isfinite(bound) else None for bound in metric.bounds),
+        bounds=(low, high),
         needs=tuple(getattr(metric, "needs", ())),
         **{name: getattr(metric, name, "") for name in ("source", "network", "weights_sha256", "preprocessing")},
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from riebench.metrics.base import ScoreBatch
 from riebench.metrics.networks.embeddings import Embeddings
@@ -15,10 +15,10 @@ Side = Literal["original", "edited"]
 class ClipMetric(SharedMetric):
     """A metric of one network of images and texts, which bears the network's name where it is not the family's own."""
 
-    uses: ClassVar[tuple[str, ...]] = ("clip",)
+    uses = ("clip",)
     base: str
     """Its name in the registry."""
-    bounds: ClassVar[tuple[float, float]] = (-1.0, 1.0)
+    bounds = (-1.0, 1.0)
 
     @property
     def name(self) -> str:

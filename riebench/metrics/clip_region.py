@@ -39,11 +39,11 @@ class RegionCosine(ClipMetric):
     def score(self, batch: ScoreBatch) -> np.ndarray:
         phrases = [phrase_text(getattr(edit, f"{self.side}_region")) for edit in batch.edits]
         boxes = crop_boxes(batch.regions[:, SIDES.index(self.side)])
-        rows = [i for i, (phrase, box) in enumerate(zip(phrases, boxes, strict=True)) if phrase and box]
+        shown = {i: box for i, (phrase, box) in enumerate(zip(phrases, boxes, strict=True)) if phrase and box}
         scores = np.full(len(phrases), np.nan)
-        if rows:
-            images_be = self.embeddings.crops([batch.intervened[i, :, boxes[i][0], boxes[i][1]] for i in rows])
-            scores[rows] = (images_be * self.embeddings.texts([phrases[i] for i in rows])).sum(axis=1)
+        if shown:
+            images_be = self.embeddings.crops([batch.intervened[i, :, high, wide] for i, (high, wide) in shown.items()])
+            scores[list(shown)] = (images_be * self.embeddings.texts([phrases[i] for i in shown])).sum(axis=1)
         return scores
 
 

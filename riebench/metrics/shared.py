@@ -20,7 +20,7 @@ class SharedMetric:
     name: str
     uses: tuple[str, ...] = ()
     """Keys of its networks in `ScoringModels`."""
-    inputs: ClassVar[tuple[str, ...]] = ()
+    inputs: tuple[str, ...] = ()
     """What it cannot be had without beside weights: "region", "prompts", "edited image", "oracle"."""
     source: ClassVar[str] = ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import load, save
@@ -12,6 +13,8 @@ from torch import nn
 
 from riebench.core.errors import UserError
 from riebench.core.files import write_bytes
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @contextmanager
@@ -38,7 +41,7 @@ def save_weights(model: nn.Module, path: Path, dtype: torch.dtype = torch.float3
     write_bytes(path, save(state))
 
 
-def load_weights(model: nn.Module, path: Path, device: torch.device | str = "cpu") -> nn.Module:
+def load_weights(model: Model, path: Path, device: torch.device | str = "cpu") -> Model:
     """Loads the state of a safetensors file into `model`, which it returns frozen and in evaluation mode on `device`.
 
     Raises `UserError` naming the file where it is missing, broken, or made for another architecture.

@@ -38,8 +38,10 @@ class KeySimilarity:
 
 def load_vit(folder: Path, device: torch.device | str = "cpu") -> ViTModel:
     """Returns the model that lies in a folder of transformers, in float32."""
-    settings = {"local_files_only": True, "use_safetensors": True, "add_pooling_layer": False}
-    return ViTModel.from_pretrained(folder, dtype=torch.float32, **settings).to(device).eval().requires_grad_(False)
+    model = ViTModel.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, add_pooling_layer=False
+    )
+    return model.to(device).eval().requires_grad_(False)
 
 
 def self_similarity(model: ViTModel, pixels_bchw: torch.Tensor) -> torch.Tensor:
