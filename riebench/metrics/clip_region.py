@@ -48,21 +48,21 @@ class RegionCosine(ClipMetric):
 
 
 def phrase_text(region: str) -> str:
-    """What a region phrase names, for a text encoder; "" where it names nothing. Raises `UserError` for a phrase that
-    cannot be read."""
+    """Returns what a region phrase names, for a text encoder; "" where it names nothing. Raises `UserError` for a
+    phrase that cannot be read."""
     phrase = parse_phrase(region)
     return "" if phrase.complement else " and ".join(phrase.nouns)
 
 
 def crop_boxes(regions_bhw: torch.Tensor) -> list[tuple[slice, slice] | None]:
-    """For each region (bool) the rows and columns of its crop; None for an empty one."""
+    """Returns for each region (bool) the rows and columns of its crop; None for an empty one."""
     regions = regions_bhw.cpu().numpy()
     spans = [_spans(regions.any(axis=axis)) for axis in (2, 1)]
     return [(rows, columns) if rows and columns else None for rows, columns in zip(*spans, strict=True)]
 
 
 def _spans(covered_bn: np.ndarray) -> list[slice | None]:
-    """For each row from the first to the last True, grown."""
+    """Returns for each row the span from the first to the last True, grown."""
     size = covered_bn.shape[1]
     found = []
     for covered, first, last in zip(

@@ -59,7 +59,7 @@ class ScoringModels:
 
     @cached_property
     def _networks(self) -> dict[str, Network]:
-        """The family's networks, by their keys."""
+        """Returns the family's networks, by their keys."""
         others = (other_clip(self.clip_name),) if self.clip_name else ()
         return {network.key: network for network in (*NETWORKS[self.family], *others)}
 

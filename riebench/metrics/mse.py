@@ -35,7 +35,7 @@ class MeanSquaredError(SharedMetric):
 
 
 def mean_squared_error(batch: ScoreBatch, *, outside: bool) -> np.ndarray:
-    """Float64 `[b]`, as `MeanSquaredError`."""
+    """Returns float64 `[b]`, as `MeanSquaredError` says."""
     errors_bhw = (batch.intervened - batch.original).square().mean(dim=1)
     return mean_outside(errors_bhw, batch.outside if outside else torch.ones_like(batch.outside))
 

@@ -55,9 +55,9 @@ class StructuralSimilarity(SharedMetric):
 
 
 def similarity_map(a_bchw: torch.Tensor, b_bchw: torch.Tensor) -> torch.Tensor:
-    """The similarity around every pixel of images in [0, 1], float64 of their shape. Images go on beyond their edges in
-    their mirror image, as in torchmetrics. Computed in float64: variances of flat areas are differences of nearly equal
-    numbers, and float32 is wrong by up to 3e-4 there."""
+    """Returns the similarity around every pixel of images in [0, 1], float64 of their shape. Images go on beyond their
+    edges in their mirror image, as in torchmetrics. Computed in float64: variances of flat areas are differences of
+    nearly equal numbers, and float32 is wrong by up to 3e-4 there."""
     a, b = a_bchw.double(), b_bchw.double()
     mean_a, mean_b = blurred(a), blurred(b)
     covariance = blurred(a * b) - mean_a * mean_b
@@ -67,7 +67,7 @@ def similarity_map(a_bchw: torch.Tensor, b_bchw: torch.Tensor) -> torch.Tensor:
 
 
 def blurred(images_bchw: torch.Tensor) -> torch.Tensor:
-    """Images after the Gaussian window: a matrix to either side, of the same shape."""
+    """Returns images after the Gaussian window: a matrix to either side, of the same shape."""
     h, w = images_bchw.shape[-2:]
     rows, columns = (_window(size).to(images_bchw) for size in (h, w))
     return rows @ (images_bchw @ columns.T)
@@ -75,7 +75,7 @@ def blurred(images_bchw: torch.Tensor) -> torch.Tensor:
 
 @lru_cache(maxsize=8)
 def _window(size: int) -> torch.Tensor:
-    """Float64 `[size, size]`: row i holds the weights of the pixels around pixel i along one axis.
+    """Returns float64 `[size, size]`: row i holds the weights of the pixels around pixel i along one axis.
 
     Raises `ValueError` for a size whose mirror image does not reach beyond the window.
     """

@@ -25,7 +25,7 @@ BACKGROUND_WORDS = {
 
 
 def caption(scene: Scene) -> str:
-    """The one caption of a scene, in lower case without punctuation."""
+    """Returns the one caption of a scene, in lower case without punctuation."""
     words = [
         STYLE_WORDS[scene.style],
         f"of a {scene.pose} {scene.colour} {scene.material} {scene.shape}",
@@ -47,7 +47,7 @@ WORDS = tuple(
 
 
 def captions(attributes: np.ndarray) -> list[str]:
-    """The captions of attribute rows `[n, 8]`, indices as in `scenes.VALUES`."""
+    """Returns the captions of attribute rows `[n, 8]`, indices as in `scenes.VALUES`."""
     return [caption(Scene.from_indices(row)) for row in attributes]
 
 
@@ -63,8 +63,8 @@ _SLOTS: tuple[tuple[str | None, dict[str, str]], ...] = (
 
 
 def parse(text: str) -> Scene:
-    """The scene a caption describes. Raises `UserError` naming the first word that does not fit the grammar, and what
-    could stand there."""
+    """Returns the scene a caption describes. Raises `UserError` naming the first word that does not fit the grammar,
+    and what could stand there."""
     words = text.lower().split()
     unknown = next((word for word in words if word not in WORDS), None)
     if unknown is not None:

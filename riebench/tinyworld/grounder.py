@@ -29,7 +29,7 @@ NOUNS: dict[str, tuple[str, ...]] = {
 
 
 def phrase_noun(phrase: str) -> str:
-    """The last word of the phrase that is one of `NOUNS`. Raises `UserError` where there is none."""
+    """Returns the last word of the phrase that is one of `NOUNS`. Raises `UserError` where there is none."""
     words = phrase.lower().split()
     for word in reversed(words):
         if word in NOUNS:
@@ -66,7 +66,7 @@ class Grounder(nn.Module):
         self.head = nn.Sequential(nn.Conv2d(24, 4 * len(CLASSES), 3, padding=1), nn.PixelShuffle(2))
 
     def forward(self, images_bchw: torch.Tensor) -> torch.Tensor:
-        """Logits `[b, 5, 64, 64]` of `CLASSES`."""
+        """Returns logits `[b, 5, 64, 64]` of `CLASSES`."""
         at32 = self.down32(images_bchw * 2 - 1)
         at16 = self.down16(at32)
         at8 = self.down8(at16)
@@ -76,7 +76,7 @@ class Grounder(nn.Module):
 
     @torch.no_grad()
     def detections(self, images_bchw: torch.Tensor, phrases: Sequence[tuple[str, ...]]) -> list[torch.Tensor]:
-        """The pixels of each image's nouns, bool `[n, 64, 64]`: a mask for each noun that is in the image.
+        """Returns the pixels of each image's nouns, bool `[n, 64, 64]`: a mask for each noun that is in the image.
 
         A noun may be a phrase, of which the last known noun decides (`NOUNS`). A mask below `MIN_PIXELS` pixels is
         none. Raises `UserError` for a phrase without a known noun.
@@ -92,17 +92,18 @@ class Grounder(nn.Module):
         return [found[found.sum(dim=(1, 2)) >= MIN_PIXELS] for found in masks]
 
     def masks(self, images_bchw: torch.Tensor, phrases: Sequence[str]) -> torch.Tensor:
-        """As `detections`, of one noun phrase an image: bool `[b, 64, 64]`, all False where it is not in the image."""
+        """Returns, as `detections` of one noun phrase an image, bool `[b, 64, 64]`, all False where it is not in the
+        image."""
         found = self.detections(images_bchw, [(phrase,) for phrase in phrases])
         return torch.stack([masks.any(dim=0) for masks in found])
 
 
 def load(device: torch.device | str = "cpu", **settings: object) -> Grounder:
-    """The shipped grounder, as `riebench.grounders` loads it. Raises `UserError` for any setting: it has none."""
+    """Returns the shipped grounder, as `riebench.grounders` loads it. Raises `UserError` for any setting."""
     grounder_settings("tinyworld", settings)
     return load_grounder(device)
 
 
 def load_grounder(device: torch.device | str = "cpu", path: Path | None = None) -> Grounder:
-    """The shipped grounder, or the one saved at `path`. Raises `UserError` naming a missing or broken file."""
+    """Returns the shipped grounder, or the one saved at `path`. Raises `UserError` naming a missing or broken file."""
     return load_weights(Grounder(), path or data_folder() / "tinyworld" / "grounder.safetensors", device)

@@ -12,12 +12,12 @@ LATENT_SHAPE = (4, 32, 32)
 
 
 def starting_noise(seed: int) -> torch.Tensor:
-    """The unit noise `[1, 4, 32, 32]` that the sampler starts a seed from."""
+    """Returns the unit noise `[1, 4, 32, 32]` that the sampler starts a seed from."""
     return torch.randn(1, *LATENT_SHAPE, generator=torch.Generator("cpu").manual_seed(seed))
 
 
 def layout_from_noise(noise_bchw: torch.Tensor) -> torch.Tensor:
-    """Layout indices `[batch, 2]` (place, size; see `scenes`) of unit-variance noise `[batch, >=2, h, w]`."""
+    """Returns layout indices `[batch, 2]` (place, size; see `scenes`) of unit-variance noise `[batch, >=2, h, w]`."""
     thirds = torch.tensor_split(noise_bchw[:, 0].double(), 3, dim=-1)
     place = torch.stack([third.mean(dim=(1, 2)) for third in thirds], dim=1).argmax(dim=1)
     size = (noise_bchw[:, 1].double().mean(dim=(1, 2)) > 0).long()
@@ -25,7 +25,8 @@ def layout_from_noise(noise_bchw: torch.Tensor) -> torch.Tensor:
 
 
 def layout_signal(layouts: torch.Tensor, size: int = 32) -> torch.Tensor:
-    """The low-frequency pattern `[batch, 4, size, size]` of +-1 that makes noise say these layouts more clearly."""
+    """Returns the low-frequency pattern `[batch, 4, size, size]` of +-1 that makes noise say these layouts more
+    clearly."""
     signal = torch.zeros(len(layouts), 4, size, size)
     for place, third in enumerate(torch.tensor_split(torch.arange(size), 3)):
         signal[:, 0, :, third] = torch.where(layouts[:, 0] == place, 1.0, -0.5)[:, None, None]

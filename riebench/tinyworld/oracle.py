@@ -36,22 +36,22 @@ class Oracle(nn.Module):
         self.heads = nn.Linear(128, sum(NUM_VALUES.values()))
 
     def forward(self, images_bchw: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Logits `[b, n]` of every attribute, and of "place" and "size"."""
+        """Returns logits `[b, n]` of every attribute, and of "place" and "size"."""
         features = self.features(images_bchw * 2 - 1).flatten(1)
         logits = self.heads(F.relu(self.hidden(features))).split(list(NUM_VALUES.values()), dim=1)
         return dict(zip(NUM_VALUES, logits, strict=True))
 
     @torch.no_grad()
     def predict(self, images_bchw: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Probabilities `[b, n]` of the values of every attribute, and of "place" and "size"."""
+        """Returns probabilities `[b, n]` of the values of every attribute, and of "place" and "size"."""
         return {name: logits.softmax(dim=1) for name, logits in self(images_bchw).items()}
 
     def attributes(self, images_bchw: torch.Tensor) -> torch.Tensor:
-        """The most probable attribute indices, int64 `[b, 8]`, columns as in `scenes.VALUES`."""
+        """Returns the most probable attribute indices, int64 `[b, 8]`, columns as in `scenes.VALUES`."""
         return self._most_probable(images_bchw, ATTRIBUTES)
 
     def layouts(self, images_bchw: torch.Tensor) -> torch.Tensor:
-        """The most probable layout indices, int64 `[b, 2]`: place, size."""
+        """Returns the most probable layout indices, int64 `[b, 2]`: place, size."""
         return self._most_probable(images_bchw, ("place", "size"))
 
     def _most_probable(self, images_bchw: torch.Tensor, names: tuple[str, ...]) -> torch.Tensor:
@@ -60,5 +60,5 @@ class Oracle(nn.Module):
 
 
 def load_oracle(device: torch.device | str = "cpu", path: Path | None = None) -> Oracle:
-    """The shipped oracle, or the one saved at `path`. Raises `UserError` naming a missing or broken file."""
+    """Returns the shipped oracle, or the one saved at `path`. Raises `UserError` naming a missing or broken file."""
     return load_weights(Oracle(), path or data_folder() / "tinyworld" / "oracle.safetensors", device)

@@ -102,7 +102,7 @@ def _blocks(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def _shape_distance(kind: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Signed distance in units of the radius, `[batch, 64, 64]`, each row by its own formula."""
+    """Returns the signed distance in units of the radius, `[batch, 64, 64]`, each row by its own formula."""
     out = np.empty_like(u)
     for index, formula in enumerate(_FORMULAS):
         rows = kind == index
@@ -158,7 +158,7 @@ def _dark_cells(material: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarra
 
 
 def _accessory(kind, x, y, radius, scale_y, shear):
-    """Distance in pixels (large where there is none) and colour of each row's accessory."""
+    """Returns the distance in pixels (large where there is none) and colour of each row's accessory."""
     top, bottom = -0.82 * radius * scale_y, 0.82 * radius * scale_y
     at_top, at_bottom = x + shear * top, np.abs(x + shear * bottom)
     brim = np.maximum(np.abs(at_top) - 11, np.abs(y - top) - 2)
@@ -174,7 +174,7 @@ def _accessory(kind, x, y, radius, scale_y, shear):
 
 
 def _face(content, x, y, radius):
-    """Cover of the pale plate and of the dark eyes and mouth."""
+    """Returns the cover of the pale plate and of the dark eyes and mouth."""
     size = 0.46 * radius
     plate = _cover(np.hypot(x, y) - size)
     eyes = np.hypot(np.abs(x) - 0.42 * size, y + 0.3 * size) - 0.2 * size
@@ -187,7 +187,7 @@ def _face(content, x, y, radius):
 
 
 def _backgrounds(rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
-    """The six backgrounds, `[6, 64, 64, 3]` float32."""
+    """Returns the six backgrounds, `[6, 64, 64, 3]` float32."""
 
     def blend(low_rgb, high_rgb, cover):
         low, high = np.array(low_rgb, np.float32), np.array(high_rgb, np.float32)

@@ -79,12 +79,12 @@ class Scene:
 
     @property
     def unseen_pair(self) -> bool:
-        """Whether shape and colour are one of the pairs never shown together in training."""
+        """Returns whether shape and colour are one of the pairs never shown together in training."""
         return (self.shape, self.colour) in UNSEEN_PAIRS
 
     @property
     def held_out(self) -> bool:
-        """Whether training never shows this combination of attributes (a stable hash, one in ten)."""
+        """Returns whether training never shows this combination of attributes (a stable hash, one in ten)."""
         return self.unseen_pair or _bucket("/".join(asdict(self).values())) == 0
 
 
@@ -106,7 +106,7 @@ _HELD_OUT: np.ndarray | None = None
 
 
 def sample_attributes(rng: np.random.Generator, count: int, split: str) -> np.ndarray:
-    """Random attribute rows `[count, 8]` (int64), uniform over the scenes of a split.
+    """Returns random attribute rows `[count, 8]` (int64), uniform over the scenes of a split.
 
     split: "train" (never held out), "held_out" (only held out), "unseen_pairs", or "all".
     """
@@ -134,5 +134,5 @@ def sample_attributes(rng: np.random.Generator, count: int, split: str) -> np.nd
 
 
 def sample_layouts(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Random layout rows `[count, 2]` (int64): index into `PLACES`, index into `SIZES`."""
+    """Returns random layout rows `[count, 2]` (int64): index into `PLACES`, index into `SIZES`."""
     return np.stack([rng.integers(0, len(PLACES), count), rng.integers(0, len(SIZES), count)], axis=1)

@@ -14,7 +14,7 @@ USES = 2  # training steps that share one rendered batch, each with its own degr
 
 
 def training_scenes(seed: int, step: int, count: int):
-    """(attributes, layouts, rendering) of a training step: as `random_scenes`, one rendering for `USES` steps.
+    """Returns (attributes, layouts, rendering) of a training step: as `random_scenes`, one rendering for `USES` steps.
 
     Drawn from every combination of attributes that is not held out.
     """
@@ -27,12 +27,12 @@ def _rendered(seed: int, index: int, count: int):
 
 
 def unit_images(rendering: Rendering) -> torch.Tensor:
-    """The rendering as float32 `[b, 3, h, w]` in [0, 1]: how images travel between rooms."""
+    """Returns the rendering as float32 `[b, 3, h, w]` in [0, 1]: how images travel between rooms."""
     return images_to_tensor(rendering.image_bhwc) / 2 + 0.5
 
 
 def degrade(images_bchw: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Images in [0, 1] with what a small autoencoder and a one-step U-Net do to them, independently per image:
+    """Returns images in [0, 1] with what a small autoencoder and a one-step U-Net do to them, independently per image:
 
     a ghost of another image of the batch (weight up to 0.15) and blur (up to two 3x3 means), but not in one image of
     five; loss of saturation (up to 15 %); brightness (8 % either way); blotches of colour 16 px and 4 px wide (sigma up

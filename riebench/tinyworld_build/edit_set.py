@@ -31,7 +31,7 @@ CHANGED = {
 
 
 def make_edits(category: str, count: int = EDITS_PER_CATEGORY) -> list[Edit]:
-    """The first `count` edits of a category: a pure function of its arguments."""
+    """Returns the first `count` edits of a category: a pure function of its arguments."""
     rng = np.random.default_rng([SEED, list(CHANGED).index(category)])
     attribute = CHANGED[category]
     edits: list[Edit] = []

@@ -34,8 +34,8 @@ BATCH = 32
 
 
 def evaluate_world(count: int = 512, device: str = "auto") -> dict[str, dict]:
-    """Every figure of the shipped models, as plain numbers; `count` pictures, a multiple of 64, behind each, and a
-    quarter of them, but at least 64, for tinyworld-base. The dictionaries' own figures come from their index."""
+    """Returns every figure of the shipped models, as plain numbers; `count` pictures, a multiple of 64, behind each,
+    and a quarter of them, but at least 64, for tinyworld-base. The dictionaries' own figures come from their index."""
     if count < 64 or count % 64:
         raise UserError(f"count {count} is not a multiple of 64", remedy="use 512, for instance")
     where = choose_device(device)
@@ -56,7 +56,7 @@ def evaluate_world(count: int = 512, device: str = "auto") -> dict[str, dict]:
 
 
 def _dictionaries(device: str) -> dict[str, dict]:
-    """What the index says of every SAE, and how those that runs use carry over (`riebench evaluate` has all)."""
+    """Returns what the index says of every SAE, and how those that runs use carry over (all: `riebench evaluate`)."""
     trained_on = GENERATORS[0]
     figures = ("l0", "explained_variance_pooled", "explained_variance_mean", "dead_share")
     found = {
@@ -79,7 +79,8 @@ def _dictionaries(device: str) -> dict[str, dict]:
 
 
 def generate(sampler: Sampler, count: int, split: str) -> tuple[np.ndarray, Tensor, list[int]]:
-    """(attributes `[n, 8]`, images `[n, 3, 64, 64]`, seeds) of `count` prompts of a split, each from its own noise."""
+    """Returns (attributes `[n, 8]`, images `[n, 3, 64, 64]`, seeds) of `count` prompts of a split, each from its own
+    noise."""
     attributes = sample_attributes(np.random.default_rng(2), count, split)
     seeds = [FIRST_SEED + i for i in range(count)]
     requests = [Request(prompt, seed) for prompt, seed in zip(captions(attributes), seeds, strict=True)]
@@ -94,7 +95,7 @@ def generate(sampler: Sampler, count: int, split: str) -> tuple[np.ndarray, Tens
 def judge_generations(
     judge: Oracle, finder: Grounder, attributes: np.ndarray, images: Tensor, seeds: list[int]
 ) -> dict[str, float]:
-    """What generations `[n, 3, 64, 64]` of the scenes' captions are worth.
+    """Returns what generations `[n, 3, 64, 64]` of the scenes' captions are worth.
 
     Per attribute and in the mean, the share in which the oracle reads the prompt's value; the share that lie where
     their noise says; how often each layout occurs (the renderer: 1/3 and 1/2 each); and the grounder's mean

@@ -20,7 +20,8 @@ UNET_CHANNELS = (16, 32, 96)
 
 
 def byte_pair_merges(words: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Byte-pair merges learned until every word is one token (Sennrich et al. 2016), ties in alphabetical order."""
+    """Returns byte-pair merges learned until every word is one token (Sennrich et al. 2016), ties in alphabetical
+    order."""
     pieces = {word: [*word[:-1], word[-1] + "</w>"] for word in words}
     merges: list[tuple[str, str]] = []
     while True:
@@ -122,17 +123,17 @@ _SCHEDULE = {  # SDXL's; with v-prediction, as at t=999 an error of epsilon woul
 
 
 def build_base_scheduler() -> EulerDiscreteScheduler:
-    """The deterministic Euler steps of SDXL base."""
+    """Returns the deterministic Euler steps of SDXL base."""
     return EulerDiscreteScheduler(**_SCHEDULE)
 
 
 def build_turbo_scheduler() -> EulerAncestralDiscreteScheduler:
-    """The Euler ancestral steps of SDXL Turbo."""
+    """Returns the Euler ancestral steps of SDXL Turbo."""
     return EulerAncestralDiscreteScheduler(**_SCHEDULE)
 
 
 def noise_levels() -> torch.Tensor:
-    """sigma `[1000]` of every training timestep, ascending."""
+    """Returns sigma `[1000]` of every training timestep, ascending."""
     kept = build_base_scheduler().alphas_cumprod
     return ((1 - kept) / kept) ** 0.5
 
@@ -140,7 +141,7 @@ def noise_levels() -> torch.Tensor:
 def encode_prompts(
     prompts: list[str], tokenizer: CLIPTokenizer, encoder: CLIPTextModel, encoder_2: CLIPTextModelWithProjection
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `StableDiffusionXLPipeline.encode_prompt` does: penultimate states `[n, 24, 128]`, pooled `[n, 16]`."""
+    """Returns, as `StableDiffusionXLPipeline.encode_prompt`, penultimate states `[n, 24, 128]`, pooled `[n, 16]`."""
     ids = tokenizer(
         prompts, padding="max_length", max_length=CONTEXT_LENGTH, truncation=True, return_tensors="pt"
     ).input_ids.to(encoder.device)

@@ -87,7 +87,7 @@ def _train_turbo(out: Path, state: Path, device: torch.device, seed: int) -> Non
 
 
 def _backbone(out: Path, name: str) -> Backbone:
-    """The table's entry, with the weights that were made here."""
+    """Returns the table's entry, with the weights that were made here."""
     backbone = BACKBONES.get(name)
     return dataclasses.replace(backbone, folder=str((out / Path(backbone.folder).name).resolve()))
 
@@ -98,7 +98,7 @@ def _need(path: Path, part: str) -> None:
 
 
 def _pipeline(model: Denoiser, vae: AutoencoderKL, tokenizer: CLIPTokenizer, scheduler) -> StableDiffusionXLPipeline:
-    """As `from_pretrained` will load it; both tokenizers are the same."""
+    """Returns the pipeline as `from_pretrained` will load it; both tokenizers are the same."""
     return StableDiffusionXLPipeline(
         vae=vae.cpu(),
         text_encoder=model.text_encoder.cpu(),

@@ -46,7 +46,7 @@ class Denoiser(nn.Module):
 
 
 def denoise(unet, sample: Tensor, timesteps: Tensor, sigmas: Tensor, states: Tensor, pooled: Tensor) -> Tensor:
-    """The clean latents x0 `[b, 4, 32, 32]` that the U-Net's prediction stands for.
+    """Returns the clean latents x0 `[b, 4, 32, 32]` that the U-Net's prediction stands for.
 
     sample: latents `[b, 4, 32, 32]` at noise levels `sigmas` `[b]`, not yet scaled for the U-Net. With v-prediction
     x0 = sample / (sigma^2 + 1) - v * sigma / sqrt(sigma^2 + 1) (Salimans and Ho 2022, app. D), as in diffusers.
@@ -63,7 +63,7 @@ def denoise(unet, sample: Tensor, timesteps: Tensor, sigmas: Tensor, states: Ten
 
 
 def latent_weights(scene: Rendering) -> Tensor:
-    """Weights `[b, 1, 32, 32]` of the loss: more under the object and what it wears."""
+    """Returns weights `[b, 1, 32, 32]` of the loss: more under the object and what it wears."""
     return 1 + OBJECT_WEIGHT * torch.from_numpy(~scene.background_bhw[:, None, ::2, ::2]).float()
 
 
@@ -71,8 +71,8 @@ def train_base(
     folder: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, device: torch.device, *, seed: int = 0,
     start_steps: int = START_STEPS, steps: int = STEPS, fine_steps: int = FINE_STEPS,
 ) -> Denoiser:  # fmt: skip
-    """Regression of v on rendered scenes: at the noisiest step alone, then at all, at last mostly at the less noisy.
-    Sees no held-out combination."""
+    """Trains by regression of v on rendered scenes: at the noisiest step alone, then at all, at last mostly at the less
+    noisy. Sees no held-out combination."""
     torch.manual_seed(seed)
     model = Denoiser(tokenizer).to(device)
     vae = vae.to(device).eval().requires_grad_(False)

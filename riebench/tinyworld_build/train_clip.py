@@ -32,7 +32,7 @@ _MAX_LOGIT_SCALE = 100.0
 
 
 def model_config(vocab_size: int) -> dict:
-    """open_clip's `model_cfg`: a ModifiedResNet of one block a stage, and a text transformer of two layers."""
+    """Returns open_clip's `model_cfg`: a ModifiedResNet of one block a stage, and a text transformer of two layers."""
     return {
         "embed_dim": EMBED_DIM,
         "vision_cfg": {"image_size": SIZE, "layers": [1, 1, 1, 1], "width": 16, "head_width": 64},
@@ -60,7 +60,7 @@ class _Trainee(nn.Module):
 
 
 def change_attribute(rng: np.random.Generator, row: np.ndarray, column: int) -> np.ndarray:
-    """A copy of an attribute row with another value, drawn uniformly, in one column."""
+    """Returns a copy of an attribute row with another value, drawn uniformly, in one column."""
     num_values = len(VALUES[ATTRIBUTES[column]])
     changed = row.copy()
     changed[column] = (row[column] + rng.integers(1, num_values)) % num_values
@@ -69,8 +69,8 @@ def change_attribute(rng: np.random.Generator, row: np.ndarray, column: int) -> 
 
 @lru_cache(maxsize=1)
 def _groups(seed: int, index: int) -> tuple[np.ndarray, Rendering]:
-    """Attributes and pictures of `NUM_GROUPS` scenes, each followed by `GROUP - 1` hard negatives: the same layout
-    and all attributes but one, never a combination that is held out."""
+    """Returns attributes and pictures of `NUM_GROUPS` scenes, each followed by `GROUP - 1` hard negatives: the same
+    layout and all attributes but one, never a combination that is held out."""
     rng = np.random.default_rng([seed, index])
     often = np.array([_CHANGED[name] for name in ATTRIBUTES], dtype=float)
     attributes, layouts = [], []
@@ -85,7 +85,8 @@ def _groups(seed: int, index: int) -> tuple[np.ndarray, Rendering]:
 
 
 def train_clip(folder: Path, device: torch.device, *, seed: int = 0, steps: int = STEPS) -> Clip:
-    """Symmetric InfoNCE (Radford et al. 2021) on degraded renderings, with hard negatives that differ in one attribute.
+    """Trains by symmetric InfoNCE (Radford et al. 2021) on degraded renderings, with hard negatives that differ in one
+    attribute.
 
     In training only, classifiers of the eight attributes read both embeddings: without them a model this small takes
     many times as many steps. They are not part of the model that is returned.
@@ -124,7 +125,7 @@ def save_clip(clip: Clip, folder: Path) -> None:
 
 
 def evaluate_clip(clip: Clip, seed: int, count: int, *, split: str = "held_out") -> dict[str, float]:
-    """How well the embeddings tell `count` rendered scenes of a split apart. Every score is a share of scenes.
+    """Returns how well the embeddings tell `count` rendered scenes of a split apart. Every score is a share of scenes.
 
     "text_of_image" and "image_of_text": the right one is first among 64. "swap_<attribute>": the picture is nearer to
     its caption than to the caption with that attribute changed, and the caption nearer to its picture than to the

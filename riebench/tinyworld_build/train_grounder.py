@@ -19,7 +19,7 @@ _CLASS_WEIGHTS = (1.0, 1.0, 3.0, 3.0, 3.0)
 
 
 def train_grounder(folder: Path, device: torch.device, *, seed: int = 0, steps: int = STEPS) -> Grounder:
-    """Weighted cross-entropy per pixel, on degraded renderings of scenes that are not held out."""
+    """Trains by weighted cross-entropy per pixel, on degraded renderings of scenes that are not held out."""
     torch.manual_seed(seed)
     weights = torch.tensor(_CLASS_WEIGHTS, device=device)
 
@@ -33,7 +33,7 @@ def train_grounder(folder: Path, device: torch.device, *, seed: int = 0, steps: 
 
 
 def evaluate_grounder(grounder: Grounder, seed: int, count: int, *, split: str = "held_out") -> dict[str, float]:
-    """Mean intersection over union per phrase, on those of `count` rendered scenes that show what it names.
+    """Returns mean intersection over union per phrase, on those of `count` rendered scenes that show what it names.
 
     "mean" is over the phrases. "absent" is the share of accessory phrases that rightly get an empty mask.
     """

@@ -29,7 +29,7 @@ ABSOLUTE = 1.0  # weight of the absolute error beside the square: where the mode
 
 
 def make_pairs(sampler: Sampler, folder: Path, *, seed: int = 0, count: int = PAIRS) -> tuple[Tensor, Tensor]:
-    """(attributes `[n, 8]`, latents `[n, 4, 32, 32]`) of tinyworld-base's generations; pair i starts from seed
+    """Returns (attributes `[n, 8]`, latents `[n, 4, 32, 32]`) of tinyworld-base's generations; pair i starts from seed
     `FIRST_SEED + i`. Written in chunks to `folder/pairs`, so that a run that was stopped goes on. Raises `UserError`
     naming a broken chunk."""
     attributes = torch.from_numpy(sample_attributes(np.random.default_rng([seed, 7]), count, "train"))
@@ -52,7 +52,7 @@ def train_turbo(
     folder: Path, base: Denoiser, tokenizer: CLIPTokenizer, attributes: Tensor, latents: Tensor, device: torch.device,
     *, seed: int = 0, steps: int = STEPS,
 ) -> Denoiser:  # fmt: skip
-    """Regression on the pairs, of one step from the noise and of later steps from what the first step makes.
+    """Trains by regression on the pairs, of one step from the noise and of later steps from what the first step makes.
 
     Starts from base; the text encoders stay base's. Later steps see the first step's own output, moved towards the
     target as far as the steps between would have moved it, under fresh noise: as Euler ancestral sampling does.

@@ -50,7 +50,7 @@ class ArrayUnpickler(pickle.Unpickler):
 
 
 def read_arrays(data: bytes) -> dict:
-    """The nested dictionary of arrays in a pickle. Raises `UserError` for a pickle that holds anything else."""
+    """Returns the nested dictionary of arrays in a pickle. Raises `UserError` for a pickle that holds anything else."""
     try:
         return ArrayUnpickler(io.BytesIO(data)).load()
     except (pickle.UnpicklingError, EOFError, AttributeError, TypeError, IndexError) as error:
@@ -58,7 +58,8 @@ def read_arrays(data: bytes) -> dict:
 
 
 def convert(parameters: dict) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The trunk under torchvision's names and in its layout (HWIO -> OIHW), and the SHA-256 of each head's bytes.
+    """Returns the trunk under torchvision's names and in its layout (HWIO -> OIHW), and the SHA-256 of each head's
+    bytes.
 
     A head's bytes are its float32 weights in channel order, little-endian.
     """

@@ -37,7 +37,7 @@ class LpipsNetwork(Network):
 
     @property
     def trunk_path(self) -> Path:
-        """Where the trunk's weights lie, if they are there."""
+        """Says where the trunk's weights lie, if they are there."""
         if not self.torchvision:
             return data_folder() / "lpips" / f"{self.net}.safetensors"
         import torch
@@ -47,14 +47,14 @@ class LpipsNetwork(Network):
 
     @property
     def head_path(self) -> Path:
-        """Where the lpips package keeps its linear heads."""
+        """Says where the lpips package keeps its linear heads."""
         import lpips
 
         return Path(lpips.__file__).parent / "weights" / "v0.1" / f"{self.net}.pth"
 
     @property
     def remedy(self) -> str:
-        """What to do where the trunk's weights are missing or broken."""
+        """Says what to do where the trunk's weights are missing or broken."""
         if not self.torchvision:
             return "install riebench again"
         family, _, kind = self.torchvision.partition(".")
