@@ -69,8 +69,9 @@ def find(
         where = f" in {root}" if root else ""
         of_site = "" if site == "update" else f" of the {site}"
         make = f"put a checkpoint into its folder {block}" if root else "train one and register it"
+        near = did_you_mean(f"{backbone} {block}", pairs)
         raise UserError(
-            f"no dictionary{of_site} is known for {backbone} {block}{where}{did_you_mean(f'{backbone} {block}', pairs)}",
+            f"no dictionary{of_site} is known for {backbone} {block}{where}{near}",
             remedy=f"there are some for {', '.join(pairs)}" if pairs else make,
         )
     if name is None and len(here) == 1:

@@ -54,7 +54,7 @@ class ScoreBatch:
 class Metric(Protocol):
     """One score of the intervened image.
 
-    A metric may say more of itself, which is stored with its scores (`riebench.analysis.frames.Score`): `label`,
+    A metric may say more of itself, which is stored with its scores (`riebench.core.scores.Score`): `label`,
     `source`, `network`, `weights_sha256`, `preprocessing` (text), `needs` (a tuple of text), and `always`, whether no
     row is NaN. It is described without being used, so it had better load its networks in a method `load()`, which is
     called once before the first `score`.

@@ -14,7 +14,7 @@ from riebench.metrics.table import METRICS, check_names, split_name
 if TYPE_CHECKING:
     import torch
 
-    from riebench.analysis.frames import Score
+    from riebench.core.scores import Score
 
 
 def scorers(
@@ -60,7 +60,7 @@ def _build(names: Sequence[str], family: str, device: torch.device | str, keep_m
 
 
 def _described(metric: Metric) -> Score:
-    from riebench.analysis.frames import SCORE_BY_NAME, Score
+    from riebench.core.scores import SCORE_BY_NAME, Score
 
     base, model = split_name(metric.name)
     directions: dict[bool | None, Literal["higher", "lower", "neither"]]
