@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from riebench.backbones.table import BACKBONES
-from riebench.core.threads import MOST, count_free_cores
+from riebench.core.threads import count_free_cores, machine_cores
 from riebench.edits.edit import load_edits
 from riebench.generation.compiling import compile_parts
 from riebench.generation.sampler import Request, Sampler, load_sampler
@@ -26,6 +26,7 @@ from riebench.runs.config import read_config
 from riebench.runs.engine import GROUP
 from riebench.runs.plan import plan, plan_variants
 
+CORES = machine_cores()
 BACKBONE = "tinyworld-turbo@1"
 PROMPT = "flat poster of a standing red plain heart in the sky"
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
@@ -36,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--compile", action="store_true", help="also with torch.compile, which needs a C++ compiler")
     asked = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {MOST} cores, {BACKBONE}")
+    print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {CORES} cores, {BACKBONE}")
     one_thread(asked.compile)
     engines_and_threads()
 
@@ -87,8 +88,8 @@ def engines_and_threads() -> None:
     print(f"\n{'':44}{'results a second':>16}")
     for name, engines, threads in (
         ("1 engine of 1 thread", 1, 1),
-        (f"1 engine of {MOST} threads", 1, MOST),
-        (f"{MOST} engines of 1 thread", MOST, 1),
+        (f"1 engine of {CORES} threads", 1, CORES),
+        (f"{CORES} engines of 1 thread", CORES, 1),
     ):
         print(f"{name:44}{speed(tasks, engines, threads):>16.1f}", flush=True)
     busy = multiprocessing.get_context("spawn").Process(target=count_up, daemon=True)
@@ -96,8 +97,8 @@ def engines_and_threads() -> None:
     time.sleep(2)
     fitted = count_free_cores()
     for name, engines, threads in (
-        (f"beside a busy process: 1 engine of {MOST} threads", 1, MOST),
-        (f"beside a busy process: {MOST} engines of 1 thread", MOST, 1),
+        (f"beside a busy process: 1 engine of {CORES} threads", 1, CORES),
+        (f"beside a busy process: {CORES} engines of 1 thread", CORES, 1),
         (f"beside a busy process, fitted: {fitted} engine of 1 thread", fitted, 1),
     ):
         print(f"{name:44}{speed(tasks, engines, threads):>16.1f}", flush=True)

@@ -1,8 +1,16 @@
-"""Things that many tests share: the loaded backbone and one small run."""
+"""Things that many tests share: the loaded backbone, one small run, and how tests are marked and shared out.
+
+Two processes run the tests (`pytest-xdist`), each with one thread. The tests of a file stay together, so that what they
+share is made once; those that start, kill or signal processes are one group, so that they do not disturb one another.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # two processes with two threads each would wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -14,11 +22,15 @@ SETTINGS = str(Path(__file__).parents[1] / "benchmarks" / "settings.yaml")  # si
 
 
 def pytest_collection_modifyitems(items):
-    if not torch.cuda.is_available():
-        skip = pytest.mark.skip(reason="needs a GPU that torch can use")
-        for item in items:
-            if "gpu" in item.keywords:
-                item.add_marker(skip)
+    for item in items:
+        if "chromium" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.browser)
+        if any("Ray is not installed" in str(mark.kwargs.get("reason")) for mark in item.iter_markers("skipif")):
+            item.add_marker(pytest.mark.ray)
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a GPU that torch can use"))
+        group = "processes" if item.get_closest_marker("process") else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

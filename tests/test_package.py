@@ -10,6 +10,7 @@ import pytest
 from riebench.core.files import data_folder
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "module", ["riebench", "riebench.cli", "riebench.core.registry", "riebench.metrics", "riebench.edits.edit"]
 )
@@ -21,6 +22,7 @@ def test_importing_does_not_import_torch(module):
     assert result.stdout.strip() == "[]"
 
 
+@pytest.mark.process
 def test_help_does_not_import_torch():
     code = (
         "import sys\nfrom riebench.cli import main\nsys.argv = ['riebench', '--help']\n"

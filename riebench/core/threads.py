@@ -11,8 +11,14 @@ import psutil
 import torch
 
 LOOK_SECONDS = 0.25
-MOST = torch.get_num_threads()  # torch's own choice: the machine's cores, each once
 CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+
+
+def machine_cores() -> int:
+    """Returns how many cores this process may use, each counted once where two threads share one."""
+    process = psutil.Process()
+    allowed = len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count() or 1
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
 
 
 def usable_cores() -> int:
@@ -38,13 +44,13 @@ def count_free_cores() -> int:
     allowed = process.cpu_affinity() if hasattr(process, "cpu_affinity") else range(psutil.cpu_count() or 1)
     busy = psutil.cpu_percent(interval=LOOK_SECONDS, percpu=True)
     free = sum(busy[core] < 50 for core in allowed if core < len(busy))
-    return max(1, min(free, MOST, _group_limit()))
+    return max(1, min(free, machine_cores(), _group_limit()))
 
 
 def _group_limit() -> int:
-    """Cores that a container may use; `MOST` where nothing limits them."""
+    """Returns the cores that a container may use; those of the machine where nothing limits them."""
     try:
         quota, period = CGROUP_LIMIT.read_text().split()
         return int(quota) // int(period)
     except (OSError, ValueError):  # no control groups, or "max"
-        return MOST
+        return machine_cores()

@@ -26,7 +26,7 @@ from riebench.backbones.loading import weights_sha256
 from riebench.core.batches import fixed_batches, halving
 from riebench.core.errors import UserError
 from riebench.core.progress import Progress
-from riebench.core.threads import MOST, threads, usable_cores
+from riebench.core.threads import machine_cores, threads, usable_cores
 from riebench.generation.lens import Lens
 from riebench.generation.sampler import Sampler
 from sae_models.activation_store import BRANCHES, COLUMNS, DTYPE, ActivationStore, Origin, Rows, StoreWriter
@@ -142,7 +142,7 @@ def _samplers(sampler: Sampler, batches: int) -> Iterator[list[Sampler]]:
     if sampler.device.type != "cpu":
         yield [sampler]
         return
-    each = -(-MOST // MOST_SAMPLERS)
+    each = -(-machine_cores() // MOST_SAMPLERS)
     with threads(each):
         count = min(usable_cores() // each, batches) if batches > 1 else 1
         one = Sampler(sampler.backbone, sampler.pipeline, 1)  # the first twin of a sampler takes it a generation

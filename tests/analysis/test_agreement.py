@@ -339,6 +339,7 @@ def test_a_run_that_is_not_finished_is_refused(tmp_path, results, capsys, monkey
     assert capsys.readouterr().out == agreement_tables(found) + "\n"
 
 
+@pytest.mark.process
 def test_importing_the_analysis_imports_no_torch():
     code = "import sys, riebench.analysis.agreement\nassert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -379,6 +379,7 @@ def test_the_files_say_what_was_found(tmp_path, found):
     assert paths[2].read_text() == compare_table(found)
 
 
+@pytest.mark.process
 def test_neither_comparing_nor_the_leaderboard_imports_torch(tmp_path, run):
     """Nor when they are used: torch is not in the process that compared, validated an entry and made the site."""
     code = """

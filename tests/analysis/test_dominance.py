@@ -90,6 +90,7 @@ def test_subsets_that_do_not_suffice_give_nothing():
     assert coalitions_of(9, range(1, 512)).estimator == "exact"
 
 
+@pytest.mark.process
 def test_planning_subsets_takes_neither_torch_nor_pandas():
     code = "import sys\nfrom importlib import util\nspec = util.spec_from_file_location('c', sys.argv[1])\n"
     code += (

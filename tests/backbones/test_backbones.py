@@ -54,6 +54,7 @@ def test_the_table_is_the_protocols():
         assert entry.dictionaries in BACKBONES.names()
 
 
+@pytest.mark.process
 def test_importing_the_table_imports_no_torch():
     code = "import sys, riebench.backbones.table\nassert 'torch' not in sys.modules and 'diffusers' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -99,6 +99,7 @@ def test_a_family_is_the_same_object_in_every_copy():
         assert copied == turbo and copied.family is SDXL
 
 
+@pytest.mark.process
 def test_importing_a_family_imports_no_torch():
     code = "import sys, riebench.backbones.sdxl\nassert 'torch' not in sys.modules and 'diffusers' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -35,6 +35,7 @@ def test_everything_can_be_listed(kind, capsys):
     assert capsys.readouterr().out.strip()
 
 
+@pytest.mark.process
 def test_listing_and_help_import_no_torch():
     for words in (["--help"], *(["ls", kind] for kind in KINDS)):
         code = (
@@ -46,6 +47,7 @@ def test_listing_and_help_import_no_torch():
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.process
 def test_verbs_of_files_alone_and_every_help_import_no_torch(tmp_path):
     entry = next((data_folder() / "leaderboard").rglob("entry.json")).parent
     verbs = [["new-edits", str(tmp_path / "mine.yaml")], ["validate", str(entry)], ["compare", str(tmp_path)]]
@@ -61,6 +63,7 @@ def test_verbs_of_files_alone_and_every_help_import_no_torch(tmp_path):
     assert (tmp_path / "mine.yaml").is_file() and (tmp_path / "site" / "index.html").is_file()
 
 
+@pytest.mark.process
 def test_the_package_is_a_command_too():
     done = subprocess.run([sys.executable, "-m", "riebench.cli", "ls", "blocks"], capture_output=True, text=True)
     assert done.returncode == 0 and "mid_block" in done.stdout

@@ -131,6 +131,7 @@ WITHOUT_TORCH = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("what", WITHOUT_TORCH)
 def test_torch_is_not_imported_by(what, tmp_path):
     code = f"import sys\n{WITHOUT_TORCH[what]}\nassert not {{'torch', 'diffusers'}} & set(sys.modules), 'imports torch'"

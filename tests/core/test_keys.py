@@ -72,6 +72,7 @@ def test_equal_content_has_an_equal_key():
     assert len(digest(None)) == 32 and set(digest(None)) <= set("0123456789abcdef")
 
 
+@pytest.mark.process
 def test_keys_are_the_same_in_another_process():
     code = "from riebench.core.keys import digest; print(digest([{'a': {'x', 'y', 'z'}}, 0.1, None, 'ü']))"
     keys = {
@@ -418,6 +419,7 @@ def test_a_typed_class_without_a_module_counts_too():
     assert code_of(made(1)) == code_of(made(1)) != code_of(made(2))
 
 
+@pytest.mark.process
 def test_typed_code_has_the_same_version_in_another_process(tmp_path):
     (tmp_path / "text.py").write_text(TYPED)
     code = (
@@ -453,6 +455,7 @@ def test_a_typed_dataclass_has_one_version():
         del sys.modules["typed_in_a_notebook"]
 
 
+@pytest.mark.process
 def test_importing_keys_does_not_import_torch():
     code = "import riebench.core.keys, sys; assert not {'torch', 'diffusers', 'pandas'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env=_env("0"))

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from riebench.core.text_tables import aligned, markdown
 
 ROWS = [("name", "count", "what"), ("a", "10", "first"), ("longer", "7", "")]
@@ -24,6 +26,7 @@ def test_markdown_has_a_rule_below_its_head_and_no_cell_opens_another():
     ]
 
 
+@pytest.mark.process
 def test_making_tables_imports_neither_pandas_nor_torch():
     code = "import sys, riebench.core.text_tables; sys.exit(bool({'pandas', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -198,6 +198,7 @@ harvest.harvest_to_store(sampler, made.BLOCKS, made.PROMPTS, 70, Path(sys.argv[2
 """
 
 
+@pytest.mark.process
 def test_kill_9_while_a_shard_is_written_and_the_next_is_made(of_four, tmp_path):
     whole = harvest_to_store(of_four, BLOCKS, PROMPTS, 70, tmp_path / "whole", **OF_THREE).folder
     killed = tmp_path / "killed"
@@ -219,6 +220,7 @@ def heard_ctrl_c():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("heard_ctrl_c")
 def test_ctrl_c_leaves_what_was_handed_over_and_goes_on_to_the_same_bytes(of_four, tmp_path, monkeypatch):
     whole = harvest_to_store(of_four, BLOCKS, PROMPTS, 70, tmp_path / "whole", **OF_THREE).folder
@@ -263,7 +265,7 @@ def test_a_full_disk_is_said_and_what_was_written_stays(of_four, tmp_path, monke
 def test_several_samplers_make_the_same_bytes(of_four, tmp_path, monkeypatch):
     """Three, of which the first takes longest, with the same weights and the same size of a batch."""
     alone = harvest_to_store(of_four, BLOCKS, PROMPTS, 70, tmp_path / "alone", **OF_THREE).folder
-    monkeypatch.setattr(harvest, "usable_cores", lambda: 3 * -(-harvest.MOST // harvest.MOST_SAMPLERS))
+    monkeypatch.setattr(harvest, "usable_cores", lambda: 3 * -(-harvest.machine_cores() // harvest.MOST_SAMPLERS))
     real, made = harvest._chunk, {}
 
     def noted(sampler, *rest):

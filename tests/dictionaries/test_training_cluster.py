@@ -93,6 +93,7 @@ def test_groups_of_real_sizes_are_balanced():
 # training
 
 
+@pytest.mark.process
 @needs_ray
 @pytest.mark.parametrize("groups", [None, 3])
 def test_groups_make_what_one_process_makes(alone, cluster, tmp_path, groups, capsys):
@@ -112,6 +113,7 @@ def test_groups_make_what_one_process_makes(alone, cluster, tmp_path, groups, ca
     assert f"mean EV {mean:.3f}" in said[-1]
 
 
+@pytest.mark.process
 @needs_ray
 def test_a_worker_that_dies_leaves_what_was_saved_and_the_training_goes_on_from_there(alone, cluster, tmp_path):
     folder = tmp_path / "training"
@@ -130,6 +132,7 @@ def test_a_worker_that_dies_leaves_what_was_saved_and_the_training_goes_on_from_
     assert same(train_on_cluster(deadly, MANY, CONFIG, **words), alone)
 
 
+@pytest.mark.process
 @needs_ray
 def test_a_folder_goes_on_with_its_own_groups_alone(alone, cluster, tmp_path):
     train_on_cluster(make_batches, MANY, CONFIG, device="cpu", groups=1, folder=tmp_path)
@@ -143,6 +146,7 @@ def test_a_folder_goes_on_with_its_own_groups_alone(alone, cluster, tmp_path):
     assert [path.name for path in tmp_path.glob("group-*")] == ["group-0"]
 
 
+@pytest.mark.process
 @needs_ray
 def test_more_groups_than_architectures_are_one_for_each(cluster, tmp_path):
     config = dataclasses.replace(CONFIG, steps=3)
@@ -153,6 +157,7 @@ def test_more_groups_than_architectures_are_one_for_each(cluster, tmp_path):
     assert [path.name for path in tmp_path.glob("group-*")] == ["group-0"]
 
 
+@pytest.mark.process
 @needs_ray
 @pytest.mark.parametrize("error", [UserError("no rows", remedy="harvest some"), KeyError("the power fails")])
 def test_errors_of_a_worker_come_out_as_they_are(cluster, error):
@@ -164,6 +169,7 @@ def test_errors_of_a_worker_come_out_as_they_are(cluster, error):
     assert type(raised.value) is type(error) and str(raised.value) == str(error)
 
 
+@pytest.mark.process
 @needs_ray
 def test_a_cluster_without_gpus_is_refused_for_cuda(cluster):
     with pytest.raises(UserError, match="has no GPU"):

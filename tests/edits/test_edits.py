@@ -276,6 +276,7 @@ def test_shipped_edits_are_written_again_to_the_byte(tmp_path):
         assert (tmp_path / file.name).read_bytes() == file.read_bytes()
 
 
+@pytest.mark.process
 def test_reading_edits_needs_neither_torch_nor_pandas():
     code = "import sys; from riebench.edits.sets import describe_set; describe_set('riebench')"
     code += "; print([name for name in ('torch', 'pandas') if name in sys.modules])"

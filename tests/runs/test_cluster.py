@@ -111,6 +111,7 @@ def assert_equal(one, other):
         assert (one.folder / a).read_bytes() == (other.folder / b).read_bytes()
 
 
+@pytest.mark.process
 def test_the_default_engine_needs_no_ray():
     code = "import sys, riebench.runs.run; assert 'ray' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
@@ -127,6 +128,7 @@ def test_without_a_group_nothing_is_started(monkeypatch):
     assert list(work([])) == []
 
 
+@pytest.mark.process
 @needs_ray
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "auto", "nonsense", "host:port"])
 def test_an_address_where_nothing_answers_is_said_at_once(address, monkeypatch):
@@ -138,6 +140,7 @@ def test_an_address_where_nothing_answers_is_said_at_once(address, monkeypatch):
     assert time.monotonic() - start < 10 and signal.getsignal(signal.SIGTERM) is handler
 
 
+@pytest.mark.process
 @needs_ray
 def test_two_workers_make_what_one_process_makes(alone, cluster, tmp_path):
     class Unnamed(Deadly):  # as one that is typed in a notebook: nobody can import it
@@ -148,6 +151,7 @@ def test_two_workers_make_what_one_process_makes(alone, cluster, tmp_path):
     assert_equal(made, alone)
 
 
+@pytest.mark.process
 @needs_ray
 def test_what_one_process_began_goes_on_where_a_worker_dies(alone, cluster, tmp_path):
     deadly = Deadly(EDITS[3].id, str(tmp_path))
@@ -158,6 +162,7 @@ def test_what_one_process_began_goes_on_where_a_worker_dies(alone, cluster, tmp_
     assert int((tmp_path / "died").read_text()) != os.getpid()
 
 
+@pytest.mark.process
 @needs_ray
 def test_each_group_has_a_worker_at_most_and_each_worker_a_gpu(light, tmp_path):
     def do(group):
@@ -173,6 +178,7 @@ def test_each_group_has_a_worker_at_most_and_each_worker_a_gpu(light, tmp_path):
     assert len(list(tmp_path.iterdir())) == 1 + 2
 
 
+@pytest.mark.process
 @needs_ray
 def test_what_is_made_comes_at_once_and_groups_are_taken_as_workers_come_free(light):
     taken = []
@@ -193,6 +199,7 @@ def test_what_is_made_comes_at_once_and_groups_are_taken_as_workers_come_free(li
         time.sleep(0.1)
 
 
+@pytest.mark.process
 @needs_ray
 @pytest.mark.parametrize("when", ["load", "work"])
 def test_cases_that_cost_three_workers_are_given_up(light, tmp_path, when):
@@ -206,6 +213,7 @@ def test_cases_that_cost_three_workers_are_given_up(light, tmp_path, when):
     assert len(list(tmp_path.iterdir())) == 3
 
 
+@pytest.mark.process
 @needs_ray
 @pytest.mark.parametrize("when", ["load", "work"])
 @pytest.mark.parametrize("error", [UserError("no weights", remedy="fetch them"), KeyError("the power fails")])
@@ -224,6 +232,7 @@ def test_a_worker_of_other_versions_refuses():
         Worker().load(BACKBONE, "cpu", {"setup": Setup()}, ("another", "another"), [])
 
 
+@pytest.mark.process
 @needs_ray
 def test_ctrl_c_finishes_what_is_in_work_and_leaves_no_process(tmp_path):
     """Ray's processes are in the group that Ctrl-C goes to."""

@@ -205,6 +205,7 @@ def in_a_fresh_process(config: RunConfig, out: Path, engines: int = 1) -> FORKED
 # Killing
 
 
+@pytest.mark.process
 def test_killed_at_twenty_random_moments_it_ends_with_the_scores_of_an_undisturbed_run(tmp_path, many):
     seed = secrets.randbelow(10**6)
     print(f"seed {seed}")
@@ -279,6 +280,7 @@ def test_a_file_of_somebody_elses_among_the_parts_is_left_alone(folder, whole):
 # Stopping
 
 
+@pytest.mark.process
 def test_after_ctrl_c_the_same_command_goes_on(tmp_path, many, capsys):
     out = tmp_path / "run"
     words = ["run", str(write_config(many_config(), tmp_path / "mine.yaml")), "--out", str(out), "--device", "cpu"]
@@ -330,6 +332,7 @@ def send(*numbers: signal.Signals) -> None:
         os.kill(os.getpid(), number)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("number", "engines"), [(signal.SIGTERM, 1), (signal.SIGINT, 2)])
 def test_a_signal_stops_a_run_with_everything_on_disk(tmp_path, whole, monkeypatch, number, engines, capsys):
     """And however many engines go on with it, every bit is as if it had not been stopped."""
@@ -349,12 +352,14 @@ def test_a_signal_stops_a_run_with_everything_on_disk(tmp_path, whole, monkeypat
     assert_same_apart_from_disturbed(tmp_path, whole)
 
 
+@pytest.mark.process
 def test_a_signal_waits_for_one_batch_and_no_longer(tmp_path):
     disturbances["add_object"] = lambda: send(signal.SIGINT)
     with pytest.raises(Interrupted, match=f"stopped with 4 of {WHOLE + 2} results"):
         disturbed_run(tmp_path)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("engines", [1, 2])
 def test_two_signals_stop_at_once(tmp_path, whole, monkeypatch, engines):
     torch.set_num_threads(engines)
@@ -372,6 +377,7 @@ def test_two_signals_stop_at_once(tmp_path, whole, monkeypatch, engines):
     assert len(scored) <= 2 * engines  # batches that were in hand
 
 
+@pytest.mark.process
 def test_stopping_a_run_that_takes_nothing_does_not_promise_to_go_on(folder, monkeypatch):
     """The same command with --cache never begins from the beginning."""
     monkeypatch.setattr(runs, "GROUP", 1)
@@ -381,6 +387,7 @@ def test_stopping_a_run_that_takes_nothing_does_not_promise_to_go_on(folder, mon
     assert "the same command goes on" not in str(stopped.value)
 
 
+@pytest.mark.process
 def test_a_second_process_refuses_and_spoils_nothing(tmp_path, whole, capsys):
     out = tmp_path / "run"
     first = in_a_fresh_process(config_of(), out)

@@ -200,6 +200,7 @@ def start(code: str, *words: object) -> subprocess.Popen:
     return process
 
 
+@pytest.mark.process
 def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path):
     holder = start(HOLD, tmp_path)
     try:
@@ -234,6 +235,7 @@ with Store(sys.argv[1]) as store:
 """
 
 
+@pytest.mark.process
 def test_a_process_that_is_killed_leaves_only_whole_things(tmp_path):
     chance, kept = random.Random(5), 0
     for _ in range(5):

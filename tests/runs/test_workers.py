@@ -105,7 +105,7 @@ def test_groups_are_taken_one_by_one_and_what_was_taken_is_finished(monkeypatch)
 
 
 def test_threads_are_as_many_as_cores_are_idle(monkeypatch):
-    monkeypatch.setattr(threads, "MOST", 8)
+    monkeypatch.setattr(threads, "machine_cores", lambda: 8)
     monkeypatch.setattr(threads.psutil.Process, "cpu_affinity", lambda self: [0, 1, 2, 3], raising=False)
     monkeypatch.setattr(threads.psutil, "cpu_percent", lambda interval, percpu: [3.0, 99.0, 10.0, 0.0, 0.0, 0.0])
     assert threads.count_free_cores() == 3  # core 1 is busy, 4 and 5 are not ours
@@ -117,12 +117,13 @@ def test_threads_are_as_many_as_cores_are_idle(monkeypatch):
 def test_a_container_s_limit_counts(monkeypatch, tmp_path, text, count):
     (tmp_path / "cpu.max").write_text(text)
     monkeypatch.setattr(threads, "CGROUP_LIMIT", tmp_path / "cpu.max")
-    monkeypatch.setattr(threads, "MOST", 4)
+    monkeypatch.setattr(threads, "machine_cores", lambda: 4)
     monkeypatch.setattr(threads.psutil.Process, "cpu_affinity", lambda self: [0, 1, 2, 3], raising=False)
     monkeypatch.setattr(threads.psutil, "cpu_percent", lambda interval, percpu: [0.0] * 4)
     assert threads.count_free_cores() == count
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not bind processes to cores")
 @pytest.mark.parametrize(("setting", "expected"), [({"OMP_NUM_THREADS": "2"}, 2), ({}, 1)])
 def test_a_process_on_one_core_takes_one_thread_unless_it_is_told_otherwise(setting, expected):
@@ -138,6 +139,7 @@ def test_a_process_on_one_core_takes_one_thread_unless_it_is_told_otherwise(sett
 # ---------------------------------------------------------------- stopping
 
 
+@pytest.mark.process
 def test_the_first_signal_is_a_wish_and_the_second_an_end(capsys):
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), interrupts.stopping() as wish:
@@ -149,6 +151,7 @@ def test_the_first_signal_is_a_wish_and_the_second_an_end(capsys):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.process
 def test_outside_the_main_thread_signals_are_left_alone():
     before, wishes = signal.getsignal(signal.SIGINT), []
 

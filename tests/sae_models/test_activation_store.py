@@ -130,6 +130,7 @@ made.fill(Path(sys.argv[2]))
 """
 
 
+@pytest.mark.process
 def test_kill_9_in_the_middle_of_a_shard_loses_nothing_written(tmp_path):
     whole, killed = fill(tmp_path / "whole").folder, tmp_path / "killed"
     words = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(killed)]

@@ -331,6 +331,7 @@ def test_a_broken_index_is_refused(tmp_path, text):
         index.entries(tmp_path)
 
 
+@pytest.mark.process
 def test_the_index_is_read_without_torch():
     code = (
         "import sys, sae_models, sae_models.index as index\n"

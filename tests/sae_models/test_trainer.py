@@ -281,6 +281,7 @@ def test_a_compiled_run_resumes_exactly(tmp_path, monkeypatch):
     assert same(whole, train(shuffled_batches(rows_nd, 64), MANY, config, folder=tmp_path))
 
 
+@pytest.mark.process
 @needs_compiler
 def test_without_a_compiler_compile_is_refused(tmp_path):
     code = (
@@ -346,6 +347,7 @@ train(batches, MANY, dataclasses.replace(SMALL, steps=100), folder=Path({folder!
 """
 
 
+@pytest.mark.process
 def test_a_killed_process_is_resumed_bit_for_bit(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "CALIBRATION_ROWS", 200)
     config, rows_nd = dataclasses.replace(SMALL, steps=100), planted_rows(500)[0]

@@ -302,6 +302,7 @@ def test_trackers_that_cannot_be_meant_are_refused(tmp_path, wandb):
         train(batches(), TWO, CONFIG, trackers=["wandb"])
 
 
+@pytest.mark.process
 def test_trackers_are_imported_only_when_asked_for():
     code = "import sys, sae_models.trainer; print({'wandb', 'tensorboard'} & set(sys.modules))"
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
