@@ -265,7 +265,9 @@ def test_what_a_killed_process_had_begun_to_write_is_no_result_and_is_swept_away
 
 
 def test_killed_over_its_very_first_part_it_goes_on(tmp_path, whole):
-    (tmp_path / "parts").mkdir()
+    with Store(tmp_path):  # the folder is the tool's own before anything is written
+        pass
+    (tmp_path / "parts").mkdir(exist_ok=True)
     (tmp_path / "parts" / ".000000000-0a1b2c3d.parquet.k3j_x1.parquet").write_bytes(b"PAR1")
     run(config_of(), tmp_path, device="cpu")
     assert_same(tmp_path, whole)
