@@ -29,7 +29,7 @@ class Backbone:
     grounder: str
     """Name of the grounder that finds regions in its pictures."""
     judges: str
-    """Family of the networks that score its pictures (`riebench.metrics.models.FAMILIES`)."""
+    """Family of the networks that score its pictures (`riebench.metrics.networks.table.NETWORKS`)."""
     summary: str = ""
     dictionaries: str = ""
     """The backbone whose dictionaries are used on this one, where that is not itself: SAEs of one step carry over to

@@ -31,9 +31,10 @@ def train_oracle(folder: Path, device: torch.device, *, seed: int = 0, steps: in
 
 
 def evaluate_oracle(oracle: Oracle, seed: int, count: int, *, split: str = "held_out") -> dict[str, float]:
-    """Returns the accuracy per attribute, and of "place" and "size", on `count` rendered scenes of a split; "mean"
-    is over the eight attributes. "calibration_error" is the expected calibration error in the mean over the
-    attributes."""
+    """Returns the accuracy per attribute, and of "place" and "size", on `count` rendered scenes of a split.
+
+    "mean" is over the eight attributes. "calibration_error" is the expected calibration error in the mean over them.
+    """
     attributes, layouts, rendering = random_scenes(seed, 0, count, split)
     images = unit_images(rendering).to(next(oracle.parameters()).device)
     truth = torch.cat([torch.from_numpy(attributes), torch.from_numpy(layouts)], dim=1)
@@ -49,9 +50,11 @@ def evaluate_oracle(oracle: Oracle, seed: int, count: int, *, split: str = "held
 
 
 def calibration_error(confidence: torch.Tensor, right: torch.Tensor, num_bins: int = 15) -> float:
-    """Returns the expected calibration error of answers `[n]` with these confidences `[n]` in [0, 1]: over equal
-    bins of confidence, the mean distance of accuracy and confidence, weighted by the bin's answers (Guo et al. 2017,
-    eq. 3)."""
+    """Returns the expected calibration error of answers `[n]` with these confidences `[n]` in [0, 1].
+
+    It is, over equal bins of confidence, the mean distance of accuracy and confidence, weighted by the bin's answers
+    (Guo et al. 2017, eq. 3).
+    """
     bins = (confidence * num_bins).ceil().long().clamp(1, num_bins) - 1
     gaps = torch.zeros(num_bins, dtype=torch.double).index_add(0, bins, right.double() - confidence.double())
     return (gaps.abs().sum() / len(confidence)).item()

@@ -85,8 +85,8 @@ def slow_effect(sampler: Sampler, saes: dict[str, TopKSAE], models: ScoringModel
             scores = []
             for image, sample in zip(images, samples, strict=True):
                 pair = [(each.clamp(0, 1) * 255).round()[None] / 255 for each in (image, sample.image)]
-                a, b = (models.clip.images(each)[0] for each in pair)
-                scores.append([float(models.lpips.distance(*pair)), float(a @ b)])
+                a, b = (models["clip"].images(each)[0] for each in pair)
+                scores.append([float(models["lpips"].distance(*pair)), float(a @ b)])
             found[place, name] = scores
     return found
 
