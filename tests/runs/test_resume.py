@@ -49,7 +49,9 @@ PATIENCE = 60.0  # seconds until something that is waited for has failed to come
 PER_CASE = 15 + 3  # every subset of four blocks, and three more methods
 WHOLE, WIDE, MANY = 2 * PER_CASE, 4 * PER_CASE, 10 * PER_CASE  # results of the runs that are compared with
 FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(["pytest", "riebench.runs.run", "open_clip", "lpips", "riebench.metrics.lpips"])
+FORKED.set_forkserver_preload(
+    ["pytest", "riebench.runs.run", "open_clip", "lpips", "riebench.metrics.networks.lpips_distance"]
+)
 
 
 def config_of(**changes) -> RunConfig:
