@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from riebench.core.errors import UserError, did_you_mean
-from riebench.core.files import lock_folder, read_json, replacing, write_json
+from riebench.core.files import file_sha256, lock_folder, read_json, replacing, write_json
 from sae_models.tensors import dtype_name
 
 FORMAT, VERSION = "riebench activation store", 1
@@ -353,12 +353,7 @@ class ActivationStore:
         if (block, shard) in self._verified:
             return
         path = shard_path(self.folder, block, shard)
-        try:
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256", _bufsize=READ_BYTES).hexdigest()
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror or error}", remedy=AGAIN) from error
-        if found != self._shards[shard][block].sha256:
+        if file_sha256(path, remedy=AGAIN) != self._shards[shard][block].sha256:
             raise UserError(f"{path} is not as it was written: its sha256 differs", remedy=AGAIN)
         self._verified.add((block, shard))
 

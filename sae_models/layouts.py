@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from riebench.core.errors import UserError
+from riebench.core.files import file_sha256
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,7 @@ def holds_part(folder: Path) -> bool:
 def weights_sha256(folder: Path) -> str:
     """Returns the sha256 of a checkpoint's weight file, in hex. Raises `UserError` where it is missing or cannot be
     read."""
-    path = Path(folder) / layout_of(folder).weights
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}", remedy="check who may read it") from error
+    return file_sha256(Path(folder) / layout_of(folder).weights, remedy="check who may read it")
 
 
 def refuse_missing(path: Path, layout: Layout) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from riebench.analysis.statistics import (
 )
 from riebench.core.errors import UserError, did_you_mean
 from riebench.core.files import write_json, write_text
-from riebench.core.scores import CASE, NOOP, SETTING, Score, Setting, scores_of
+from riebench.core.scores import CASE, NOOP, SETTING, Score, Setting, ids_digest, scores_of
 from riebench.core.text_tables import markdown
 
 #: What is compared where nothing is asked for, as far as the runs have it: of gain and of preservation, the headlines.
@@ -232,7 +231,7 @@ def _facts(run: _Run, metrics: Sequence[str]) -> dict[str, str]:
     grounder = setup.get("grounder", "unknown")
     backbone, steps, mode = one_of_each(frame)
     edits, contents = sorted(frame["edit"].unique()), run.manifest.get("edits", {}).get("sha256", "")
-    ids = hashlib.sha256("\n".join(edits).encode()).hexdigest()
+    ids = ids_digest(edits)
     names = [name for name in run.scores if not metrics or name in metrics]
     facts = {
         "backbone": f"{backbone} in {steps} {'step' if steps == 1 else 'steps'}",

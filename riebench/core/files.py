@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -24,6 +25,7 @@ def data_folder() -> Path:
     raise UserError(f"riebench's data folder is missing from {here}", remedy="install riebench again")
 
 
+BLOCK_BYTES = 2**20  # read at once for a digest
 MARKER = ".riebench-run"  # stands in every run directory, and says that its files are the tool's own
 #: How `replacing` names what it has not finished: after the file that it will be, with 8 characters of chance.
 UNFINISHED = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}(?P<suffix>(\.\w+)?)")
@@ -67,6 +69,15 @@ def replacing(path: Path, *, sync: bool = True, make_folder: bool = True) -> Ite
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path, remedy: str = "check the path") -> str:
+    """Returns the sha256 of a file's bytes, in hex. Raises `UserError` with the remedy where it cannot be read."""
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256", _bufsize=BLOCK_BYTES).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}", remedy=remedy) from error
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -3,8 +3,9 @@ pandas."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -123,6 +124,11 @@ COLUMNS: dict[str, type] = {
 }
 #: The scores that every frame has: the headline of gain and of preservation.
 NEEDED = ("clip_text_edited", "lpips_original")
+
+
+def ids_digest(ids: Iterable[str]) -> str:
+    """Returns the sha256 of the ids of edits, sorted, one a line."""
+    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
 
 
 def scores_of(frame: pd.DataFrame) -> tuple[Score, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dis
-import hashlib
 import importlib.util
 import inspect
 import sys
@@ -14,10 +13,10 @@ from pathlib import Path
 from types import CellType, CodeType, FunctionType
 
 from riebench.core.errors import UserError
+from riebench.core.files import file_sha256
 from riebench.core.keys import describe, digest, is_builtin, name_of
 
 PACKAGES = ("riebench", "sae_models", "baselines")
-BLOCK_BYTES = 2**20
 
 
 def folder_digest(path: Path) -> str:
@@ -33,15 +32,6 @@ def folder_digest(path: Path) -> str:
         return _digest_files(path.parent, (_state(path, path.parent),))
     inside = sorted(file for file in path.rglob("*") if _counts(file, path))
     return _digest_files(path, tuple(_state(file, path) for file in inside))
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes, in hex. Raises `UserError` where it cannot be read."""
-    try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256", _bufsize=BLOCK_BYTES).hexdigest()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}", remedy="check the path") from error
 
 
 @cache

@@ -12,7 +12,7 @@ from riebench.backbones.loading import choose_device
 from riebench.backbones.table import BACKBONES
 from riebench.core.errors import UserError
 from riebench.core.progress import Progress
-from riebench.dictionaries.prompts import world_prompts
+from riebench.dictionaries.prompts import CAPTIONS, read_prompts
 from riebench.generation.sampler import Request, Sampler, load_sampler
 from riebench.methods.text_index import TextIndex, cache_folder, save_text_index
 from sae_models import index
@@ -109,7 +109,13 @@ def index_text(
     are no prompts or no dictionaries.
     """
     found = BACKBONES.get(backbone)
-    texts = _read_prompts(Path(prompts)) if not isinstance(prompts, int) else _captions(found.judges, backbone, prompts)
+    if isinstance(prompts, int) and found.judges != "tinyworld":
+        raise UserError(
+            f"no prompts are shipped for {backbone}",
+            remedy="give a text file with a prompt on each line, some thousands of them",
+        )
+    counted = isinstance(prompts, int)
+    texts = read_prompts(CAPTIONS, count=prompts, seed=FIRST_SEED) if counted else read_prompts(str(prompts))
     where, folder = choose_device(device), Path(out) if out else cache_folder()
     entries = {block: index.find(found.dictionaries or found.name, block) for block in found.blocks}
     dictionaries = {block: index.open(entry, device=str(where)) for block, entry in entries.items()}
@@ -118,20 +124,3 @@ def index_text(
     for block, path in paths.items():
         save_text_index(path, indices[block])
     return paths
-
-
-def _captions(family: str, backbone: str, count: int) -> list[str]:
-    if family != "tinyworld":
-        raise UserError(
-            f"no prompts are shipped for {backbone}",
-            remedy="give a text file with a prompt on each line, some thousands of them",
-        )
-    return world_prompts(count, FIRST_SEED)
-
-
-def _read_prompts(path: Path) -> list[str]:
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the prompts {path} cannot be read: {error}", remedy="give a text file") from error
-    return [line.strip() for line in lines if line.strip()]

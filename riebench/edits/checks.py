@@ -1,4 +1,4 @@
-"""What any set of edits has to fulfil, looked at by program: all problems at once. `edit_rules.py` is stricter."""
+"""What any set of edits has to fulfil, looked at by program: all problems at once. `rules.py` is stricter."""
 
 from __future__ import annotations
 

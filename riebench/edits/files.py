@@ -1,4 +1,4 @@
-"""Edit files: the rows of YAML, JSON-lines and CSV files, each with its place. What a row means is `edits.py`'s."""
+"""Edit files: the rows of YAML, JSON-lines and CSV files, each with its place. What a row means is `edit.py`'s."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -138,11 +137,6 @@ def schema_problems(content: dict) -> list[str]:
     """Returns where the content of an `entry.json` breaks the schema, a line each."""
     found = sorted(_validator().iter_errors(content), key=lambda error: [str(part) for part in error.absolute_path])
     return [f"{dotted(error.absolute_path) or 'the entry'}: {_shortened(error.message)}" for error in found]
-
-
-def ids_digest(ids: Iterable[str]) -> str:
-    """Returns the sha256 of the ids of edits, sorted, one a line."""
-    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
 
 
 def dotted(path: Iterable[str | int]) -> str:

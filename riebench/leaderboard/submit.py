@@ -18,8 +18,8 @@ from riebench.analysis.frames import one_of_each, read_scores, settings_of
 from riebench.analysis.run import Run
 from riebench.core import files
 from riebench.core.errors import UserError, did_you_mean
-from riebench.core.scores import CASE, SETTING, Setting, score_words, scores_of
-from riebench.core.versions import file_sha256
+from riebench.core.files import file_sha256
+from riebench.core.scores import CASE, SETTING, Setting, ids_digest, score_words, scores_of
 from riebench.edits.edit import Edit, load_edits, set_sha256, split_of, strip_marks
 from riebench.leaderboard.entries import (
     CONTROLS,
@@ -27,7 +27,6 @@ from riebench.leaderboard.entries import (
     IMAGES_FOLDER,
     SCHEMA,
     SCORES_FILE,
-    ids_digest,
     schema_problems,
 )
 from riebench.leaderboard.figures import (

@@ -11,8 +11,8 @@ import pandas as pd
 from riebench.analysis.frames import one_of_each, read_scores, settings_of
 from riebench.backbones.table import BACKBONES
 from riebench.core.errors import UserError, did_you_mean
-from riebench.core.scores import CASE, NOOP, SETTING, Score, Setting, score_words, scores_of
-from riebench.core.versions import file_sha256
+from riebench.core.files import file_sha256
+from riebench.core.scores import CASE, NOOP, SETTING, Score, Setting, ids_digest, score_words, scores_of
 from riebench.edits.edit import Edit, load_edits, set_sha256, shipped_sets, split_of, strip_marks
 from riebench.leaderboard.entries import (
     CONTROLS,
@@ -22,7 +22,6 @@ from riebench.leaderboard.entries import (
     Entry,
     dotted,
     entry_folder,
-    ids_digest,
     read_content,
     schema_problems,
 )

@@ -13,9 +13,9 @@ from riebench.backbones.folders import backbone_folder, weights_for
 from riebench.backbones.released import VAES
 from riebench.backbones.table import Backbone
 from riebench.core.errors import UserError, did_you_mean
-from riebench.core.files import data_folder
+from riebench.core.files import data_folder, file_sha256
 from riebench.core.keys import digest
-from riebench.core.versions import file_sha256, folder_digest
+from riebench.core.versions import folder_digest
 from riebench.edits.edit import Edit
 from riebench.edits.phrases import mask_files
 from riebench.generation.interventions import window_steps

@@ -16,11 +16,11 @@ from riebench.backbones.own import backbone_from
 from riebench.backbones.table import BACKBONES, Backbone
 from riebench.core import files
 from riebench.core.errors import UserError
+from riebench.core.files import file_sha256
 from riebench.core.keys import digest
 from riebench.core.pictures import from_array, read_picture, regions_from_array
 from riebench.core.progress import Progress
 from riebench.core.scores import describe_scores, scores_of
-from riebench.core.versions import file_sha256
 from riebench.edits.edit import Edit, load_edits, set_sha256
 from riebench.methods.modes import mode_named
 from riebench.metrics import check_names, describe

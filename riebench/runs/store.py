@@ -397,8 +397,8 @@ def _agrees(row: dict, hashes: dict[str, str]) -> bool:
 def _sha256(path: Path) -> str:
     """sha256 of a file in hex; empty where it cannot be read."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
+        return files.file_sha256(path)
+    except UserError:
         return ""
 
 

@@ -23,8 +23,9 @@ from baselines.sae import SAE
 from baselines.select_on import OtherSeed
 from riebench.backbones.sdxl import SDXL
 from riebench.core.errors import UserError
+from riebench.core.files import file_sha256
 from riebench.core.keys import describe, digest
-from riebench.core.versions import code_behind, file_sha256, folder_digest
+from riebench.core.versions import code_behind, folder_digest
 from riebench.core.versions import sources_digest as digest_of_sources
 from riebench.metrics.versions import judge_version
 from riebench.runs.versions import GENERATING, code_of, code_of_family, code_version

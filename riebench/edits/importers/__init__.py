@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from riebench.core.errors import UserError, did_you_mean
-from riebench.core.versions import file_sha256
+from riebench.core.files import file_sha256
 from riebench.edits.edit import categories_of, write_edits
 from riebench.edits.files import error_of
 from riebench.edits.importers.items import Imported
