@@ -118,7 +118,7 @@ class Family:
     """(Pipeline, whether its autoencoder is another than its own) -> None: what is done once it is loaded."""
 
     def __reduce__(self) -> tuple:
-        """Is pickled, and copied, as the one that stands `at`."""
+        """Returns what a family is pickled and copied as: the one that stands `at`."""
         return _standing_at, (self.at,)
 
     def place(self, block: str) -> Place:

@@ -58,7 +58,7 @@ class Backbone:
 
     @property
     def guided(self) -> bool:
-        """Whether each step runs every row twice, without and with its prompt (diffusers: guidance above 1)."""
+        """Returns whether each step runs every row twice, without and with its prompt (diffusers: guidance above 1)."""
         return self.guidance > 1
 
     @property
@@ -67,10 +67,11 @@ class Backbone:
         return self.family.guided_rows if self.guided else ("cond",)
 
     def gigabytes(self, dtype: str) -> float:
-        """Memory to generate one picture at a time, an estimate in 10^9 bytes; 0 where it cannot be estimated.
+        """Returns the memory that generating one picture at a time takes, an estimate in 10^9 bytes; 0 where it cannot
+        be estimated.
 
-        dtype: "float32", "float16" or "bfloat16". All parameters in that type, and what decoding a picture takes
-        (`Family.decoding_bytes` a pixel, half of that for a VAE that decodes in half precision). What CUDA itself
+        dtype: "float32", "float16" or "bfloat16". Counted are all parameters in that type, and what decoding a picture
+        takes (`Family.decoding_bytes` a pixel, half of that for a VAE that decodes in half precision). What CUDA itself
         takes, some 0.5 GB, the networks that judge, and more pictures at once come on top.
         """
         if not (self.parameters and self.height and self.width):

@@ -193,12 +193,13 @@ class Intervention:
 
     @property
     def blocks(self) -> tuple[str, ...]:
+        """The blocks of these sites, each once."""
         return tuple(dict.fromkeys(site.block for site in self.sites))
 
     @property
     def norm(self) -> float:
-        """L2 norm of everything that is added, over sites, the window's steps, channels and cells; NaN where that is
-        known only when the image is generated."""
+        """The L2 norm of everything that is added, over sites, the window's steps, channels and cells; NaN where that
+        is known only when the image is generated."""
         if self.rewrites:
             return float("nan")
         values = (added.values for added in self.additions.values())

@@ -22,6 +22,6 @@ class Pictures:
 
     @property
     def outside(self) -> Tensor:
-        """Bool `[h, w]`: pixels outside both regions, dilated."""
+        """The pixels outside both regions, dilated; bool `[h, w]`."""
         pixels = round(OUTSIDE_PX * self.regions.shape[-2] / OUTSIDE_REFERENCE_PX)
         return ~dilate(self.regions.any(dim=0)[None], pixels)[0]

@@ -61,7 +61,7 @@ class Setup:
 
     @property
     def keeps_marks(self) -> bool:
-        """Whether prompts are scored with their `[ ]`, as the published scores are."""
+        """Returns whether prompts are scored with their `[ ]`, as the published scores are."""
         return self.rules.keeps_marks
 
     def metric_names(self, family: str) -> tuple[str, ...]:
