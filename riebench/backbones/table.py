@@ -19,7 +19,7 @@ class Backbone:
     """A diffusion model, and how the benchmark samples it."""
 
     name: str
-    """As in `riebench run`: the model, `@`, its number of steps."""
+    """Its name, as in `riebench run`: the model, `@`, its number of steps."""
     folder: str
     """Folder of a pipeline, relative to the shipped data or absolute; empty for `weights`."""
     steps: int
@@ -29,7 +29,7 @@ class Backbone:
     grounder: str
     """Name of the grounder that finds regions in its pictures."""
     judges: str
-    """Family of the networks that score its pictures (`riebench.metrics.models.FAMILIES`)."""
+    """Family of the networks that score its pictures (`riebench.metrics.networks.table.NETWORKS`)."""
     summary: str = ""
     dictionaries: str = ""
     """The backbone whose dictionaries are used on this one, where that is not itself: SAEs of one step carry over to
@@ -41,14 +41,15 @@ class Backbone:
     vae: str = ""
     """Name in `VAES` of the VAE in place of the pipeline's own."""
     height: int = 0
-    """Of its pictures, in pixels; 0 is the model's own size."""
+    """Height of its pictures, in pixels; 0 is the model's own size."""
     width: int = 0
+    """Width of its pictures, likewise."""
     dtype: str = "auto"
-    """Out of `DTYPES`: what it is computed in where nothing else is asked for."""
+    """What it is computed in where nothing else is asked for, out of `DTYPES`."""
     parameters: float = 0.0
-    """Of the whole pipeline, in 10^9; 0 where that is not known."""
+    """Parameters of the whole pipeline, in 10^9; 0 where that is not known."""
     family: Family = SDXL
-    """How it is built."""
+    """The kind of model that it is."""
     blocks: tuple[str, ...] = ()
     """The blocks under test, in the order in which the model runs them; the family's own where none are named."""
 

@@ -39,8 +39,8 @@ def reconstruction_effect(
     """Returns how far images move when the updates of blocks are replaced.
 
     dictionaries: name -> block -> a dictionary, on the sampler's device. Image i is of prompt i and seed i. Each block
-    of a name is replaced alone, and all of them together where there are several. A row for each scope, for each of
-    these, for each image and replacement:
+    of a name is replaced alone, and all of them together where there are several. There is a row for each scope, for
+    each of these, for each image and replacement:
 
     - `blocks` (joined by "+"), `dictionary` (its name; "" of zero and mean, which are the same for all of them),
       `replacement` ("reconstruction", "zero", "mean"), `branch`, `window`, `prompt`, `seed`;
@@ -91,7 +91,7 @@ def summarise(effect: pd.DataFrame) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class _Undisturbed:
-    """What is known of a batch of images of which nothing is replaced."""
+    """Holds what is known of a batch of images of which nothing is replaced."""
 
     requests: Sequence[Request]
     images: Tensor

@@ -25,7 +25,7 @@ class Pair:
     a: index.Entry
     b: index.Entry
     root: Path | None
-    """Of a's index, as in `index.open`."""
+    """The folder of a's index, as in `index.open`."""
     other: Path | None
     """The other folder, where b lies there."""
 

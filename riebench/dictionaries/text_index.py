@@ -58,7 +58,7 @@ def build_text_index(
 
 
 class _Moments:
-    """Running sums of pairs of vectors x `[p, m]` and y `[p, n]`, float64."""
+    """Keeps running sums of pairs of vectors x `[p, m]` and y `[p, n]`, float64."""
 
     def __init__(self) -> None:
         self.count, self.x, self.y, self.xy = 0, 0.0, 0.0, 0.0
@@ -73,7 +73,7 @@ class _Moments:
 
 
 class _FeatureSums:
-    """What one block's index is made of, summed over pictures."""
+    """Sums over pictures what one block's index is made of."""
 
     def __init__(self) -> None:
         self.moments = _Moments()

@@ -24,13 +24,13 @@ LOGS = "training"  # sub-folder of logs and states
 
 @dataclass(frozen=True)
 class Grid:
-    """Which SAEs are trained of each block: every combination of these."""
+    """Says which SAEs are trained of each block: every combination of these."""
 
     sparsities: tuple[TopK | L1 | JumpReLU, ...]
     expansions: tuple[int, ...]
     """Features, as multiples of the channels."""
     seeds: tuple[int, ...] = (0,)
-    """Of where features start."""
+    """Seeds of where features start."""
     matryoshka: Matryoshka | None = None
     revival: AuxK | Restart | None = None
 

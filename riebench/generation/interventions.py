@@ -45,8 +45,8 @@ def window_steps(window: str, steps: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Addition:
-    """What is added at one site: a vector for some of its cells, at each step. Raises `UserError` for other shapes, and
-    for values that are not finite."""
+    """Says what is added at one site: a vector for some of its cells, at each step. Raises `UserError` for other
+    shapes, and for values that are not finite."""
 
     cells: Tensor
     """int64 `[n]`: numbers of cells, in reading order, each once."""
@@ -88,7 +88,7 @@ class Addition:
 
 @dataclass(frozen=True)
 class Push:
-    """How hard a feature is pushed, and when (`Intervention.from_features`)."""
+    """Says how hard a feature is pushed, and when (`Intervention.from_features`)."""
 
     value: float
     """In units of the dictionary's latents; negative to take away."""
@@ -98,7 +98,7 @@ class Push:
 
 @dataclass(frozen=True)
 class Intervention:
-    """What is added where. No additions and the original prompt is the original image itself."""
+    """Says what is added where. No additions and the original prompt is the original image itself."""
 
     additions: Mapping[Site, Addition] = field(default_factory=dict)
     """Site -> what is added to that site's value at each step. A tensor `[steps, cells, C]` over all cells of the site

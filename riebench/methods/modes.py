@@ -25,7 +25,7 @@ Features = Mapping["Site", "Tensor"]
 
 
 class Mode(Protocol):
-    """How a run is done where the protocol and the published code differ."""
+    """Says how a run is done where the protocol and the published code differ."""
 
     name: str
     summary: str

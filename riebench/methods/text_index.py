@@ -21,7 +21,7 @@ from sae_models.tensors import refuse_not_finite
 
 @dataclass(frozen=True)
 class TextIndex:
-    """What the features of one block's dictionary have to do with text. All float32."""
+    """Says what the features of one block's dictionary have to do with text. All float32."""
 
     directions: Tensor
     """`[F, e]`: the unit vector in the space of text vectors along which a feature fires more; zero where it never

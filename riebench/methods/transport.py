@@ -29,7 +29,7 @@ STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Transport:
-    """How chosen features are moved. Methods inherit these settings. Raises `UserError` for unknown values."""
+    """Says how chosen features are moved. Methods inherit these settings. Raises `UserError` for unknown values."""
 
     strength: float = 1.0
     """m: what is added is multiplied with it."""

@@ -17,8 +17,8 @@ SITES = ("update", "stream")  # what dictionaries can read of a block
 
 @dataclass(frozen=True)
 class Setup:
-    """What all cases of a run share. Raises `UserError` for an unknown mode, mask rule or site, and where mode and mask
-    rule do not go together."""
+    """Says what all cases of a run share. Raises `UserError` for an unknown mode, mask rule or site, and where mode and
+    mask rule do not go together."""
 
     mode: str = "strict"
     """Out of `riebench.methods.modes.MODES`."""

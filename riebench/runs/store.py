@@ -43,7 +43,7 @@ LONGEST_NAME = 80
 
 @dataclass(frozen=True)
 class Batch:
-    """Is written together: pictures first, then the rows, so a row never names a picture that is not there.
+    """Holds what is written together: pictures first, then the rows, so a row never names a picture that is not there.
 
     Raises `ValueError` for a row that lacks one of `KEY_COLUMNS`, or a picture that is not uint8 of those shapes.
     """

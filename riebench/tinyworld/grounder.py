@@ -99,7 +99,8 @@ class Grounder(nn.Module):
 
 
 def load(device: torch.device | str = "cpu", **settings: object) -> Grounder:
-    """Returns the shipped grounder, as `riebench.grounders` loads it. Raises `UserError` for any setting."""
+    """Returns the shipped grounder, as `riebench.regions.grounders` lists it. Raises `UserError` for any
+    setting."""
     grounder_settings("tinyworld", settings)
     return load_grounder(device)
 
