@@ -30,6 +30,8 @@ def read_numbers(text: str) -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class Chosen(Transport):
+    """Moves the SAE features of given numbers, as `Transport` says how."""
+
     on: str = ""
     """Features turned on, as "up.0.1:12,55 mid.0:3"."""
     off: str = ""
@@ -38,6 +40,8 @@ class Chosen(Transport):
     sites: ClassVar[str] = "block"
 
     def plan(self, case: Case) -> Intervention:
+        """Returns the intervention of the features `on` and `off`. Raises `UserError` where none is named, for a block
+        that the case has not, and for a number that its dictionary has not."""
         on, off = read_numbers(self.on), read_numbers(self.off)
         if not on and not off:
             raise UserError("no feature was chosen", remedy="name some, as in on='up.0.1:12,55'")

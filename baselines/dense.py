@@ -11,11 +11,14 @@ from sae_models.dictionary import Identity
 
 @dataclass(frozen=True)
 class Dense(Transport):
+    """Moves the whole update, as `Transport` says how."""
+
     name: str = "dense"
     sites: ClassVar[str] = "block"
     uses_sae: ClassVar[bool] = False
 
     def plan(self, case: Case) -> Intervention:
+        """Returns the transport of every channel, which is turned on and off (protocol §6, "dense")."""
         dictionaries = {site: Identity(trace.shape[-1]) for site, trace in case.original.items()}
         how = replace(self, statistic=case.mode.dense_statistic or self.statistic)
         return transport(case, dictionaries, everything(dictionaries), how)

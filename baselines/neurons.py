@@ -12,6 +12,8 @@ from sae_models.dictionary import Identity
 
 @dataclass(frozen=True)
 class Neurons(Transport):
+    """Moves feed-forward neurons, as `Transport` says how."""
+
     k: Annotated[int, Range(1)] = 64
     """Neurons turned on, and as many off, in each block; over all blocks where pool is "all", as it is in reference
     mode."""
@@ -22,6 +24,8 @@ class Neurons(Transport):
     uses_sae: ClassVar[bool] = False
 
     def plan(self, case: Case) -> Intervention:
+        """Returns the transport of the k neurons with the highest and the k with the lowest scores (protocol §5), each
+        divided by its L2 norm over the cells before it is scored."""
         neurons = {site: Identity(trace.shape[-1]) for site, trace in case.original.items()}
         selected = select_features(case, neurons, k=self.k, pool=self.pool, steps=self.steps, unit_norm=True)
         return transport(case, neurons, selected, self)

@@ -9,9 +9,12 @@ from riebench.methods.method import Case
 
 @dataclass(frozen=True)
 class NoOp:
+    """Changes nothing."""
+
     name: str = "noop"
     strength: float = 0.0
     sites: ClassVar[str] = ""
 
     def plan(self, case: Case) -> Intervention:
+        """Returns the intervention that adds nothing."""
         return Intervention()

@@ -9,9 +9,12 @@ from riebench.methods.method import Case
 
 @dataclass(frozen=True)
 class OraclePrompt:
+    """Generates from the edited prompt."""
+
     name: str = "oracle-prompt"
     strength: float = 1.0
     sites: ClassVar[str] = ""
 
     def plan(self, case: Case) -> Intervention:
+        """Returns the intervention that takes the edited prompt in place of the original one, and adds nothing."""
         return Intervention(prompt="edited")

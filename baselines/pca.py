@@ -18,6 +18,8 @@ from sae_models.pca import PCA
 
 @dataclass(frozen=True)
 class PrincipalComponents(Transport):
+    """Moves principal components of the case's own updates, as `Transport` says how."""
+
     k: Annotated[int, Range(1)] = 32
     """Components turned on, and as many off, in each block; over all blocks where pool is "all", as it is in
     reference mode."""
@@ -28,6 +30,7 @@ class PrincipalComponents(Transport):
     uses_sae: ClassVar[bool] = False
 
     def plan(self, case: Case) -> Intervention:
+        """Returns the transport of the k components with the highest and the k with the lowest scores (protocol §5)."""
         components = {
             site: PCA.fit(torch.cat([side[site].flatten(0, 1) for side in (case.original, case.edited)]).float())
             for site in case.original

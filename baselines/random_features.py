@@ -24,9 +24,11 @@ class Shuffled:
         self.order = torch.randperm(self.num_features, generator=generator)
 
     def encode(self, x_nd):
+        """Returns the dictionary's own features `[n, F]` of rows `[n, C]`."""
         return self.dictionary.encode(x_nd)
 
     def decode_linear(self, z_nf):
+        """Returns rows `[n, C]` of features `[n, F]`, each in another feature's direction, without bias."""
         shuffled = torch.empty_like(z_nf)
         shuffled[:, self.order] = z_nf
         return self.dictionary.decode_linear(shuffled)
@@ -34,6 +36,8 @@ class Shuffled:
 
 @dataclass(frozen=True)
 class RandomFeatures(Transport):
+    """Moves what `sae` would, in random directions. Raises `UserError` for another mode than static."""
+
     k: Annotated[int, Range(1)] = 32
     pool: Literal["", "block", "all"] = ""
     steps: Literal["first", "mean"] = "first"
@@ -48,6 +52,8 @@ class RandomFeatures(Transport):
             )
 
     def plan(self, case: Case) -> Intervention:
+        """Returns the intervention of `sae` with its features' directions shuffled by the case's seed, scaled at each
+        site to the L2 norm of what `sae` adds there."""
         saes = {site: case.sae(site.block) for site in case.original}
         selected = select_features(case, saes, k=self.k, pool=self.pool, steps=self.steps)
         target = transport(case, saes, selected, self)

@@ -11,6 +11,8 @@ from riebench.methods.method import Case
 
 @dataclass(frozen=True)
 class RegionMeans:
+    """Adds how far the mean updates of the two images' regions differ."""
+
     strength: float = 1.0
     window: str = "all"
     branch: str = "both"
@@ -19,6 +21,8 @@ class RegionMeans:
     uses_sae: ClassVar[bool] = False
 
     def plan(self, case: Case) -> Intervention:
+        """Returns the intervention that adds m (mean_e,t - mean_o,t) `[C]` at every cell of the original image's
+        region, at strength m."""
         additions = {}
         for site, original in case.original.items():
             cells_e, cells_o = case.edited_cells[site.block], case.original_cells[site.block]

@@ -11,6 +11,8 @@ from riebench.methods.transport import Transport, select_features, transport
 
 @dataclass(frozen=True)
 class SAE(Transport):
+    """Moves SAE features, as `Transport` says how."""
+
     k: Annotated[int, Range(1)] = 32
     """Features turned on, and as many off, in each block; over all blocks where pool is "all", as it is in reference
     mode."""
@@ -21,6 +23,7 @@ class SAE(Transport):
     sites: ClassVar[str] = "block"
 
     def plan(self, case: Case) -> Intervention:
+        """Returns the transport of the k features with the highest and the k with the lowest scores (protocol §5)."""
         saes = {site: case.sae(site.block) for site in case.original}
         selected = select_features(case, saes, k=self.k, pool=self.pool, steps=self.steps)
         return transport(case, saes, selected, self)

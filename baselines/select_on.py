@@ -13,11 +13,15 @@ from baselines.sae import SAE
 
 @dataclass(frozen=True)
 class OtherSeed(SAE):
+    """Chooses features on the same edit with another seed."""
+
     name: str = "other-seed"
     select_on: ClassVar[str] = "seed"
 
 
 @dataclass(frozen=True)
 class Mismatched(SAE):
+    """Chooses features on another edit."""
+
     name: str = "mismatched"
     select_on: ClassVar[str] = "edit"

@@ -28,6 +28,9 @@ SUPPORTED = ("strength", "only_add", "window", "branch")  # of Transport's setti
 
 @dataclass(frozen=True)
 class TextSelected(Transport):
+    """Moves SAE features that a text index names. Raises `UserError` for settings of `Transport` that need an edited
+    trace."""
+
     strength: float = 2.0
     k: Annotated[int, Range(1)] = 16
     """The most features turned on, and off, in each block; over all blocks where pool is "all"."""
@@ -52,8 +55,9 @@ class TextSelected(Transport):
 
     @torch.no_grad()
     def plan(self, case: Case) -> Intervention:
-        """On features are added with their typical value at every cell of the region; off features are taken away with
-        the value that they have in each cell."""
+        """Returns the intervention that adds on features with their typical value at every cell of the region, and
+        takes off features away with the value that they have in each cell. Raises `UserError` for a text index that is
+        not of the dictionary."""
         saes = {site: case.sae(site.block) for site in case.original}
         indices = {site: _fitting(case.text_index(site.block), sae, site) for site, sae in saes.items()}
         cells = {site: case.original_cells[site.block] for site in saes}
@@ -82,7 +86,7 @@ class TextSelected(Transport):
         )
 
     def _highest(self, scores: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
-        """Numbers of the features with the k highest scores above zero, of each site or of all together."""
+        """Returns the numbers of the features with the k highest scores above zero, of each site or of all together."""
         groups = [list(scores)] if self.pool == "all" else [[site] for site in scores]
         found = {}
         for sites in groups:

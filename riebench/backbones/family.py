@@ -56,10 +56,10 @@ class Site:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a block is in a denoiser, and what its module returns."""
+    """Says where a block is in a denoiser, and what its module returns."""
 
     path: str
-    """Of its module, from the denoiser on."""
+    """Path of its module, from the denoiser on."""
     layout: str = "map"
     """"map": the image stream is `[b, C, h, w]`; "tokens": it is `[b, cells, C]`."""
     output: int = 0
@@ -70,7 +70,7 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """What models of one kind have in common. One file of `backbones/` describes one family."""
+    """Says what models of one kind have in common. One file of `backbones/` describes one family."""
 
     name: str
     at: str
@@ -118,7 +118,7 @@ class Family:
     """(Pipeline, whether its autoencoder is another than its own) -> None: what is done once it is loaded."""
 
     def __reduce__(self) -> tuple:
-        """Is pickled, and copied, as the one that stands `at`."""
+        """Returns what a family is pickled and copied as: the one that stands `at`."""
         return _standing_at, (self.at,)
 
     def place(self, block: str) -> Place:

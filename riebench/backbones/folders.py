@@ -14,7 +14,8 @@ FULL = ":float32"  # behind a backbone's name: what `riebench fetch` calls its f
 
 
 def backbone_folder(backbone: Backbone, dtype: str = "float32") -> Path:
-    """Where a backbone's pipeline lies, with the files that are read for `dtype`: of float32, or of half precision.
+    """Returns where a backbone's pipeline lies, with the files that are read for `dtype`: of float32, or of half
+    precision.
 
     Raises `UserError` when it is not there, with what is missing and how to get it.
     """
@@ -32,17 +33,17 @@ def backbone_folder(backbone: Backbone, dtype: str = "float32") -> Path:
 
 
 def is_shipped(backbone: Backbone) -> bool:
-    """Whether its pipeline lies in the shipped data."""
+    """Returns whether a backbone's pipeline lies in the shipped data."""
     return backbone.weights is None and not Path(backbone.folder).is_absolute()
 
 
 def weights_for(backbone: Backbone, dtype: str) -> Weights | None:
-    """The files on the Hub that are read for `dtype`; None for a backbone that has a folder."""
+    """Returns the files on the Hub that are read for `dtype`; None for a backbone that has a folder."""
     return backbone.weights_full if dtype == "float32" else backbone.weights
 
 
 def vae_folder(backbone: Backbone) -> Path | None:
-    """Where the VAE lies that stands in the place of the pipeline's own; None where none does.
+    """Returns where the VAE lies that stands in the place of the pipeline's own; None where none does.
 
     Raises `UserError` when it is not there.
     """
@@ -50,8 +51,8 @@ def vae_folder(backbone: Backbone) -> Path | None:
 
 
 def fetch_name(backbone: Backbone, dtype: str) -> str:
-    """What `riebench fetch` calls the files that are read for `dtype`: the model in the table that has them, without
-    its steps."""
+    """Returns what `riebench fetch` calls the files that are read for `dtype`: the model in the table that has them,
+    without its steps."""
     weights = weights_for(backbone, dtype)
     entries = (BACKBONES.get(name) for name in BACKBONES.names())
     known = next((entry.name for entry in entries if weights_for(entry, dtype) == weights), backbone.name)
@@ -59,7 +60,8 @@ def fetch_name(backbone: Backbone, dtype: str) -> str:
 
 
 def _hub_folder(backbone: Backbone, dtype: str) -> Path:
-    """The folder in the Hub's cache. Where files are missing and those of the other precision are there, says so."""
+    """Returns the folder in the Hub's cache. Raises `UserError` where files are missing, which says so where those of
+    the other precision are there."""
     wanted, name = weights_for(backbone, dtype), fetch_name(backbone, dtype)
     other = "float16" if dtype == "float32" else "float32"
     missing = missing_files(wanted)

@@ -26,7 +26,7 @@ VARIANT = "fp16"  # as diffusers calls half-precision files: `diffusion_pytorch_
 
 
 def choose_device(name: str) -> torch.device:
-    """The torch device of "auto", "cpu" or "cuda". Raises `UserError` for cuda where there is none."""
+    """Returns the torch device of "auto", "cpu" or "cuda". Raises `UserError` for cuda where there is none."""
     if name not in ("auto", "cpu", "cuda"):
         raise UserError(
             f"unknown device {name!r}{did_you_mean(name, ('auto', 'cpu', 'cuda'))}", remedy="use auto, cpu or cuda"
@@ -53,7 +53,7 @@ def choose_dtype(backbone: Backbone, device: torch.device, asked: str = "auto") 
 
 
 def weights_sha256(*modules: nn.Module) -> str:
-    """sha256 over the names and bytes of the modules' weights, in hex."""
+    """Returns the sha256 over the names and bytes of the modules' weights, in hex."""
     digest = hashlib.sha256()
     for module in modules:
         for name, value in module.state_dict().items():
@@ -146,7 +146,8 @@ def _remedy(backbone: Backbone, file: Path | None, dtype: str) -> str:
 
 
 def _find_broken(folder: Path, variant: str | None) -> tuple[Path, str] | None:
-    """(path, what is wrong with it) of what is missing or truncated in a pipeline's folder; None where that is not it.
+    """Returns (path, what is wrong with it) of what is missing or truncated in a pipeline's folder; None where that is
+    not it.
 
     variant: which files are read, as diffusers calls them.
     """

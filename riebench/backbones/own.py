@@ -14,13 +14,13 @@ from riebench.core.errors import UserError, did_you_mean
 
 
 def backbone_from(values: Mapping[str, Any], where: str) -> Backbone:
-    """A backbone of one's own, of plain values as YAML gives them.
+    """Returns a backbone of one's own, of plain values as YAML gives them.
 
     values: `name` (the model, "@", its steps), and `like` (a backbone in the table, whose fields are taken where none
     is given) or `folder` (of a diffusers pipeline; relative to the current directory, `~` is the home) or both. Without
     `like`, `steps` and `guidance` are needed, and what is left out is as for SDXL. The other keys are `grounder`,
-    `judges`, `dictionaries`, `summary`, `vae`, `height`, `width`, `dtype`: fields of `Backbone`.
-    where: what error messages begin with. Raises `UserError` for unknown, missing, mistyped or impossible values.
+    `judges`, `dictionaries`, `summary`, `vae`, `height`, `width`, `dtype`: fields of `Backbone`. where: what error
+    messages begin with. Raises `UserError` for unknown, missing, mistyped or impossible values.
     """
     for key, value in values.items():
         if key not in _KEYS:

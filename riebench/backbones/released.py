@@ -34,7 +34,7 @@ _TENSOR_FILES = (
 
 
 def sdxl_weights(repo: str, revision: str) -> dict[str, Weights]:
-    """The two fields of a pipeline that lies on the Hub as SDXL's do."""
+    """Returns the two fields of a pipeline that lies on the Hub as SDXL's do."""
     half = (*_SMALL_FILES, *(f"{file}.fp16.safetensors" for file in _TENSOR_FILES))
     full = (*_SMALL_FILES, *(f"{file}.safetensors" for file in _TENSOR_FILES))
     return {"weights": Weights(repo, revision, half, 6.94), "weights_full": Weights(repo, revision, full, 13.9)}

@@ -19,7 +19,7 @@ class Backbone:
     """A diffusion model, and how the benchmark samples it."""
 
     name: str
-    """As in `riebench run`: the model, `@`, its number of steps."""
+    """Its name, as in `riebench run`: the model, `@`, its number of steps."""
     folder: str
     """Folder of a pipeline, relative to the shipped data or absolute; empty for `weights`."""
     steps: int
@@ -41,14 +41,15 @@ class Backbone:
     vae: str = ""
     """Name in `VAES` of the VAE in place of the pipeline's own."""
     height: int = 0
-    """Of its pictures, in pixels; 0 is the model's own size."""
+    """Height of its pictures, in pixels; 0 is the model's own size."""
     width: int = 0
+    """Width of its pictures, likewise."""
     dtype: str = "auto"
-    """Out of `DTYPES`: what it is computed in where nothing else is asked for."""
+    """What it is computed in where nothing else is asked for, out of `DTYPES`."""
     parameters: float = 0.0
-    """Of the whole pipeline, in 10^9; 0 where that is not known."""
+    """Parameters of the whole pipeline, in 10^9; 0 where that is not known."""
     family: Family = SDXL
-    """How it is built."""
+    """The kind of model that it is."""
     blocks: tuple[str, ...] = ()
     """The blocks under test, in the order in which the model runs them; the family's own where none are named."""
 
@@ -58,7 +59,7 @@ class Backbone:
 
     @property
     def guided(self) -> bool:
-        """Whether each step runs every row twice, without and with its prompt (diffusers: guidance above 1)."""
+        """Returns whether each step runs every row twice, without and with its prompt (diffusers: guidance above 1)."""
         return self.guidance > 1
 
     @property
@@ -67,10 +68,11 @@ class Backbone:
         return self.family.guided_rows if self.guided else ("cond",)
 
     def gigabytes(self, dtype: str) -> float:
-        """Memory to generate one picture at a time, an estimate in 10^9 bytes; 0 where it cannot be estimated.
+        """Returns the memory that generating one picture at a time takes, an estimate in 10^9 bytes; 0 where it cannot
+        be estimated.
 
-        dtype: "float32", "float16" or "bfloat16". All parameters in that type, and what decoding a picture takes
-        (`Family.decoding_bytes` a pixel, half of that for a VAE that decodes in half precision). What CUDA itself
+        dtype: "float32", "float16" or "bfloat16". Counted are all parameters in that type, and what decoding a picture
+        takes (`Family.decoding_bytes` a pixel, half of that for a VAE that decodes in half precision). What CUDA itself
         takes, some 0.5 GB, the networks that judge, and more pictures at once come on top.
         """
         if not (self.parameters and self.height and self.width):

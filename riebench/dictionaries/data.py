@@ -35,28 +35,28 @@ class TrainingData(Protocol):
     """Where the batches are."""
 
     def rows(self) -> int:
-        """That a block is trained on, each epoch."""
+        """Returns how many rows a block is trained on, each epoch."""
         ...
 
     def made_by(self) -> dict[str, Any]:
-        """All that decides the rows, as JSON has it."""
+        """Returns all that decides the rows, as JSON has it."""
         ...
 
     def batches(self, blocks: Sequence[str], batch_size: int) -> StreamedBatches | StackedBatches:
-        """Endless `[blocks, batch_size, C]`. Raises `UserError` where they cannot be made."""
+        """Returns endless batches `[blocks, batch_size, C]`. Raises `UserError` where they cannot be made."""
         ...
 
     def maker(self, blocks: Sequence[str], batch_size: int) -> Callable[[torch.device], Iterator[Tensor]]:
-        """What makes the same batches elsewhere, from scratch; it can be pickled."""
+        """Returns what makes the same batches elsewhere, from scratch; it can be pickled."""
         ...
 
     def held_back(self, blocks: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-        """Block -> `[n, C]`, part by part, of the prompts that are not trained on."""
+        """Yields block -> `[n, C]`, part by part, of the prompts that are not trained on."""
         ...
 
 
 class Generated:
-    """Generated anew, each prompt i from noise of its own, `seed + i`; nothing is written.
+    """Makes rows anew, each prompt i from noise of its own, `seed + i`; nothing is written.
 
     buffer_rows: room of a block's shuffling buffer; 2 C + 8 bytes a row. Raises `UserError` for too few prompts.
     """
@@ -81,17 +81,21 @@ class Generated:
         self._trained_on = len(prompts) - _held_back(len(prompts))
 
     def rows(self) -> int:
+        """Returns the rows of a block of all prompts that are trained on."""
         return self._trained_on * rows_per_prompt(self.sampler, self.blocks[0], self.branch)
 
     def made_by(self) -> dict[str, Any]:
+        """Returns what decides the rows and their order: `harvest.made_by` and the room of the buffer."""
         found = made_by(self.sampler, self.blocks, self.prompts, self.seed, self.branch, self.site)
         del found["grids"]  # which follow from the rest, and would tell the blocks that are trained together
         return found | {"buffer_rows": self.buffer_rows}
 
     def batches(self, blocks: Sequence[str], batch_size: int) -> StreamedBatches:
+        """Returns batches as they are generated. Raises `UserError` as `StreamedBatches` does."""
         return StreamedBatches(self.sampler, **self._words(blocks, batch_size))
 
     def maker(self, blocks: Sequence[str], batch_size: int) -> Callable[[torch.device], StreamedBatches]:
+        """Returns what loads the backbone on a device and makes the batches there."""
         return partial(_generated_on, self.sampler.backbone, self.sampler.batch_size, self._words(blocks, batch_size))
 
     def _words(self, blocks: Sequence[str], batch_size: int) -> dict[str, Any]:
@@ -106,14 +110,15 @@ class Generated:
         }
 
     def held_back(self, blocks: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+        """Yields block -> `[n, C]`, a batch of the sampler at a time, of the prompts that are kept back."""
         of = {"start": self._trained_on, "branch": self.branch, "site": self.site}
         for chunk in stream(self.sampler, blocks, self.prompts, self.seed, **of):
             yield {block: rows.values for block, rows in chunk.items()}
 
 
 class Stored:
-    """Out of a store that `riebench harvest` wrote. Raises `UserError` for a store that is not complete, for too few
-    prompts, and for a block that it has not.
+    """Reads rows out of a store that `riebench harvest` wrote. Raises `UserError` for a store that is not complete, for
+    too few prompts, and for a block that it has not.
 
     seed: of the order in which rows are read.
     """
@@ -142,13 +147,16 @@ class Stored:
         self._held_back = _held_back(self._prompts)
 
     def rows(self) -> int:
+        """Returns the rows of a block of all prompts that are trained on."""
         rows = self.store.rows[self.blocks[0]]
         return rows // self._prompts * (self._prompts - self._held_back)
 
     def made_by(self) -> dict[str, Any]:
+        """Returns what decides the rows and their order: the store's sha256 and the seed."""
         return {"store_sha256": self.store.sha256, "seed": self.seed}
 
     def batches(self, blocks: Sequence[str], batch_size: int) -> StackedBatches:
+        """Returns batches out of the store. Raises `UserError` where the rows do not fill one."""
         if self.rows() < batch_size:
             raise UserError(
                 f"{self.store.folder} has {self.rows()} rows to train on, and a batch takes {batch_size}",
@@ -157,9 +165,11 @@ class Stored:
         return _stacked(self.store, blocks, batch_size, self.seed, self.rows(), self.device)
 
     def maker(self, blocks: Sequence[str], batch_size: int) -> Callable[[torch.device], StackedBatches]:
+        """Returns what opens the store elsewhere and makes the batches there, on a device."""
         return partial(_stored_on, self.store.folder.absolute(), blocks, batch_size, self.seed, self.rows())
 
     def held_back(self, blocks: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+        """Yields block -> `[n, C]`, part by part, of the prompts that are kept back."""
         parts = [self.store.values_from(block, self.rows()) for block in blocks]
         for values in zip(*parts, strict=True):
             yield {block: value.to(self.device) for block, value in zip(blocks, values, strict=True)}
@@ -179,11 +189,11 @@ class StackedBatches:
 
     @property
     def bytes(self) -> int:
-        """Memory that they take at most."""
+        """The memory that they take at most, in bytes."""
         return sum(batches.bytes for batches in self._batches)
 
     def seek(self, step: int) -> None:
-        """The next batch is that of the step, counted from 0."""
+        """Makes the batch of a step, counted from 0, the next one."""
         for batches in self._batches:
             batches.seek(step)
 
@@ -207,7 +217,7 @@ def _stacked(
 
 
 def _held_back(prompts: int) -> int:
-    """How many of so many prompts are kept back. Raises `UserError` where that is none."""
+    """Returns how many of so many prompts are kept back. Raises `UserError` where that is none."""
     if prompts < HELD_BACK_SHARE:
         raise UserError(f"{prompts} prompts are too few", remedy=f"use at least {HELD_BACK_SHARE}")
     return min(prompts // HELD_BACK_SHARE, MOST_HELD_BACK)

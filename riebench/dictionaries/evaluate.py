@@ -107,7 +107,7 @@ def _prompts(source: str, count: int, family: str) -> list[str]:
 
 
 def shown_steps(count: int) -> list[int]:
-    """Which of the steps 1 to `count` are shown: all of a few, else the first and the ends of equal parts."""
+    """Returns which of the steps 1 to `count` are shown: all of a few, else the first and the ends of equal parts."""
     if count <= SHOWN_STEPS:
         return list(range(1, count + 1))
     return sorted({1, *(round(count * part / (SHOWN_STEPS - 1)) for part in range(1, SHOWN_STEPS))})
@@ -125,13 +125,13 @@ def _describe(entry: index.Entry, dictionary: Dictionary, device: torch.device) 
 
 
 def _own_prompts(sampler: Sampler, entries: Sequence[index.Entry], prompts: int) -> int:
-    """How many prompts give `OWN_ROWS` rows of each block, but no fewer than `prompts`."""
+    """Returns how many prompts give `OWN_ROWS` rows of each block, but no fewer than `prompts`."""
     fewest = min(rows_per_prompt(sampler, entry.block, "cond") for entry in entries)
     return max(prompts, -(-OWN_ROWS // fewest))
 
 
 def _used_by_runs(entries: Sequence[index.Entry]) -> list[str]:
-    """The name that runs use where none is asked for, or all names where it is not among the entries."""
+    """Returns the name that runs use where none is asked for, or all names where it is not among the entries."""
     names = list(dict.fromkeys(entry.name for entry in entries))
     default = index.DEFAULT_NAMES.get(entries[0].backbone, index.DEFAULT_NAME)
     return [default] if default in names else names
@@ -140,7 +140,7 @@ def _used_by_runs(entries: Sequence[index.Entry]) -> list[str]:
 def _by_name(
     entries: Sequence[index.Entry], dictionaries: Sequence[Dictionary], names: Sequence[str]
 ) -> dict[str, dict[str, Dictionary]]:
-    """Name -> block -> dictionary."""
+    """Returns name -> block -> dictionary."""
     found: dict[str, dict[str, Dictionary]] = {name: {} for name in names}
     for entry, dictionary in zip(entries, dictionaries, strict=True):
         if entry.name in found:
@@ -149,7 +149,7 @@ def _by_name(
 
 
 def _judges(backbones: Sequence[Backbone], device: torch.device) -> dict[str, ScoringModels]:
-    """Family -> the networks that judge its images, loaded now: what is missing is told before long work."""
+    """Returns family -> the networks that judge its images, loaded now: what is missing is told before long work."""
     found = {backbone.judges: ScoringModels(backbone.judges, device) for backbone in backbones}
     for models in found.values():
         for name in ("clip", "lpips"):
@@ -158,7 +158,8 @@ def _judges(backbones: Sequence[Backbone], device: torch.device) -> dict[str, Sc
 
 
 def _scopes(backbone: Backbone) -> list[Scope]:
-    """All rows and steps; each branch by itself; and each shown step by itself."""
+    """Returns the scopes that are looked at: all rows and steps; each branch by itself; and each shown step by
+    itself."""
     scopes = [Scope("both"), Scope("cond"), Scope("uncond")] if backbone.guided else [Scope("cond")]
     steps = shown_steps(backbone.steps) if backbone.steps > 1 else []
     return scopes + [Scope(scopes[0].branch, str(step - 1)) for step in steps]

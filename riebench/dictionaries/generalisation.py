@@ -60,15 +60,15 @@ def generalise(
 
 
 def held_out_captions(count: int) -> list[str]:
-    """Captions of so many held-out scenes. Raises `UserError` for less than one."""
+    """Returns captions of so many held-out scenes. Raises `UserError` for less than one."""
     if count < 1:
         raise UserError(f"there is nothing to evaluate on with {count} prompts", remedy="use at least 1")
     return world_prompts(count, FIRST_SEED, "held_out")
 
 
 def find_entries(trained_on: str, names: Sequence[str], root: Path | None) -> list[index.Entry]:
-    """The dictionaries of a backbone, of these names or all, by block, size and k. Raises `UserError` where there are
-    none."""
+    """Returns the dictionaries of a backbone, of these names or all, by block, size and k. Raises `UserError` where
+    there are none."""
     known = [entry for entry in index.entries(root) if entry.backbone == trained_on]
     if not known:
         backbones = dict.fromkeys(entry.backbone for entry in index.entries(root))
@@ -98,7 +98,7 @@ def _block_order(backbone: str) -> list[str]:
 def evaluate_steps(
     sampler: Sampler, dictionaries: Sequence[tuple[str, Dictionary]], prompts: Sequence[str], seed: int
 ) -> list[Course]:
-    """For each (block, dictionary) its course. Prompt i is generated from seed + i.
+    """Returns for each (block, dictionary) its course. Prompt i is generated from seed + i.
 
     Branches: "cond", the rows that see the prompt, and under guidance "uncond". Figures: the fields of `Evaluation`, of
     the rows of that step alone, and for steps t and t + 1, so one number fewer, means over cells: "feature_cosine" of
@@ -148,7 +148,7 @@ class _Tallies:
             latents_before = latents
 
     def figures(self) -> dict[str, list[float | None] | dict[str, float | None]]:
-        """As a branch of a `Course` has them."""
+        """Returns the figures as a branch of a `Course` has them."""
         found, whole = [tally.evaluation() for tally in self._tallies], Tally(self.dictionary)
         for tally in self._tallies:
             whole.merge(tally)

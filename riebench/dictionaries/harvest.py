@@ -138,7 +138,7 @@ def harvest_to_store(
 
 @contextmanager
 def _samplers(sampler: Sampler, batches: int) -> Iterator[list[Sampler]]:
-    """The sampler, and on a CPU twins of it: as many as free cores allow and as there are batches for."""
+    """Yields the sampler, and on a CPU twins of it: as many as free cores allow and as there are batches for."""
     if sampler.device.type != "cpu":
         yield [sampler]
         return
@@ -237,7 +237,7 @@ def _values(sampler: Sampler, sites: Sequence[Site], prompts: list[str], seeds: 
 
 
 def _rows(values: Tensor, first: int, codes: Sequence[int]) -> Rows:
-    """values: `[prompts, branches, steps, cells, C]`; first: number of the first prompt."""
+    """Returns the rows of values `[prompts, branches, steps, cells, C]`. first: number of the first prompt."""
     shape = values.shape[:-1]
     counts = {
         "prompt": torch.arange(first, first + shape[0]),

@@ -23,7 +23,7 @@ COLUMNS = ("prompt", "caption", "text")  # the first of these that there is, whe
 def read_prompts(
     source: str = "", *, column: str = "", count: int = 0, seed: int = 0, family: str = "tinyworld"
 ) -> list[str]:
-    """Prompts in the order of their source, without surrounding space; blank ones are left out.
+    """Returns prompts in the order of their source, without surrounding space; blank ones are left out.
 
     source: `captions` (of random scenes of tinyworld, drawn from `seed`), a `.txt` file with a prompt a line, a
     `.jsonl` or `.parquet` file, or `datasets:NAME[:SPLIT]`, read as a stream, SPLIT being `train` where none is given;
@@ -44,7 +44,7 @@ def read_prompts(
 
 
 def world_prompts(count: int, seed: int, split: str = "train") -> list[str]:
-    """Captions of random tinyworld scenes of a split (`scenes.sample_attributes`)."""
+    """Returns captions of random tinyworld scenes of a split (`scenes.sample_attributes`)."""
     from riebench.tinyworld.captions import captions
     from riebench.tinyworld.scenes import sample_attributes
 
@@ -115,7 +115,7 @@ def _of_data_set(source: str, column: str) -> Iterator[str]:
 
 
 def _text_of(row: Mapping[str, object], column: str, where: str) -> str:
-    """The text of a row; empty where it has none."""
+    """Returns the text of a row, which is empty where it has none."""
     name = _column(list(row), column, where)
     value = row[name]
     if value is not None and not isinstance(value, str):

@@ -46,7 +46,7 @@ class Worker:
         paths: Sequence[str],
         options: Mapping[str, Any],
     ) -> tuple[list[TopKSAE | JumpReLUSAE], dict[str, float]]:
-        """What `sae_models.train` returns, on the CPU, and the numbers of its last report.
+        """Returns what `sae_models.train` returns, on the CPU, and the numbers of its last report.
 
         make_batches: pickled, since what it names is found only with `paths`. version: of the code; raises `UserError`
         where that here is another.
@@ -67,7 +67,7 @@ class Worker:
         return [sae.cpu() for sae in saes], self._numbers
 
     def report(self) -> tuple[int, dict[str, float]]:
-        """The next one's step and numbers; waits for it."""
+        """Returns the step and the numbers of the next report, for which it waits."""
         return self._reports.get()
 
     def _hear(self, step: int, numbers: Mapping[str, float]) -> None:
@@ -87,8 +87,8 @@ def train_on_cluster(
     trackers: Sequence[str] = (),
     address: str | None = None,
 ) -> list[TopKSAE | JumpReLUSAE]:
-    """What `sae_models.train` makes of all architectures, on the CPU, in the order given: groups of them are trained at
-    the same time, each by a worker with one GPU where `device` is "cuda", else with one CPU and one thread.
+    """Returns what `sae_models.train` makes of all architectures, on the CPU, in the order given: groups of them are
+    trained at the same time, each by a worker with one GPU where `device` is "cuda", else with one CPU and one thread.
 
     make_batches: called in each worker with its device; the same rows must come of it everywhere. It goes there by
     pickle. groups: how many, at most one for each architecture; by default as many as `folder` has, or as the cluster
@@ -128,7 +128,7 @@ def train_on_cluster(
 
 
 def group_by_cost(architectures: Sequence[Architecture], number: int) -> list[list[int]]:
-    """Places in the list of each group's architectures, the same for the same list and number.
+    """Returns the places in the list of each group's architectures, the same for the same list and number.
 
     The costliest stack (width x features) goes first, always to the group that costs least so far. Stacks are split
     where there are fewer of them than groups.
@@ -152,7 +152,7 @@ def group_by_cost(architectures: Sequence[Architecture], number: int) -> list[li
 def _groups_in(
     folder: Path | None, architectures: Sequence[Architecture], asked: int | None, slots: int
 ) -> list[list[int]]:
-    """The groups of a training in the folder, which is marked with them."""
+    """Returns the groups of a training in the folder, which is marked with them."""
     path = folder and folder / GROUPS_FILE
     if path is None or not path.exists():
         members = group_by_cost(architectures, asked or slots)
@@ -172,8 +172,8 @@ def _groups_in(
 
 
 def _follow(ray, workers: list, calls: list, folders: list[Path | None], members: list[list[int]], steps: int) -> dict:
-    """Place -> SAE, when all have come. One line sums up the steps of all groups and their last numbers. A worker that
-    has finished goes, to make room for one that waits."""
+    """Returns place -> SAE, when all have come. One line sums up the steps of all groups and their last numbers. A
+    worker that has finished goes, to make room for one that waits."""
     done = [saved_step(where) if where else 0 for where in folders]
     numbers: dict[int, dict[str, float]] = {}
     training = {call: group for group, call in enumerate(calls)}
@@ -202,7 +202,7 @@ def _follow(ray, workers: list, calls: list, folders: list[Path | None], members
 
 
 def _answer(ray, call, group: int, folders: list[Path | None], members: list[list[int]]) -> Any:
-    """Raises what the worker raised, and `UserError` where it died."""
+    """Returns what a call of a worker returns. Raises what the worker raised, and `UserError` where it died."""
     try:
         return ray.get(call)
     except ray.exceptions.RayTaskError as error:
@@ -218,7 +218,7 @@ def _answer(ray, call, group: int, folders: list[Path | None], members: list[lis
 
 
 def _note(numbers: dict[int, dict[str, float]]) -> str:
-    """The means over the autoencoders heard of."""
+    """Returns the means over the autoencoders heard of."""
     heard = [item for each in numbers.values() for item in each.items()]
     if not heard:
         return ""

@@ -36,11 +36,11 @@ def reconstruction_effect(
     models: ScoringModels,
     scopes: Sequence[Scope] = (Scope(),),
 ) -> pd.DataFrame:
-    """How far images move when the updates of blocks are replaced.
+    """Returns how far images move when the updates of blocks are replaced.
 
     dictionaries: name -> block -> a dictionary, on the sampler's device. Image i is of prompt i and seed i. Each block
-    of a name is replaced alone, and all of them together where there are several. A row for each scope, for each of
-    these, for each image and replacement:
+    of a name is replaced alone, and all of them together where there are several. There is a row for each scope, for
+    each of these, for each image and replacement:
 
     - `blocks` (joined by "+"), `dictionary` (its name; "" of zero and mean, which are the same for all of them),
       `replacement` ("reconstruction", "zero", "mean"), `branch`, `window`, `prompt`, `seed`;
@@ -78,7 +78,7 @@ def reconstruction_effect(
 
 
 def summarise(effect: pd.DataFrame) -> pd.DataFrame:
-    """Means over the images of `reconstruction_effect`, a row for each of its `CONDITION`s, in its order.
+    """Returns the means over the images of `reconstruction_effect`, a row for each of its `CONDITION`s, in its order.
 
     `lpips`, `clip_image`, and `recovered`: the share of the LPIPS of zero updates in the same scope that is gone,
     (LPIPS_zero - LPIPS) / LPIPS_zero, of the means; 1 for images that do not move, NaN where zero moves none.
@@ -91,7 +91,7 @@ def summarise(effect: pd.DataFrame) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class _Undisturbed:
-    """What is known of a batch of images of which nothing is replaced."""
+    """Holds what is known of a batch of images of which nothing is replaced."""
 
     requests: Sequence[Request]
     images: Tensor
@@ -113,7 +113,7 @@ def _generate_undisturbed(sampler: Sampler, requests: Sequence[Request], blocks:
 
 
 def _means(undisturbed: Sequence[_Undisturbed], device: torch.device) -> dict[str, Tensor]:
-    """Block -> its mean update `[C]`, float32 on a device."""
+    """Returns block -> its mean update `[C]`, float32 on a device."""
     count = sum(each.num_rows for each in undisturbed)
     sums = {block: sum(each.sums[block] for each in undisturbed) for block in undisturbed[0].sums}
     return {block: (sum_c / count).float().to(device) for block, sum_c in sums.items()}
@@ -134,7 +134,7 @@ def _replacements(
     places: Mapping[tuple[str, ...], Sequence[str]],
     means: Mapping[str, Tensor],
 ) -> Iterator[tuple[dict[str, str], dict[str, Dictionary]]]:
-    """(What a row says of it, block -> what codes its update) of each replacement at each place."""
+    """Yields (what a row says of it, block -> what codes its update) of each replacement at each place."""
     for blocks, names in places.items():
         where = {"blocks": blocks_text(blocks)}
         for name in names:
@@ -146,12 +146,12 @@ def _replacements(
 
 
 def _constant(vector_c: Tensor) -> Dictionary:
-    """The dictionary without features, which codes every row as one vector `[C]`."""
+    """Returns the dictionary without features, which codes every row as one vector `[C]`."""
     return PCA(vector_c.new_zeros(0, len(vector_c)), vector_c)
 
 
 def _chunks(sampler: Sampler, requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
-    """A batch each."""
+    """Yields the requests of a batch each."""
     start = 0
     while start < len(requests):
         chunk = requests[start : start + sampler.batch_size]
@@ -164,7 +164,7 @@ def _images(samples: Sequence[Sample]) -> Tensor:
 
 
 def _scores(models: ScoringModels, images_bchw: Tensor, originals_bchw: Tensor) -> list[dict[str, float]]:
-    """LPIPS and CLIP cosine of each image to its original."""
+    """Returns LPIPS and CLIP cosine of each image to its original."""
     lpips = models["lpips"].distance(images_bchw, originals_bchw).double().tolist()
     clip = (models["clip"].images(images_bchw) * models["clip"].images(originals_bchw)).sum(axis=1).tolist()
     return [{"lpips": distance, "clip_image": cosine} for distance, cosine in zip(lpips, clip, strict=True)]

@@ -25,7 +25,7 @@ class Pair:
     a: index.Entry
     b: index.Entry
     root: Path | None
-    """Of a's index, as in `index.open`."""
+    """The folder of a's index, as in `index.open`."""
     other: Path | None
     """The other folder, where b lies there."""
 
@@ -36,8 +36,8 @@ class Pair:
 
 
 def find_pairs(entries: Sequence[index.Entry], root: Path | None = None, other: Path | None = None) -> list[Pair]:
-    """All pairs of the entries with equal `training` but for its seeds; and with each entry those of the folder `other`
-    of the same backbone, block, kind, k and size, whatever is known of their training.
+    """Returns all pairs of the entries with equal `training` but for its seeds; and with each entry those of the folder
+    `other` of the same backbone, block, kind, k and size, whatever is known of their training.
 
     root: of the entries' index. Raises `UserError` where `other` has none of these, or is no folder of dictionaries.
     """
@@ -61,7 +61,8 @@ def find_pairs(entries: Sequence[index.Entry], root: Path | None = None, other: 
 
 
 def compare_pairs(pairs: Sequence[Pair], device: torch.device | str = "cpu") -> list[dict[str, str | float]]:
-    """Of each pair `block`, `name` and `partner`, and the fields of `Stability`. Raises `UserError` as `index.open`."""
+    """Returns for each pair `block`, `name` and `partner`, and the fields of `Stability`. Raises `UserError` as
+    `index.open`."""
     found = []
     for pair in pairs:
         a = index.open(pair.a, root=pair.root, device=str(device))
@@ -76,5 +77,5 @@ def _shape(entry: index.Entry) -> tuple:
 
 
 def _unseeded(entry: index.Entry) -> str:
-    """All that is known of a training but its seeds."""
+    """Returns all that is known of a training but its seeds."""
     return SEED.sub("", json.dumps(entry.training, sort_keys=True))

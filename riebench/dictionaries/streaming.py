@@ -78,12 +78,12 @@ class StreamedBatches:
 
     @property
     def buffer_rows(self) -> int:
-        """Rows in the buffer of a block."""
+        """The rows in the buffer of a block."""
         return next(iter(self._buffers.values())).rows
 
     @property
     def bytes(self) -> int:
-        """Memory of all buffers."""
+        """The memory of all buffers, in bytes."""
         return sum(buffer.bytes for buffer in self._buffers.values())
 
     def __iter__(self) -> StreamedBatches:
@@ -95,7 +95,7 @@ class StreamedBatches:
         return batch
 
     def seek(self, step: int) -> None:
-        """The next batch is that of the step, counted from 0."""
+        """Makes the batch of a step, counted from 0, the next one."""
         if step < 0:
             raise UserError(f"there is no step {step}", remedy="give a whole number from 0 on")
         self.position = step

@@ -27,7 +27,7 @@ BATCH = 32
 def build_text_index(
     sampler: Sampler, dictionaries: Mapping[str, Dictionary], prompts: Sequence[str], seed: int
 ) -> dict[str, TextIndex]:
-    """Block -> the index of its dictionary, from one generation a prompt, prompt i from the noise of seed + i.
+    """Returns block -> the index of its dictionary, from one generation a prompt, prompt i from the noise of seed + i.
 
     dictionaries: block -> dictionary, on the sampler's device. A feature's direction is the ridge regression of its
     mean activation a_p over a picture's cells and steps on the prompts' vectors t_p (`Sampler.text_vector`), both
@@ -58,7 +58,7 @@ def build_text_index(
 
 
 class _Moments:
-    """Running sums of pairs of vectors x `[p, m]` and y `[p, n]`, float64."""
+    """Keeps running sums of pairs of vectors x `[p, m]` and y `[p, n]`, float64."""
 
     def __init__(self) -> None:
         self.count, self.x, self.y, self.xy = 0, 0.0, 0.0, 0.0
@@ -68,19 +68,19 @@ class _Moments:
         self.x, self.y, self.xy = self.x + x_pm.sum(0), self.y + y_pn.sum(0), self.xy + x_pm.T @ y_pn
 
     def covariance(self) -> Tensor:
-        """`[m, n]`."""
+        """Returns the covariance `[m, n]`."""
         return self.xy / self.count - torch.outer(self.x / self.count, self.y / self.count)
 
 
 class _FeatureSums:
-    """What one block's index is made of, summed over pictures."""
+    """Sums over pictures what one block's index is made of."""
 
     def __init__(self) -> None:
         self.moments = _Moments()
         self.total_f, self.cells_f, self.pictures_f = 0.0, 0.0, 0.0
 
     def add(self, z_pnf: Tensor, text_pe: Tensor) -> None:
-        """Features of some pictures at every cell and step, and their prompts' vectors."""
+        """Adds the features of some pictures at every cell and step, and their prompts' vectors."""
         z_pnf, fires_pnf = z_pnf.double(), z_pnf > 0
         self.moments.add(z_pnf.mean(1), text_pe)
         self.total_f = self.total_f + z_pnf.sum((0, 1))
@@ -88,7 +88,7 @@ class _FeatureSums:
         self.pictures_f = self.pictures_f + fires_pnf.any(1).sum(0)
 
     def index(self, ridged_ee: Tensor) -> TextIndex:
-        """ridged_ee: covariance of the prompts' vectors with the ridge."""
+        """Returns the index of what was added. ridged_ee: covariance of the prompts' vectors with the ridge."""
         slopes_fe = torch.linalg.solve(ridged_ee, self.moments.covariance().T).T
         unit_fe = slopes_fe / slopes_fe.norm(dim=1, keepdim=True).clamp_min(1e-300)
         fired = self.pictures_f > 0

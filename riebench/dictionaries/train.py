@@ -24,18 +24,18 @@ LOGS = "training"  # sub-folder of logs and states
 
 @dataclass(frozen=True)
 class Grid:
-    """Which SAEs are trained of each block: every combination of these."""
+    """Says which SAEs are trained of each block: every combination of these."""
 
     sparsities: tuple[TopK | L1 | JumpReLU, ...]
     expansions: tuple[int, ...]
     """Features, as multiples of the channels."""
     seeds: tuple[int, ...] = (0,)
-    """Of where features start."""
+    """Seeds of where features start."""
     matryoshka: Matryoshka | None = None
     revival: AuxK | Restart | None = None
 
     def members(self, width: int) -> Iterator[tuple[str, Architecture]]:
-        """(Name, architecture) of each, for rows of a width."""
+        """Yields (name, architecture) of each, for rows of a width."""
         for expansion, sparsity, seed in itertools.product(self.expansions, self.sparsities, self.seeds):
             parts = [_name(sparsity), f"x{expansion}"]
             parts += ["nested"] if self.matryoshka else []
@@ -71,7 +71,7 @@ class _Job:
 
     @property
     def folder(self) -> str:
-        """Of its checkpoint, relative to the index."""
+        """The folder of its checkpoint, relative to the index."""
         return f"{self.backbone.replace('@', '-')}/{self.block}/{self.name}"
 
 
@@ -155,7 +155,7 @@ def _jobs(data: TrainingData, grid: Grid, config: TrainConfig, batch_size: int) 
 
 
 def _is_done(entry: index.Entry | None, job: _Job, root: Path) -> bool:
-    """Whether a dictionary was trained like this, and its checkpoint is the registered one."""
+    """Returns whether a dictionary was trained like this, and its checkpoint is the registered one."""
     if entry is None or entry.training != job.training:
         return False
     try:
@@ -166,12 +166,12 @@ def _is_done(entry: index.Entry | None, job: _Job, root: Path) -> bool:
 
 
 def _key(jobs: Sequence[_Job]) -> str:
-    """A folder name for a training: the same for the same jobs and settings, another for any other."""
+    """Returns a folder name for a training: the same for the same jobs and settings, another for any other."""
     return hashlib.sha256(json.dumps([[job.folder, job.training] for job in jobs]).encode()).hexdigest()[:16]
 
 
 def _evaluate(data: TrainingData, blocks: Sequence[str], jobs: Sequence[_Job], root: Path) -> list[Evaluation]:
-    """Of what was saved, on the rows that were kept back."""
+    """Returns the evaluation of each dictionary, as it was saved, on the rows that were kept back."""
     tallies = [Tally(checkpoint.load(root / job.folder, device=data.device)) for job in jobs]
     for rows in data.held_back(blocks):
         for job, tally in zip(jobs, tallies, strict=True):

@@ -45,8 +45,8 @@ def window_steps(window: str, steps: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Addition:
-    """What is added at one site: a vector for some of its cells, at each step. Raises `UserError` for other shapes, and
-    for values that are not finite."""
+    """Says what is added at one site: a vector for some of its cells, at each step. Raises `UserError` for other
+    shapes, and for values that are not finite."""
 
     cells: Tensor
     """int64 `[n]`: numbers of cells, in reading order, each once."""
@@ -88,7 +88,7 @@ class Addition:
 
 @dataclass(frozen=True)
 class Push:
-    """How hard a feature is pushed, and when (`Intervention.from_features`)."""
+    """Says how hard a feature is pushed, and when (`Intervention.from_features`)."""
 
     value: float
     """In units of the dictionary's latents; negative to take away."""
@@ -98,7 +98,7 @@ class Push:
 
 @dataclass(frozen=True)
 class Intervention:
-    """What is added where. No additions and the original prompt is the original image itself."""
+    """Says what is added where. No additions and the original prompt is the original image itself."""
 
     additions: Mapping[Site, Addition] = field(default_factory=dict)
     """Site -> what is added to that site's value at each step. A tensor `[steps, cells, C]` over all cells of the site
@@ -193,12 +193,13 @@ class Intervention:
 
     @property
     def blocks(self) -> tuple[str, ...]:
+        """The blocks of these sites, each once."""
         return tuple(dict.fromkeys(site.block for site in self.sites))
 
     @property
     def norm(self) -> float:
-        """L2 norm of everything that is added, over sites, the window's steps, channels and cells; NaN where that is
-        known only when the image is generated."""
+        """The L2 norm of everything that is added, over sites, the window's steps, channels and cells; NaN where that
+        is known only when the image is generated."""
         if self.rewrites:
             return float("nan")
         values = (added.values for added in self.additions.values())

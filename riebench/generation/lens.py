@@ -23,7 +23,7 @@ Live = Callable[[Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class RowAdditions:
-    """What is added at one site of a batch: m pairs of a row and a cell, each pair once, with a vector a step."""
+    """Says what is added at one site of a batch: m pairs of a row and a cell, each pair once, with a vector a step."""
 
     batch: int
     """How many rows there are."""

@@ -20,7 +20,7 @@ _DICTIONARY = "dictionary."  # before the names of a dictionary's tensors
 
 @dataclass(frozen=True)
 class Rewrite:
-    """At each cell of a region D = strength * (target - z) W_dec, where z are the latents of the running value.
+    """Adds D = strength * (target - z) W_dec at each cell of a region, where z are the latents of the running value.
 
     With strength 1 the chosen latents become `target`, and all that the dictionary does not say of the value stays:
     decode(z') + (x - decode(z)) = x + (z' - z) W_dec (protocol §6, "replace"). With target 0 they are taken away, m

@@ -22,7 +22,7 @@ from sae_models.dictionary import Dictionary
 
 @dataclass(frozen=True)
 class Scope:
-    """Where updates are replaced: in which rows of a batch, and at which steps."""
+    """Says where updates are replaced: in which rows of a batch, and at which steps."""
 
     branch: str = "both"
     """Under guidance "cond", the rows that see the prompt, "uncond", those that see none, or "both", each row by its

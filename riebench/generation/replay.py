@@ -40,7 +40,7 @@ class FirstStep:
 
 @dataclass(frozen=True, eq=False)
 class FirstAddition:
-    """What is added at one site at the first step."""
+    """Says what is added at one site at the first step."""
 
     cells: Tensor
     """int64 `[n]`."""

@@ -25,7 +25,7 @@ Features = Mapping["Site", "Tensor"]
 
 
 class Mode(Protocol):
-    """How a run is done where the protocol and the published code differ."""
+    """Says how a run is done where the protocol and the published code differ."""
 
     name: str
     summary: str
@@ -40,7 +40,7 @@ class Mode(Protocol):
 
     @property
     def look(self) -> Look:
-        """How masks are found in images (`riebench.regions.find`)."""
+        """The function that finds masks in images (`riebench.regions.find`)."""
         ...
 
     def select(
@@ -71,6 +71,7 @@ class Strict:
 
     @property
     def look(self) -> Look:
+        """The function that finds masks pixel by pixel, `masks_of`."""
         from riebench.regions.find import masks_of
 
         return masks_of
@@ -78,6 +79,8 @@ class Strict:
     def select(
         self, edited: Features, original: Features, k: int, pool: str, steps: str, unit_norm: bool
     ) -> dict[Site, Selected]:
+        """Returns the features that `riebench.methods.selection.select` chooses by their means; each block has its k
+        where `pool` is ""."""
         from riebench.methods.selection import mean_features, select
 
         means = (
@@ -87,9 +90,11 @@ class Strict:
         return select(*means, k, pool or "block")
 
     def settings(self, how: Transport, category: str) -> Transport:
+        """Returns the settings as they are."""
         return how
 
     def off_scale(self, dictionary: Dictionary, on: Tensor, off: Tensor) -> float:
+        """Returns 1."""
         return 1.0
 
 
@@ -106,6 +111,7 @@ class Reference:
 
     @property
     def look(self) -> Look:
+        """The function that finds whole cells, `whole_cells`."""
         from riebench.regions.find import whole_cells
 
         return whole_cells
@@ -113,17 +119,21 @@ class Reference:
     def select(
         self, edited: Features, original: Features, k: int, pool: str, steps: str, unit_norm: bool
     ) -> dict[Site, Selected]:
+        """Returns the features that `riebench.methods.published.select_published` chooses; all blocks share k where
+        `pool` is ""."""
         from riebench.methods.published import select_published
 
         return select_published(edited, original, k, pool or "all", steps, unit_norm)
 
     def settings(self, how: Transport, category: str) -> Transport:
-        """Objects that come or go are always taken away and added in place, and those that go never only added."""
+        """Returns the settings by which objects that come or go are always taken away and added in their own places,
+        and those that go never only added."""
         if category in ("add_object", "delete_object"):
             how = replace(how, placement="edited")
         return replace(how, only_add=False) if category == "delete_object" else how
 
     def off_scale(self, dictionary: Dictionary, on: Tensor, off: Tensor) -> float:
+        """Returns the ratio of the features' decoder norms (`riebench.methods.published.norm_ratio`)."""
         from riebench.methods.published import norm_ratio
 
         return norm_ratio(dictionary, on, off)

@@ -21,11 +21,12 @@ class Selected:
 
     @property
     def count(self) -> int:
+        """The number of features turned on and off."""
         return len(self.on) + len(self.off)
 
 
 def mean_features(features_tnf: Tensor, steps: str = "first", unit_norm: bool = False) -> Tensor:
-    """mu `[F]`: features `[steps, cells, F]` aggregated over steps, then averaged over cells.
+    """Returns mu `[F]`: features `[steps, cells, F]` aggregated over steps, then averaged over cells.
 
     steps: "first" or "mean". unit_norm: divide each unit by its L2 norm over the cells first, as for neurons.
     """
@@ -40,7 +41,7 @@ def mean_features(features_tnf: Tensor, steps: str = "first", unit_norm: bool = 
 def select(
     mu_edited: Mapping[Site, Tensor], mu_original: Mapping[Site, Tensor], k: int, pool: str = "block"
 ) -> dict[Site, Selected]:
-    """The k highest and k lowest of score_i = mu_e,i / sum|mu_e| - mu_o,i / sum|mu_o|.
+    """Returns the features with the k highest and k lowest of score_i = mu_e,i / sum|mu_e| - mu_o,i / sum|mu_o|.
 
     pool "block": sums and k are each block's own (all sites of a block together), the setting on which blocks may be
     compared; pool "all": over all blocks, where the blocks' scales decide. The sums are of absolute values, which for

@@ -21,7 +21,7 @@ from sae_models.tensors import refuse_not_finite
 
 @dataclass(frozen=True)
 class TextIndex:
-    """What the features of one block's dictionary have to do with text. All float32."""
+    """Says what the features of one block's dictionary have to do with text. All float32."""
 
     directions: Tensor
     """`[F, e]`: the unit vector in the space of text vectors along which a feature fires more; zero where it never
@@ -33,7 +33,7 @@ class TextIndex:
 
 
 def score_features(index: TextIndex, edited_e: Tensor, original_e: Tensor) -> Tensor:
-    """`[F]`: how far each feature's direction goes from the original prompt's vector to the edited one's."""
+    """Returns `[F]`, how far each feature's direction goes from the original prompt's vector to the edited one's."""
     return index.directions @ (edited_e - original_e).to(index.directions)
 
 
@@ -44,7 +44,7 @@ def save_text_index(path: Path, index: TextIndex) -> None:
 
 
 def load_text_index(path: Path) -> TextIndex:
-    """Raises `UserError` for a file that is missing, broken, or not an index."""
+    """Returns the index that a file holds. Raises `UserError` for a file that is missing, broken, or not an index."""
     again = f"delete {path} and run `riebench index-text --backbone NAME`"
     if not Path(path).is_file():
         raise UserError(f"there is no text index {path}", remedy="run `riebench index-text --backbone NAME`")
@@ -62,7 +62,8 @@ def load_text_index(path: Path) -> TextIndex:
 
 
 def text_index_path(fingerprint: str) -> Path:
-    """Where the index of a dictionary lies, or would: the shipped one where there is one, else in the user's cache.
+    """Returns where the index of a dictionary lies, or would: the shipped one where there is one, else in the user's
+    cache.
 
     fingerprint: of the dictionary, `sae_models.index.fingerprint`.
     """
@@ -72,13 +73,13 @@ def text_index_path(fingerprint: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where a user's own indices lie."""
+    """Returns where a user's own indices lie."""
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "riebench" / "text_index"
 
 
 def find_text_index(fingerprint: str) -> TextIndex:
-    """The index of a dictionary. Raises `UserError` with the command that builds it where there is none."""
+    """Returns the index of a dictionary. Raises `UserError` with the command that builds it where there is none."""
     path = text_index_path(fingerprint)
     if not path.is_file():
         raise UserError(

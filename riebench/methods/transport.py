@@ -29,7 +29,7 @@ STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Transport:
-    """How chosen features are moved. Methods inherit these settings. Raises `UserError` for unknown values."""
+    """Says how chosen features are moved. Methods inherit these settings. Raises `UserError` for unknown values."""
 
     strength: float = 1.0
     """m: what is added is multiplied with it."""
@@ -196,7 +196,7 @@ def count_features(selected: Mapping[Site, Selected], only_on: bool = False) -> 
 def _numbers(
     dictionaries: Mapping[Site, Dictionary], selected: Mapping[Site, Selected], only_on: bool
 ) -> dict[str, dict[str, list[int]]]:
-    """Name of a site -> its chosen features, where not all of them are."""
+    """Returns the name of a site -> its chosen features, where not all of them are."""
     return {
         site.name: {"on": chosen.on.tolist(), "off": [] if only_on else chosen.off.tolist()}
         for site, chosen in selected.items()

@@ -23,7 +23,8 @@ class Grounder(Protocol):
     """All that decides its masks beside its weights: thresholds, names of models. Plain values, for keys."""
 
     def detections(self, images_bchw: Tensor, phrases: Sequence[tuple[str, ...]]) -> list[Tensor]:
-        """For each image what any of its nouns names: bool `[n, h, w]` on the image's device, one mask a detection.
+        """Returns for each image what any of its nouns names: bool `[n, h, w]` on the image's device, one mask a
+        detection.
 
         images_bchw: float in [0, 1]. phrases: one tuple of nouns an image. n is 0 where nothing is found.
         """
@@ -130,7 +131,8 @@ THRESHOLDS: dict[str, dict[str, float]] = {
 
 
 def grounder_settings(name: str, given: Mapping[str, object]) -> dict[str, object]:
-    """The whole settings of a grounder, without loading it: those given, the defaults of the others, its models.
+    """Returns the whole settings of a grounder, without loading it: those given, the defaults of the others, its
+    models.
 
     Those of a grounder that is not ours are returned as given. Raises `UserError` for an unknown setting of ours, and
     for a value that is no threshold.

@@ -31,8 +31,8 @@ def work_here(
     options: dict,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Batch]:
-    """What `Engine.work` makes of the groups, which are taken from the iterable one by one, in the order in which it is
-    made. options: of `open_engine`. stop: where it is true, only the batches in hand are finished."""
+    """Yields what `Engine.work` makes of the groups, which are taken from the iterable one by one, in the order in
+    which it is made. options: of `open_engine`. stop: where it is true, only the batches in hand are finished."""
     cores = usable_cores() if device == "cpu" else 1
     count = 1 if options.get("compiled") else min(cores, MOST_ENGINES)
     with threads(max(1, cores // count)) if device == "cpu" else nullcontext():
@@ -44,7 +44,7 @@ def work_here(
 def _share(
     engines: Sequence[Engine], groups: Iterator[Sequence[Task]], judges: str, stop: Callable[[], bool]
 ) -> Iterator[Batch]:
-    """The groups' batches, each group made by the engine that is free first."""
+    """Yields the groups' batches, each group made by the engine that is free first."""
     found: SimpleQueue[Batch | BaseException | Engine] = SimpleQueue()
     ended = Event()
 

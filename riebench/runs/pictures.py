@@ -13,7 +13,7 @@ OUTSIDE_PX, OUTSIDE_REFERENCE_PX = 12, 512  # how far the region is dilated befo
 
 @dataclass(frozen=True)
 class Pictures:
-    """What all results of a case are compared with. Images are `[3, h, w]` in [0, 1], of 8 bits, as written."""
+    """Holds what all results of a case are compared with. Images are `[3, h, w]` in [0, 1], of 8 bits, as written."""
 
     original: Tensor
     edited: Tensor
@@ -22,6 +22,6 @@ class Pictures:
 
     @property
     def outside(self) -> Tensor:
-        """Bool `[h, w]`: pixels outside both regions, dilated."""
+        """The pixels outside both regions, dilated; bool `[h, w]`."""
         pixels = round(OUTSIDE_PX * self.regions.shape[-2] / OUTSIDE_REFERENCE_PX)
         return ~dilate(self.regions.any(dim=0)[None], pixels)[0]

@@ -81,6 +81,7 @@ class Task:
 
     @property
     def shared(self) -> tuple[Shared, ...]:
+        """The pictures that all its results share: original, edited, regions."""
         return self.original, self.edited, self.regions
 
 

@@ -33,7 +33,7 @@ class Job:
     lost: int = 0
 
     def again(self, error: Exception) -> Job:
-        """The job after one more worker. Raises `UserError` where that was the last it may cost."""
+        """Returns the job after one more worker. Raises `UserError` where that was the last it may cost."""
         if self.lost + 1 == TRIES:
             raise UserError(
                 f"{TRIES} workers died over the cases from edit {self.group[0].edit.id!r} on",
@@ -70,7 +70,7 @@ class Worker:
         return []
 
     def work(self, tasks: Sequence[Task], judges: str) -> list[Batch]:
-        """As `Engine.work`."""
+        """Returns what `Engine.work` yields."""
         return list(self._engine.work(tasks, judges))
 
 
@@ -82,8 +82,8 @@ def work_on_cluster(
     options: dict,
     address: str | None = None,
 ) -> Iterator[Batch]:
-    """What `Engine.work` makes of the groups, which are taken from the iterable as workers come free, in the order in
-    which it is made.
+    """Yields what `Engine.work` makes of the groups, which are taken from the iterable as workers come free, in the
+    order in which it is made.
 
     options: of `open_engine`. address: of a running cluster, or "auto"; None starts one on the free cores and the GPUs
     of this machine. A cluster that the caller is connected to already is used, and left connected. Each worker has one
@@ -104,8 +104,8 @@ def work_on_cluster(
 def _stream(
     ray, groups: Iterator[Sequence[Task]], judges: str, slots: int, hire: Callable, words: tuple
 ) -> Iterator[Batch]:
-    """words: of `Worker.load`. A group waits until a worker is loaded, and is bound to none before: where others use
-    the cluster too, not every worker finds a place at once."""
+    """Yields the batches of the groups. words: of `Worker.load`. A group waits until a worker is loaded, and is bound
+    to none before: where others use the cluster too, not every worker finds a place at once."""
     waiting: deque[Job] = deque()
     loading: dict = {}  # call -> worker
     busy: dict = {}  # call -> (worker, job)

@@ -29,7 +29,7 @@ SIDES = ("original", "edited")
 
 @dataclass(frozen=True)
 class Reference:
-    """What all settings of a case share. It can be held, and used for as many interventions as one likes."""
+    """Holds what all settings of a case share. It can be held, and used for as many interventions as one likes."""
 
     case: Case
     pictures: Pictures

@@ -26,8 +26,8 @@ RESCORED = 64  # results that are read and scored together
 def find_missing(
     tasks: Sequence[Task], store: Store, cache: str, judges: str
 ) -> tuple[list[Task], list[tuple[Task, Wanted]]]:
-    """(Tasks with only those results that must be generated, which may be none where only a picture that they share is
-    gone; results that are there and must only be scored anew)."""
+    """Returns (tasks with only those results that must be generated, which may be none where only a picture that they
+    share is gone; results that are there and must only be scored anew)."""
     missing, unscored = [], []
     for task in tasks:
         absent, has_shared = [], _has_shared(task, store, cache)
@@ -43,7 +43,7 @@ def find_missing(
 
 
 def with_pictures(task: Task, store: Store, cache: str) -> Task:
-    """The task with the pictures that its results share, in their places, where they are all there."""
+    """Returns the task with the pictures that its results share, in their places, where they are all there."""
     if not _has_shared(task, store, cache):
         return task
     original, edited, regions = (
@@ -63,7 +63,7 @@ def rescored(
     keep_marks: bool = False,
     names: Sequence[str] = (),
 ) -> Iterator[Batch]:
-    """The rows of results that are there, with new scores of the same pictures, until `stop` is true.
+    """Yields the rows of results that are there, with new scores of the same pictures, until `stop` is true.
 
     names: of the metrics, as `Scorer` takes them.
     """
@@ -85,7 +85,7 @@ def rescored(
 
 
 def _row(wanted: Wanted | Shared, store: Store, cache: str) -> dict | None:
-    """The row of a result or a shared picture, if it is to be taken."""
+    """Returns the row of a result or a shared picture, if it is to be taken."""
     row = store.row(wanted.recipe) if cache != "never" else None
     return row if row and (row["code"] == wanted.code or cache == "always") else None
 

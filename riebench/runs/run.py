@@ -184,7 +184,7 @@ def _finish(
 
 
 def choose_edits(edits: list[Edit], config: RunConfig) -> list[Edit]:
-    """The first `edits_per_category` edits of each asked category in the asked split.
+    """Returns the first `edits_per_category` edits of each asked category in the asked split.
 
     Raises `UserError` where there is no such category or split, and where no edit is left.
     """
@@ -226,7 +226,7 @@ def _describe(
 
 
 def _words(setup: Setup, backbone: Backbone) -> dict:
-    """What the manifest says of a setup, with all settings of the grounder."""
+    """Returns what the manifest says of a setup, with all settings of the grounder."""
     grounder = {"name": backbone.grounder, **grounder_settings(backbone.grounder, setup.grounder)}
     return dataclasses.asdict(setup) | {"grounder": grounder}
 
@@ -239,5 +239,5 @@ def _version(package: str) -> str:
 
 
 def _settings(method: Method) -> dict:
-    """What the manifest says of a method, in what JSON can hold."""
+    """Returns what the manifest says of a method, in what JSON can hold."""
     return describe(method) | {"name": method.name, "strength": method.strength}

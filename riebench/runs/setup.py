@@ -17,8 +17,8 @@ SITES = ("update", "stream")  # what dictionaries can read of a block
 
 @dataclass(frozen=True)
 class Setup:
-    """What all cases of a run share. Raises `UserError` for an unknown mode, mask rule or site, and where mode and mask
-    rule do not go together."""
+    """Says what all cases of a run share. Raises `UserError` for an unknown mode, mask rule or site, and where mode and
+    mask rule do not go together."""
 
     mode: str = "strict"
     """Out of `riebench.methods.modes.MODES`."""
@@ -61,7 +61,7 @@ class Setup:
 
     @property
     def keeps_marks(self) -> bool:
-        """Whether prompts are scored with their `[ ]`, as the published scores are."""
+        """Returns whether prompts are scored with their `[ ]`, as the published scores are."""
         return self.rules.keeps_marks
 
     def metric_names(self, family: str) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ LONGEST_NAME = 80
 
 @dataclass(frozen=True)
 class Batch:
-    """Written together: pictures first, then the rows, so a row never names a picture that is not there.
+    """Holds what is written together: pictures first, then the rows, so a row never names a picture that is not there.
 
     Raises `ValueError` for a row that lacks one of `KEY_COLUMNS`, or a picture that is not uint8 of those shapes.
     """
@@ -67,7 +67,7 @@ class Batch:
 
 
 class Store:
-    """A run directory, open for one process at a time. Use as a context manager.
+    """Holds a run directory open, for one process at a time; it is a context manager.
 
     `parts/` holds the rows in files that are never changed, one a batch, whose names count up and end in the beginning
     of their sha256; a later row replaces an earlier one of the same recipe. What is found broken on entering is named
@@ -106,7 +106,7 @@ class Store:
             raise self._failure
 
     def row(self, recipe: str) -> dict | None:
-        """The row of a recipe as plain values; None where there is none, or it is not on disk yet."""
+        """Returns the row of a recipe as plain values; None where there is none, or it is not on disk yet."""
         found = self._rows.get(recipe)
         return None if found is None else dict(found)
 
@@ -124,7 +124,7 @@ class Store:
         self._settle(0)
 
     def frame(self, recipes: Sequence[str]) -> pd.DataFrame:
-        """The rows of those recipes in that order. Raises `UserError` where some are missing."""
+        """Returns the rows of those recipes in that order. Raises `UserError` where some are missing."""
         self.flush()
         self.check_there()
         missing = sum(recipe not in self._rows for recipe in recipes)
@@ -183,7 +183,7 @@ class Store:
             raise self._failure
 
     def _write(self, batch: Batch) -> None:
-        """In the writer's thread: its errors are kept for the main one."""
+        """Writes a batch in the writer's thread, whose errors are kept for the main one."""
         if self._failure is not None:
             return
         try:
@@ -218,7 +218,7 @@ class Store:
         self._rows |= {row["recipe"]: row for row in plain}
 
     def _hash_of(self, image: str) -> str:
-        """sha256 of a row's picture, "" for none. Raises `UserError` where it is not there."""
+        """Returns the sha256 of a row's picture, "" for none. Raises `UserError` where it is not there."""
         if image and image not in self._hashes:
             found = _sha256(self.folder / image)
             if not found:
@@ -249,12 +249,13 @@ class Store:
 
 
 def picture_path(edit_id: str, seed: int, name: str, key: str) -> str:
-    """`images/<edit>/<seed>/<name>-<12 digits of the key>.png`, safe on every file system whatever the names are."""
+    """Returns `images/<edit>/<seed>/<name>-<12 digits of the key>.png`, safe on every file system whatever the names
+    are."""
     return f"{IMAGES}/{_file_name(edit_id)}/{seed}/{_file_name(name)}-{key[:12]}.png"
 
 
 def is_run_directory(folder: Path) -> bool:
-    """Whether the tool made this folder, so that it may write and delete in it."""
+    """Returns whether the tool made this folder, so that it may write and delete in it."""
     return (Path(folder) / files.MARKER).is_file()
 
 
@@ -280,7 +281,7 @@ def _claim(folder: Path) -> None:
 
 
 def _leftovers(folder: Path) -> Iterator[Path]:
-    """What a process that was killed had not finished writing: the tool's own names, at their own places."""
+    """Yields what a process that was killed had not finished writing: the tool's own names, at their own places."""
     for path in folder.glob(".*"):
         if _unfinished(path) in TOP_FILES:
             yield path
@@ -293,13 +294,14 @@ def _leftovers(folder: Path) -> Iterator[Path]:
 
 
 def _unfinished(path: Path) -> str:
-    """The name of the file of which this is the unfinished form, as `files.replacing` names it; "" where of none."""
+    """Returns the name of the file of which this is the unfinished form, as `files.replacing` names it; "" where of
+    none."""
     found = files.UNFINISHED.fullmatch(path.name) if path.is_file() else None
     return found["name"] if found and Path(found["name"]).suffix == found["suffix"] else ""
 
 
 def _acquire(folder: Path) -> BaseFileLock:
-    """The lock of a run directory, which is made where it is not there."""
+    """Returns the lock of a run directory, which is made where it is not there."""
     _claim(folder)
     lock = files.lock_folder(
         folder,
@@ -317,7 +319,7 @@ def _acquire(folder: Path) -> BaseFileLock:
 
 
 def _holder(folder: Path) -> str:
-    """Who holds the lock: not in the lock's own file, which some versions of filelock empty."""
+    """Returns who holds the lock: not in the lock's own file, which some versions of filelock empty."""
     try:
         return f" ({(folder / WRITER).read_text()})"
     except OSError:
@@ -325,7 +327,7 @@ def _holder(folder: Path) -> str:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """What tells a file from another that took its place; None where there is none."""
+    """Returns what tells a file from another that took its place; None where there is none."""
     try:
         stat = path.stat()
     except OSError:
@@ -334,7 +336,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _names(folder: Path) -> list[str]:
-    """Names in a folder, sorted, but hidden ones; none where there is no folder."""
+    """Returns the names in a folder, sorted, but hidden ones; none where there is no folder."""
     try:
         return sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except (FileNotFoundError, NotADirectoryError):
@@ -346,7 +348,7 @@ def _part_paths(folder: Path) -> list[Path]:
 
 
 def _read_parts(folder: Path) -> tuple[dict[str, dict], dict[Path, str]]:
-    """(Recipe -> its last row, broken part -> a sentence about it)."""
+    """Returns (recipe -> its last row, broken part -> a sentence about it)."""
     paths = _part_paths(folder)
     rows, broken = {}, {}
     with ThreadPoolExecutor(THREADS) as pool:
@@ -359,7 +361,7 @@ def _read_parts(folder: Path) -> tuple[dict[str, dict], dict[Path, str]]:
 
 
 def _read_part(path: Path) -> pa.Table | str:
-    """The rows of a part, or what is wrong with it."""
+    """Returns the rows of a part, or what is wrong with it."""
     try:
         data = path.read_bytes()
         if path.stem.partition("-")[2] != hashlib.sha256(data).hexdigest()[:8]:
@@ -372,8 +374,8 @@ def _read_part(path: Path) -> pa.Table | str:
 
 
 def _check_pictures(folder: Path, rows: dict[str, dict]) -> tuple[dict[str, dict], dict[str, str], list[str]]:
-    """(Rows without those whose picture is missing or changed, picture -> sha256 of the others' files, a sentence for
-    each picture that is not as a row says)."""
+    """Returns (rows without those whose picture is missing or changed, picture -> sha256 of the others' files, a
+    sentence for each picture that is not as a row says)."""
     images = list(dict.fromkeys(row["image"] for row in rows.values() if row["image"]))
     with ThreadPoolExecutor(THREADS) as pool:
         hashes = dict(zip(images, pool.map(lambda image: _sha256(folder / image), images), strict=True))
@@ -390,12 +392,12 @@ def _check_pictures(folder: Path, rows: dict[str, dict]) -> tuple[dict[str, dict
 
 
 def _agrees(row: dict, hashes: dict[str, str]) -> bool:
-    """Whether a row's picture is the known one of that name, or none of that name is known."""
+    """Returns whether a row's picture is the known one of that name, or none of that name is known."""
     return hashes.get(row["image"], row["image_sha256"]) == row["image_sha256"]
 
 
 def _sha256(path: Path) -> str:
-    """sha256 of a file in hex; empty where it cannot be read."""
+    """Returns the sha256 of a file in hex; empty where it cannot be read."""
     try:
         return files.file_sha256(path)
     except UserError:
@@ -415,7 +417,7 @@ def _plain(value: object) -> object:
 
 
 def _file_name(text: str) -> str:
-    """Text as a part of a path: percent-quoted, cut where it is long, with no dot at either end."""
+    """Returns text as a part of a path: percent-quoted, cut where it is long, with no dot at either end."""
     quoted = quote(text, safe="@+.,=_-")
     if len(quoted) > LONGEST_NAME:
         quoted = f"{quoted[:LONGEST_NAME]}-{digest(text)[:12]}"

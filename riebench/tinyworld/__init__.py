@@ -1,1 +1,1 @@
-
+"""The embedded world and its judges: scenes, captions, renderer, starting noise, oracle, grounder, CLIP."""

@@ -92,14 +92,15 @@ class Grounder(nn.Module):
         return [found[found.sum(dim=(1, 2)) >= MIN_PIXELS] for found in masks]
 
     def masks(self, images_bchw: torch.Tensor, phrases: Sequence[str]) -> torch.Tensor:
-        """Returns, as `detections` of one noun phrase an image, bool `[b, 64, 64]`, all False where it is not in the
-        image."""
+        """Returns bool `[b, 64, 64]`: the pixels of one noun phrase an image, found as by `detections`, all False where
+        it is not in the image."""
         found = self.detections(images_bchw, [(phrase,) for phrase in phrases])
         return torch.stack([masks.any(dim=0) for masks in found])
 
 
 def load(device: torch.device | str = "cpu", **settings: object) -> Grounder:
-    """Returns the shipped grounder, as `riebench.grounders` loads it. Raises `UserError` for any setting."""
+    """Returns the shipped grounder, as `riebench.regions.grounders` lists it. Raises `UserError` for any
+    setting."""
     grounder_settings("tinyworld", settings)
     return load_grounder(device)
 

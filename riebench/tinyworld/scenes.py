@@ -68,13 +68,17 @@ class Scene:
                 )
 
     def indices(self) -> tuple[int, ...]:
+        """Returns the place of each attribute's value in `VALUES`, in the order of `ATTRIBUTES`."""
         return tuple(VALUES[name].index(value) for name, value in asdict(self).items())
 
     @classmethod
     def from_indices(cls, indices) -> Scene:
+        """Returns the scene of 8 `indices`."""
         return cls(**{name: VALUES[name][int(i)] for name, i in zip(ATTRIBUTES, indices, strict=True)})
 
     def with_(self, **changes: str) -> Scene:
+        """Returns the scene with other values of some attributes. Raises `UserError` for a value that does not
+        exist."""
         return replace(self, **changes)
 
     @property

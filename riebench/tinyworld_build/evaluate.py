@@ -117,6 +117,7 @@ def judge_generations(
 
 
 def format_evaluation(found: dict[str, dict]) -> str:
+    """Returns what `evaluate_world` found as text, a figure a line under the title of its model."""
     lines = []
     for title, figures in found.items():
         lines.append(title)

@@ -65,6 +65,8 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def build_text_encoders(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
+    """Returns two untrained text encoders of width `TEXT_WIDTH`, of the classes of SDXL's; the second also gives a
+    pooled vector of `POOLED_WIDTH` numbers."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=TEXT_WIDTH,
@@ -81,6 +83,7 @@ def build_text_encoders(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, CLIPTe
 
 
 def build_vae() -> AutoencoderKL:
+    """Returns an untrained autoencoder from pictures `[b, 3, 64, 64]` to latents `[b, 4, 32, 32]`."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
@@ -96,6 +99,7 @@ def build_vae() -> AutoencoderKL:
 
 
 def build_unet() -> UNet2DConditionModel:
+    """Returns an untrained U-Net of SDXL's block types, whose blocks under test lie on an 8x8 grid."""
     return UNet2DConditionModel(
         sample_size=LATENT_SIZE,
         block_out_channels=UNET_CHANNELS,

@@ -14,7 +14,7 @@ from riebench.regions.segmenters.inputs import load_pair, pil_images, rounds, to
 
 
 class CLIPSeg:
-    """See `riebench.regions.grounders.Grounder`. settings: threshold, on the probability of a pixel."""
+    """Is a `riebench.regions.grounders.Grounder`. settings: threshold, on the probability of a pixel."""
 
     def __init__(
         self, model: CLIPSegForImageSegmentation, processor: CLIPSegProcessor, settings: Mapping[str, object]
@@ -23,7 +23,7 @@ class CLIPSeg:
 
     @torch.no_grad()
     def detections(self, images_bchw: Tensor, phrases: Sequence[tuple[str, ...]]) -> list[Tensor]:
-        """A mask for each noun that has a pixel above the threshold, bool `[n, h, w]`."""
+        """Returns a mask for each noun that has a pixel above the threshold, bool `[n, h, w]`."""
         pixels = self.processor(images=pil_images(images_bchw), return_tensors="pt")
         found: list[list[Tensor]] = [[] for _ in phrases]
         for nouns, are_new in rounds(phrases):
@@ -41,6 +41,7 @@ class CLIPSeg:
 
 
 def load(device: torch.device | str = "cpu", **settings: object) -> CLIPSeg:
-    """The refined CLIPSeg from this machine's cache. Raises `UserError` where it is missing, or for wrong settings."""
+    """Returns the refined CLIPSeg from this machine's cache. Raises `UserError` where it is missing, or for wrong
+    settings."""
     chosen = grounder_settings("clipseg", settings)
     return CLIPSeg(*load_pair("clipseg", 0, CLIPSegForImageSegmentation, CLIPSegProcessor, device), chosen)

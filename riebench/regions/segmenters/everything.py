@@ -11,17 +11,17 @@ from riebench.regions.grounders import grounder_settings
 
 
 class Everything:
-    """See `riebench.regions.grounders.Grounder`."""
+    """Is a `riebench.regions.grounders.Grounder`."""
 
     settings: Mapping[str, object] = {}
 
     def detections(self, images_bchw: Tensor, phrases: Sequence[tuple[str, ...]]) -> list[Tensor]:
-        """One full mask an image, bool `[1, h, w]`."""
+        """Returns one full mask an image, bool `[1, h, w]`."""
         full = torch.ones(1, *images_bchw.shape[-2:], dtype=torch.bool, device=images_bchw.device)
         return [full for _ in phrases]
 
 
 def load(device: torch.device | str = "cpu", **settings: object) -> Everything:
-    """Needs no weights. Raises `UserError` for any setting: it has none."""
+    """Returns the grounder, which needs no weights. Raises `UserError` for any setting: it has none."""
     grounder_settings("everything", settings)
     return Everything()

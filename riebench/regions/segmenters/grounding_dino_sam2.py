@@ -14,10 +14,10 @@ from riebench.regions.segmenters.inputs import load_pair, pil_images, to_model
 
 
 class GroundingDinoSam2:
-    """See `riebench.regions.grounders.Grounder`.
+    """Is a `riebench.regions.grounders.Grounder`.
 
-    settings: box_threshold, on a box's score; text_threshold, on the score of a word of its label: transformers keeps
-    a box whose label is empty, so it changes no mask.
+    settings: box_threshold, on a box's score; text_threshold, on the score of a word of its label: transformers keeps a
+    box whose label is empty, so it changes no mask.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class GroundingDinoSam2:
 
     @torch.no_grad()
     def detections(self, images_bchw: Tensor, phrases: Sequence[tuple[str, ...]]) -> list[Tensor]:
-        """A mask for each box, bool `[n, h, w]`; the nouns of an image are asked for at once."""
+        """Returns a mask for each box, bool `[n, h, w]`; the nouns of an image are asked for at once."""
         images = pil_images(images_bchw)
         found = []
         for image, boxes in zip(images, self._boxes(images, phrases), strict=True):
@@ -42,7 +42,7 @@ class GroundingDinoSam2:
         return found
 
     def _boxes(self, images: Sequence[Image], phrases: Sequence[tuple[str, ...]]) -> list[Tensor]:
-        """For each image `[n, 4]`: left, top, right, bottom in pixels."""
+        """Returns for each image its boxes `[n, 4]`: left, top, right, bottom in pixels."""
         texts = [" . ".join(noun.lower() for noun in nouns) + " ." for nouns in phrases]
         inputs = self.detector_processor(images=list(images), text=texts, padding=True, return_tensors="pt")
         outputs = self.detector(**to_model(inputs, self.detector))
@@ -56,7 +56,7 @@ class GroundingDinoSam2:
         return [result["boxes"].float().cpu() for result in results]
 
     def _masks(self, image: Image, boxes: Tensor) -> Tensor:
-        """bool `[n, h, w]`."""
+        """Returns the mask of each box, bool `[n, h, w]`."""
         if not len(boxes):
             return torch.zeros(0, image.height, image.width, dtype=torch.bool)
         inputs = self.segmenter_processor(images=image, input_boxes=[boxes.tolist()], return_tensors="pt")
@@ -66,7 +66,8 @@ class GroundingDinoSam2:
 
 
 def load(device: torch.device | str = "cpu", **settings: object) -> GroundingDinoSam2:
-    """Both models from this machine's cache. Raises `UserError` where one is missing, or for wrong settings."""
+    """Returns the grounder of both models from this machine's cache. Raises `UserError` where one is missing, or for
+    wrong settings."""
     name = "grounding-dino+sam2"
     chosen = grounder_settings(name, settings)
     detector = load_pair(name, 0, GroundingDinoForObjectDetection, GroundingDinoProcessor, device)

@@ -14,13 +14,13 @@ from riebench.regions.grounders import GROUNDER_WEIGHTS
 
 
 def pil_images(images_bchw: Tensor) -> list[Image.Image]:
-    """Images in [0, 1] as 8-bit RGB."""
+    """Returns images in [0, 1] as 8-bit RGB."""
     rounded = (images_bchw.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(image) for image in rounded]
 
 
 def rounds(phrases: Sequence[tuple[str, ...]]) -> Iterator[tuple[list[str], list[bool]]]:
-    """One noun an image at a time: (nouns, whether each is a new one), until every image had all of its own.
+    """Yields one noun an image at a time: (nouns, whether each is a new one), until every image had all of its own.
 
     An image that has run out of nouns gets its last one again, so that every batch has the same size.
     """
@@ -29,7 +29,7 @@ def rounds(phrases: Sequence[tuple[str, ...]]) -> Iterator[tuple[list[str], list
 
 
 def to_model(inputs: Any, model: nn.Module) -> dict[str, Any]:
-    """A processor's inputs on the model's device, those that are float in its precision."""
+    """Returns a processor's inputs on the model's device, those that are float in its precision."""
     return {
         name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
         for name, value in inputs.items()
@@ -37,11 +37,9 @@ def to_model(inputs: Any, model: nn.Module) -> dict[str, Any]:
 
 
 def load_pair(name: str, index: int, model: type, processor: type, device: torch.device | str) -> tuple[Any, Any]:
-    """Model and processor from the grounder's index-th weights, in float32, for inference.
+    """Returns model and processor from the grounder's index-th weights, in float32, for inference.
 
-    Raises `UserError` where files are missing.
-
-    name: the grounder's, as in `riebench fetch`.
+    name: the grounder's, as in `riebench fetch`. Raises `UserError` where files are missing.
     """
     folder = weights_folder(name, GROUNDER_WEIGHTS[name][index])
     loaded = model.from_pretrained(folder, local_files_only=True, dtype=torch.float32, use_safetensors=True)

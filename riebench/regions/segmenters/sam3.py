@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Sam3:
-    """A `riebench.regions.grounders.Grounder`. settings: threshold, on an instance's score; mask_threshold, on a
+    """Is a `riebench.regions.grounders.Grounder`. settings: threshold, on an instance's score; mask_threshold, on a
     pixel's."""
 
     def __init__(self, model: Sam3Model, processor: Sam3Processor, settings: Mapping[str, object]) -> None:
@@ -26,7 +26,7 @@ class Sam3:
 
     @torch.no_grad()
     def detections(self, images_bchw: Tensor, phrases: Sequence[tuple[str, ...]]) -> list[Tensor]:
-        """The instances of every noun, bool `[n, h, w]`, a noun after the other."""
+        """Returns the instances of every noun, bool `[n, h, w]`, a noun after the other."""
         images, size = pil_images(images_bchw), tuple(images_bchw.shape[-2:])
         found = [[torch.zeros(0, *size, dtype=torch.bool)] for _ in phrases]
         for nouns, are_new in rounds(phrases):
@@ -46,7 +46,7 @@ class Sam3:
 
 
 def load(device: torch.device | str = "cpu", **settings: object) -> Sam3:
-    """SAM 3 from this machine's cache.
+    """Returns SAM 3 from this machine's cache.
 
     Raises `UserError` where it is missing, for wrong settings, and where the installed transformers has no SAM 3.
     """
