@@ -133,6 +133,7 @@ def _evaluate(settings: EvaluateSettings) -> None:
         names=settings.dictionary,
         root=settings.dictionaries,
         other=settings.other,
+        site=settings.site,
         device=settings.device,
     )
     if settings.out:

@@ -39,6 +39,7 @@ def evaluate(
     names: Sequence[str] = (),
     root: Path | None = None,
     other: Path | None = None,
+    site: str = "update",
     device: str = "auto",
 ) -> dict:
     """Evaluates the dictionaries of the backbone `trained_on` on that backbone and on the backbones `on`.
@@ -47,7 +48,8 @@ def evaluate(
     images are made with updates replaced, by the dictionaries of `names`, or else those that runs use, or else all; 0
     for none. source: of the prompts, as `read_prompts` takes it; "" takes captions of held-out scenes for tinyworld,
     and for others what `read_prompts` does. names: of the dictionaries (default: all there are); root: of their index
-    (default: the shipped one); other: a folder of dictionaries of another training seed.
+    (default: the shipped one); site: what they code of the blocks; other: a folder of dictionaries of another training
+    seed.
 
     Returns what JSON can hold, None for what is not defined:
 
@@ -63,7 +65,7 @@ def evaluate(
     """
     if images < 0:
         raise UserError(f"images of {images} prompts cannot be made", remedy="use 0 for none, or a greater number")
-    entries, where = find_entries(trained_on, names, root), choose_device(device)
+    entries, where = find_entries(trained_on, names, root, site), choose_device(device)
     pairs = find_pairs(entries, root, other)
     own = BACKBONES.get(trained_on)
     texts = _prompts(source, max(prompts, images) if prompts > 0 else prompts, own.judges)
@@ -80,10 +82,10 @@ def evaluate(
             shown = _prompts(source, _own_prompts(sampler, entries, prompts), own.judges)
         sampler.batch_size = min(sampler.batch_size, len(shown))
         of_blocks = [(entry.block, dictionary) for entry, dictionary in zip(entries, dictionaries, strict=True)]
-        for row, course in zip(rows, evaluate_steps(sampler, of_blocks, shown, FIRST_SEED), strict=True):
+        for row, course in zip(rows, evaluate_steps(sampler, of_blocks, shown, FIRST_SEED, site), strict=True):
             row["on"][backbone.name] = course
         if images:
-            effects += _effects(sampler, by_name, texts[:images], judges[backbone.judges])
+            effects += _effects(sampler, by_name, texts[:images], judges[backbone.judges], site)
         of_backbone = {"backbone": backbone.name, "steps": backbone.steps, "guidance": backbone.guidance}
         described.append(of_backbone | {"prompts": len(shown)})
     return {
@@ -170,11 +172,12 @@ def _effects(
     dictionaries: Mapping[str, Mapping[str, Dictionary]],
     prompts: Sequence[str],
     models: ScoringModels,
+    site: str,
 ) -> list[dict]:
     sampler.batch_size = min(sampler.batch_size, len(prompts))
     seeds = [FIRST_SEED + i for i in range(len(prompts))]
     scopes = _scopes(sampler.backbone)
-    effect = reconstruction_effect(sampler, dictionaries, prompts, seeds, models, scopes)
+    effect = reconstruction_effect(sampler, dictionaries, prompts, seeds, models, scopes, site)
     found = []
     for row in summarise(effect).to_dict("records"):
         window, recovered = row.pop("window"), row.pop("recovered")

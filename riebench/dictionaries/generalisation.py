@@ -66,14 +66,15 @@ def held_out_captions(count: int) -> list[str]:
     return world_prompts(count, FIRST_SEED, "held_out")
 
 
-def find_entries(trained_on: str, names: Sequence[str], root: Path | None) -> list[index.Entry]:
+def find_entries(trained_on: str, names: Sequence[str], root: Path | None, site: str = "update") -> list[index.Entry]:
     """Returns the dictionaries of a backbone, of these names or all, by block, size and k. Raises `UserError` where
     there are none."""
-    known = [entry for entry in index.entries(root) if entry.backbone == trained_on]
+    known = [entry for entry in index.entries(root) if entry.backbone == trained_on and entry.site in ("", site)]
     if not known:
-        backbones = dict.fromkeys(entry.backbone for entry in index.entries(root))
+        backbones = dict.fromkeys(entry.backbone for entry in index.entries(root) if entry.site in ("", site))
+        of_site = "" if site == "update" else f"the {site} of "
         raise UserError(
-            f"no dictionary was trained on {trained_on!r}{did_you_mean(trained_on, backbones)}",
+            f"no dictionary was trained on {of_site}{trained_on!r}{did_you_mean(trained_on, backbones)}",
             remedy=f"there are some of {', '.join(backbones)}" if backbones else "make some with `riebench train`",
         )
     there = dict.fromkeys(entry.name for entry in known)
@@ -96,9 +97,14 @@ def _block_order(backbone: str) -> list[str]:
 
 
 def evaluate_steps(
-    sampler: Sampler, dictionaries: Sequence[tuple[str, Dictionary]], prompts: Sequence[str], seed: int
+    sampler: Sampler,
+    dictionaries: Sequence[tuple[str, Dictionary]],
+    prompts: Sequence[str],
+    seed: int,
+    site: str = "update",
 ) -> list[Course]:
-    """Returns for each (block, dictionary) its course. Prompt i is generated from seed + i.
+    """Returns for each (block, dictionary) its course. Prompt i is generated from seed + i. site: the kind of site that
+    the dictionaries code.
 
     Branches: "cond", the rows that see the prompt, and under guidance "uncond". Figures: the fields of `Evaluation`, of
     the rows of that step alone, and for steps t and t + 1, so one number fewer, means over cells: "feature_cosine" of
@@ -110,7 +116,7 @@ def evaluate_steps(
         {branch: _Tallies(dictionary, sampler.backbone.steps) for branch in branches} for _, dictionary in dictionaries
     ]
     blocks = dict.fromkeys(block for block, _ in dictionaries)
-    sites = sampler.blocks.sites(blocks, sampler.backbone.family.default_site)
+    sites = sampler.blocks.sites(blocks, site)
     with Progress(f"evaluating on {sampler.backbone.name}", total=len(prompts), unit="prompt") as progress:
         for start in range(0, len(prompts), sampler.batch_size):
             chunk = prompts[start : start + sampler.batch_size]

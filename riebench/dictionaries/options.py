@@ -124,6 +124,8 @@ class EvaluateSettings:
     """Only those of these names, comma-separated (default: all)."""
     dictionaries: Path | None = None
     """Folder that riebench train wrote (default: the shipped)."""
+    site: Literal["update", "stream"] = "update"
+    """What they code of the blocks: update or stream."""
     other: Path | None = None
     """Folder of dictionaries of another seed, to compare with."""
     prompts: str = ""

@@ -35,6 +35,7 @@ def reconstruction_effect(
     seeds: Sequence[int],
     models: ScoringModels,
     scopes: Sequence[Scope] = (Scope(),),
+    site: str = "update",
 ) -> pd.DataFrame:
     """Returns how far images move when the updates of blocks are replaced.
 
@@ -59,13 +60,13 @@ def reconstruction_effect(
         undisturbed = []
         blocks = sampler.backbone.family.in_order(block for by_block in dictionaries.values() for block in by_block)
         for chunk in _chunks(sampler, requests):
-            undisturbed.append(_generate_undisturbed(sampler, chunk, blocks))
+            undisturbed.append(_generate_undisturbed(sampler, chunk, sampler.blocks.sites(blocks, site)))
             progress.update(done := done + len(chunk))
         means = _means(undisturbed, sampler.device)
         for scope in scopes:
             for labels, replacements in _replacements(dictionaries, places, means):
                 for original in undisturbed:
-                    with replaced(sampler, replacements, scope, original.outputs):
+                    with replaced(sampler, replacements, scope, original.outputs, site):
                         images = _images(sampler.generate(original.requests))
                     rows += [
                         labels | vars(scope) | {"prompt": request.prompt, "seed": request.seed} | scores
@@ -103,11 +104,11 @@ class _Undisturbed:
     """The denoiser's, a step each; none where memory ran out and the batch was halved."""
 
 
-def _generate_undisturbed(sampler: Sampler, requests: Sequence[Request], blocks: Sequence[str]) -> _Undisturbed:
+def _generate_undisturbed(sampler: Sampler, requests: Sequence[Request], sites: Sequence[Site]) -> _Undisturbed:
     with recorded_outputs(sampler.denoiser) as outputs:
-        samples = sampler.generate(requests, [Site(block) for block in blocks])
+        samples = sampler.generate(requests, sites)
     traces = [trace for sample in samples for trace in (sample.trace, sample.uncond_trace) if trace]
-    sums = {block: sum(trace[Site(block)].double().mean(dim=(0, 1)) for trace in traces) for block in blocks}
+    sums = {site.block: sum(trace[site].double().mean(dim=(0, 1)) for trace in traces) for site in sites}
     whole = len(outputs) == sampler.backbone.steps
     return _Undisturbed(requests, _images(samples), sums, len(traces), outputs if whole else ())
 

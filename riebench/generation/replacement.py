@@ -52,16 +52,19 @@ def replaced(
     dictionaries: Mapping[str, Dictionary],
     scope: Scope,
     recorded: Sequence[Tensor] = (),
+    site: str = "update",
 ) -> Iterator[None]:
     """While open, has `sampler.generate` make images with decode(encode(x)) in the place of the blocks' updates x.
 
     dictionaries: block -> its dictionary, on the sampler's device. recorded: what `recorded_outputs` holds after the
     same requests were generated undisturbed; steps before the first that is replaced are taken from it, where the batch
-    is of the same size. Images do not depend on it. Raises `UserError` as `Scope.steps` does.
+    is of the same size. Images do not depend on it. site: what is replaced of the blocks, update or stream. Raises
+    `UserError` as `Scope.steps` does.
     """
     steps = scope.steps(sampler.backbone)
     hooks = {
-        Site(block): (_replacing(sampler, dictionary, scope, steps),) for block, dictionary in dictionaries.items()
+        Site(block, site): (_replacing(sampler, dictionary, scope, steps),)
+        for block, dictionary in dictionaries.items()
     }
     with Lens(sampler.blocks, live=hooks) as lens, _following(sampler, lens, recorded[: steps[0]]):
         yield
