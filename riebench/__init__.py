@@ -1,4 +1,4 @@
-"""riebench: a benchmark of representation-based image editing in diffusion models.
+"""riebench is a benchmark of representation-based image editing in diffusion models.
 
     import riebench
 

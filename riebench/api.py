@@ -1,4 +1,4 @@
-"""The two calls most people want: run a benchmark, and edit one prompt pair."""
+"""These are the calls most people want: run a benchmark, edit one prompt pair, generate one image."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from PIL import Image
 
 from riebench.backbones.loading import choose_device, choose_dtype
 from riebench.core.errors import UserError
+from riebench.core.files import named_path
 from riebench.core.pictures import mask_picture, to_picture
 from riebench.edits.edit import Edit
 from riebench.generation.interventions import Intervention
@@ -41,7 +42,7 @@ class Edited:
     """One row as in `scores.parquet`."""
 
     def strip(self, scale: int = 0) -> Image.Image:
-        """Original, edited and intervened picture side by side, the regions below the first two.
+        """Returns original, edited and intervened picture side by side, the regions below the first two.
 
         scale: width of a pixel; 0 makes small pictures about 256 pixels wide.
         """
@@ -64,16 +65,17 @@ def run(
     edits: Sequence[Edit] | None = None,
     **overrides: Any,
 ) -> runs.Run:
-    """Runs a benchmark and writes its folder (default `runs/<name>`).
+    """Runs a benchmark, writes its folder (default `runs/<name>`), and returns the finished run.
 
     config: a preset, a YAML file or a RunConfig; `overrides` replace its fields. methods: one's own, beside the
     configured ones. edits: one's own, in place of the configured set. Raises `UserError` for anything wrong with them.
     """
     if isinstance(config, RunConfig):
-        config, name = dataclasses.replace(config, **overrides), "custom"
+        settings, name = dataclasses.replace(config, **overrides), "custom"
     else:
-        config, name = read_config(config, overrides), Path(config).stem
-    return runs.run(config, Path("runs") / name if out is None else out, device=device, methods=methods, edits=edits)
+        settings, name = read_config(config, overrides), Path(config).stem
+    folder = Path("runs") / name if out is None else named_path(out)
+    return runs.run(settings, folder, device=device, methods=methods, edits=edits)
 
 
 def edit(
@@ -92,7 +94,7 @@ def edit(
     engine: Engine | None = None,
     **settings: Any,
 ) -> Edited:
-    """Edits one prompt pair of one's own.
+    """Edits one prompt pair of one's own, and returns what came of it.
 
     region: a noun in the original picture, `everything`, `background`, `not <noun>`, `mask:<file>`, or a mask itself,
     `[height, width]` of bools; `edited_region` is the same for the edited picture where it differs. method: a name,
@@ -105,9 +107,9 @@ def edit(
         raise UserError(f"{', '.join(settings)} cannot be given beside a method", remedy="set them in the method")
     chosen = MethodConfig(method, settings).build() if isinstance(method, str) else method
     with tempfile.TemporaryDirectory() as folder:
-        regions = [_phrase(region, Path(folder) / "original.png")]
-        regions.append(regions[0] if edited_region is None else _phrase(edited_region, Path(folder) / "edited.png"))
-        item = Edit("custom", category, original_prompt, edited_prompt, *regions)
+        original = _phrase(region, Path(folder) / "original.png")
+        edited = original if edited_region is None else _phrase(edited_region, Path(folder) / "edited.png")
+        item = Edit("custom", category, original_prompt, edited_prompt, original, edited)
         engine = engine or _open(backbone, dictionaries, device, blocks)
         kind = kind_of_donor(chosen)
         cases = [(item, seed), *([find_donor((item, seed), kind, ())] if kind else [])]
@@ -117,9 +119,16 @@ def edit(
     (result,) = engine.results([(reference, [variant_of(chosen, wanted)])])
     if result.image is None:
         raise UserError(f"this edit cannot be made: {result.row['reason']}", remedy="change the region or the seed")
-    shown = (reference.pictures.original, reference.pictures.edited, result.image)
-    masks = (Image.fromarray(mask.numpy()).convert("L") for mask in reference.pictures.regions)
-    return Edited(*map(to_picture, shown), tuple(masks), result.chosen, result.row)
+    pictures = reference.pictures
+    in_original, in_edited = (Image.fromarray(mask.numpy()).convert("L") for mask in pictures.regions)
+    return Edited(
+        to_picture(pictures.original),
+        to_picture(pictures.edited),
+        to_picture(result.image),
+        masks=(in_original, in_edited),
+        features=result.chosen,
+        scores=result.row,
+    )
 
 
 def generate(

@@ -1,11 +1,11 @@
-"""Dictionaries of every kind as words and tensors, for files that hold more than a dictionary."""
+"""Dictionaries of every kind become words and tensors here, for files that hold more than a dictionary."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, fields
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from riebench.core.errors import UserError
 from sae_models.dictionary import Dictionary, Identity
@@ -15,19 +15,22 @@ from sae_models.pca import PCA
 from sae_models.topk import TopKConfig, TopKSAE
 
 #: Name in a file -> (class, its configuration), of autoencoders: modules that are made of a configuration.
-AUTOENCODERS = {"topk": (TopKSAE, TopKConfig), "jumprelu": (JumpReLUSAE, JumpReLUConfig)}
+AUTOENCODERS: dict[str, tuple[type[TopKSAE | JumpReLUSAE], type[TopKConfig | JumpReLUConfig]]] = {
+    "topk": (TopKSAE, TopKConfig),
+    "jumprelu": (JumpReLUSAE, JumpReLUConfig),
+}
 #: Name in a file -> class, of dictionaries that are dataclasses of tensors and plain values.
-DATACLASSES = {"pca": PCA, "itda": ITDA, "identity": Identity}
+DATACLASSES: dict[str, type[PCA | ITDA | Identity]] = {"pca": PCA, "itda": ITDA, "identity": Identity}
 
 
 def describe_dictionary(dictionary: Dictionary) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Returns what JSON can hold of a dictionary, and its tensors. Raises `UserError` for a kind that is not ours."""
-    for name, (kind, _) in AUTOENCODERS.items():
-        if type(dictionary) is kind:
+    for name, (autoencoder, _) in AUTOENCODERS.items():
+        if type(dictionary) is autoencoder:
             return {"kind": name, **asdict(dictionary.config)}, dict(dictionary.state_dict())
-    for name, kind in DATACLASSES.items():
-        if type(dictionary) is kind:
-            values = {field.name: getattr(dictionary, field.name) for field in fields(kind)}
+    for name, dataclass in DATACLASSES.items():
+        if type(dictionary) is dataclass:
+            values = {field.name: getattr(dictionary, field.name) for field in fields(dataclass)}
             tensors = {key: value for key, value in values.items() if isinstance(value, Tensor)}
             return {"kind": name, **{key: values[key] for key in values.keys() - tensors.keys()}}, tensors
     raise UserError(
@@ -41,8 +44,8 @@ def rebuild_dictionary(words: dict[str, Any], tensors: dict[str, Tensor]) -> Dic
     `TypeError`, `KeyError` or `RuntimeError` where words or tensors are not those of its kind."""
     settings = {key: value for key, value in words.items() if key != "kind"}
     if words["kind"] in AUTOENCODERS:
-        kind, config = AUTOENCODERS[words["kind"]]
-        module: nn.Module = kind(config(**settings))
+        _, config = AUTOENCODERS[words["kind"]]
+        module = config(**settings).sae()
         module.load_state_dict(tensors)
         return module.eval().requires_grad_(False)
     if words["kind"] in DATACLASSES:

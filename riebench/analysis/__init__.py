@@ -1,4 +1,4 @@
-"""From a table of scores to effects with intervals. Nothing here imports torch, and pandas only when it is used."""
+"""A table of scores becomes effects with intervals. Nothing here imports torch, and pandas only when it is used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Block effects of several runs in one table: over backbones, steps, windows of steps and methods."""
+"""Block effects of several runs are put into one table: over backbones, steps, windows of steps and methods."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Do the metrics tell the truth? Over the results of a run, how well each ranks them as tinyworld's oracle does.
+"""This measures how well each metric ranks the results of a run as tinyworld's oracle does: whether it tells the truth.
 
-Two statistics, both of ranks alone, so that no metric needs a threshold: Spearman's rank correlation with what the
-oracle read, and the AUROC, the probability that a result which has what the oracle looks for scores above one that has
-not, ties counting half. Intervals come from resampling edits, with all results of an edit.
+There are two statistics, both of ranks alone, so that no metric needs a threshold: Spearman's rank correlation with
+what the oracle read, and the AUROC, the probability that a result which has what the oracle looks for scores above one
+that has not, ties counting half. Intervals come from resampling edits, with all results of an edit.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Truth:
-    """What the oracle read of a result, in [0, 1]. A result has it where it is 1: the positive class of the AUROC."""
+    """A reading of a result by the oracle, in [0, 1]; a result has it where it is 1: the AUROC's positive class."""
 
     name: str
     label: str
@@ -178,7 +178,7 @@ def rank_agreement(
     spearman_r, auroc_r = np.full((2, len(counts_re)), np.nan)
     for start in range(0, len(counts_re), RESAMPLES_AT_ONCE):
         at = slice(start, start + RESAMPLES_AT_ONCE)
-        count_rn = counts_re[at].take(edit_n, axis=1)
+        count_rn: np.ndarray = counts_re[at].take(edit_n, axis=1)
         before_rn = np.pad(count_rn.cumsum(axis=1), ((0, 0), (1, 0)))
         below_rn, through_rn = before_rn.take(first_n, axis=1), before_rn.take(end_n, axis=1)
         rank_sum_rl = ((count_rn * (below_rn + through_rn)) @ of_level_nl).astype(np.int64)

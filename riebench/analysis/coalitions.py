@@ -1,4 +1,4 @@
-"""Subsets of the blocks: which are to be run, and how the effects of each block are read from their values.
+"""This says which subsets of the blocks are to be run, and how the effects of each block are read from their values.
 
 A subset is a bit mask: bit i is set where block i is intervened on. v(S) is the value of intervening on S, and
 v(empty) = 0. Every effect is linear in v, so it is a matrix of weights from subsets to blocks.

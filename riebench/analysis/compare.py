@@ -1,4 +1,4 @@
-"""Methods of one run or of several, compared with one of them on the same cases: better, worse or not separable."""
+"""Methods of one run or several are compared with one of them on the same cases: better, worse or not separable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which block matters: solo, leave-one-out and Shapley effects over subsets of the blocks, and the verdict.
+"""This says which block matters: solo, leave-one-out and Shapley effects over subsets of the blocks, and the verdict.
 
 v(S) is the value of intervening on the blocks S less that of intervening on none, so v(empty) = 0.
 """

@@ -1,4 +1,4 @@
-"""Tables of scores: read, checked and written; one row a result, that is one (edit, seed) under one setting."""
+"""Tables of scores are read, checked and written here; one row a result, that is one (edit, seed) under one setting."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def write_scores(frame: pd.DataFrame, path: Path) -> None:
 
 
 def read_scores(path: Path) -> pd.DataFrame:
-    """Reads and validates a scores file. Raises `UserError` where it is missing, broken or not of this schema."""
+    """Returns the frame of a scores file. Raises `UserError` where it is missing, broken or not of this schema."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"scores {path} does not exist", remedy="run the benchmark, or check the run folder's path")

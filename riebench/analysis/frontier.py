@@ -1,5 +1,5 @@
-"""Edit gain against preservation cost as the strength of a method rises: curves, gain at matched cost, and what lies
-under them.
+"""Edit gain is set against preservation cost as the strength of a method rises: curves, gain at matched cost, and what
+lies under them.
 
 A curve joins the points (mean cost, mean gain) of a method's strengths by straight lines in the order of their cost,
 from the no-op at (0, 0) on. A point on such a line is had by using either strength on its share of the edits, so it is

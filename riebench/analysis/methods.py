@@ -1,4 +1,4 @@
-"""Methods beside each other, on the same cases: their scores, their gains over no intervention, their seed spread."""
+"""Methods are set beside each other on the same cases: scores, gains over no intervention, spread over seeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranks of methods on the same cases, with intervals that say how far the edits decide them."""
+"""Methods are ranked on the same cases, with intervals that say how far the edits decide the ranks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TIE = 1e-12  # means this near share a rank
 
 
 class Ranked(Protocol):
-    """What can be ranked, as an `Entry` of the leaderboard."""
+    """Anything that can be ranked, as an `Entry` of the leaderboard."""
 
     @property
     def name(self) -> str: ...

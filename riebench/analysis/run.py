@@ -1,4 +1,4 @@
-"""Run: a finished run, opened from its folder. Imports no torch."""
+"""A finished run is opened from its folder here. Imports no torch."""
 
 from __future__ import annotations
 
@@ -51,22 +51,23 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The name of its folder."""
+        """Returns the name of its folder."""
         return self.folder.resolve().name
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """The table of scores, one row a result. Raises `UserError` where its file is missing or broken."""
+        """Returns the table of scores, one row a result. Raises `UserError` where its file is missing or broken."""
         return read_scores(self.folder / SCORES)
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """The effects of blocks and the tables of methods. Raises `UserError` where its file is missing or broken."""
+        """Returns the effects of blocks and the tables of methods. Raises `UserError` where its file is missing or
+        broken."""
         return read_json(self.folder / SUMMARY, "the run's summary")
 
     @property
     def report(self) -> Path:
-        """The page that shows all of it."""
+        """Returns the path of the page that shows all of it."""
         return self.folder / REPORT
 
     def images(self, case: tuple[str, int]) -> dict[str, Image.Image]:

@@ -1,4 +1,4 @@
-"""Paired statistics over edits: which cases count, bootstrap intervals, a randomisation test, Holm's correction.
+"""Statistics over edits are paired: which cases count, bootstrap intervals, a randomisation test, Holm's correction.
 
 A case is (edit, seed). The seeds of an edit are not independent of each other, so they are averaged first and the edit
 is what is resampled.
@@ -64,7 +64,7 @@ def valid_cases(frame: pd.DataFrame, settings: Iterable[Setting]) -> ValidCases:
 
 
 def edit_means(table: pd.DataFrame) -> pd.DataFrame:
-    """Averages a table of (category, edit, seed) rows over the seeds of each edit: rows (category, edit)."""
+    """Returns means of a table of (category, edit, seed) rows over the seeds of each edit: rows (category, edit)."""
     return table.groupby(level=["category", "edit"], sort=False).mean()
 
 

@@ -1,4 +1,4 @@
-"""The strength of a method chosen on one half of the edits and reported on the other.
+"""The strength of a method is chosen on one half of the edits and reported on the other.
 
 The best of a sweep, chosen and reported on the same edits by the same score, looks better than it is: the choice also
 picks the strength whose noise was kind. Choosing on other edits takes that away.

@@ -1,4 +1,4 @@
-"""The summary of a run: block effects by category, and methods on the cases that all of them are valid on."""
+"""The summary of a run has block effects by category, and methods on the cases that all of them are valid on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def summarise(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> dict:
-    """Summarises the scores of one run as a JSON-able dict; a number that does not exist is None.
+    """Returns a summary of the scores of one run as a JSON-able dict; a number that does not exist is None.
 
     All tables use the cases on which every setting succeeded. A setting that failed on every case is left out of that
     intersection and listed under `left_out`. `method` names the methods whose block effects come first under

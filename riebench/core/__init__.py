@@ -1,1 +1,1 @@
-"""What every room stands on: errors, files, registries, progress, keys. Knows nothing of diffusion."""
+"""Every room stands on this one: errors, files, registries, progress, keys. It knows nothing of diffusion."""

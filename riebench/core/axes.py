@@ -1,4 +1,4 @@
-"""Where the marks of an axis stand."""
+"""Here is found where the marks of an axis stand."""
 
 from __future__ import annotations
 

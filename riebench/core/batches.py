@@ -15,14 +15,14 @@ R = TypeVar("R")
 
 
 def fixed_batches(rows: Sequence[T], size: int) -> Iterator[tuple[list[T], int]]:
-    """(batch of `size` rows, how many of them count): a last, shorter batch is filled up with its last row."""
+    """Yields (batch of `size` rows, how many of them count); a last, shorter batch is filled up with its last row."""
     for start in range(0, len(rows), size):
         batch = list(rows[start : start + size])
         yield batch + [batch[-1]] * (size - len(batch)), len(batch)
 
 
 def halving(work: Callable[[int], R], size: int, what: str) -> tuple[R, int]:
-    """(`work(size)`, size), with half the size for as long as memory runs out; each halving is said on stderr.
+    """Returns (`work(size)`, size), with half the size for as long as memory runs out; says each halving on stderr.
 
     Raises `UserError` where not even one row fits.
     """
@@ -43,5 +43,6 @@ def halving(work: Callable[[int], R], size: int, what: str) -> tuple[R, int]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """torch has an error of its own for a GPU; on the CPU it raises a RuntimeError that only its words tell apart."""
+    """Returns whether memory ran out. torch has an error of its own for a GPU; on the CPU it raises a RuntimeError that
+    only its words tell apart."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

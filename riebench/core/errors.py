@@ -1,4 +1,4 @@
-"""Errors a user can mend. They say what was wrong, where, and what to do; the command line prints one line, exit 2."""
+"""Errors that a user can mend say what was wrong, where, and what to do; the command line prints one line, exit 2."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Something in the user's input, files or machine. `remedy` is the part after "-> "."""
+    """An error in the user's input, files or machine. `remedy` is the part after "-> "."""
 
     def __init__(self, message: str, *, remedy: str = "") -> None:
         super().__init__(f"{message} -> {remedy}" if remedy else message)
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the nearest known word, or an empty string."""
+    """Returns `"; did you mean 'x'?"` for the nearest known word, or an empty string."""
     near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and where the shipped data lies."""
+"""Files are written whole or not at all, and the shipped data is found."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from riebench.core.errors import UserError
 
 
 def data_folder() -> Path:
-    """The shipped `data/`: beside the code in a wheel, at the repository's root in a clone or an editable install."""
+    """Returns the shipped `data/`: beside the code in a wheel, at the repository's root in a clone or an editable
+    install. Raises `UserError` where it is not there."""
     here = Path(__file__).resolve().parents[1]
     for folder in (here / "_data", here.parent / "data"):
         if folder.is_dir():
@@ -32,8 +33,8 @@ UNFINISHED = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}(?P<suffix>(\.\w+)?)")
 
 
 def named_path(text: str | Path) -> Path:
-    """The path that a user named; `~` is the home. Raises `UserError` for an empty name, as of a variable that is not
-    set, which would stand for the current directory."""
+    """Returns the path that a user named; `~` is the home. Raises `UserError` for an empty name, as of a variable that
+    is not set, which would stand for the current directory."""
     if not str(text).strip():
         raise UserError("an empty path names nothing", remedy="name a file or a folder; '.' is the current directory")
     return Path(text).expanduser()
@@ -90,12 +91,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: object, *, sort_keys: bool = True) -> None:
-    """sort_keys: where the order of keys says nothing."""
+    """Writes a value as JSON, whole or not at all. sort_keys: where the order of keys says nothing."""
     write_text(path, json.dumps(value, indent=2, sort_keys=sort_keys) + "\n")
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Lines of a text file, each with its end. Raises `UserError` where it is no text in UTF-8."""
+    """Yields the lines of a text file, each with its end. Raises `UserError` where it is no text in UTF-8."""
     try:
         with Path(path).open(encoding="utf-8") as file:
             yield from file
@@ -104,7 +105,7 @@ def read_lines(path: Path) -> Iterator[str]:
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, dict]]:
-    """(Where it stands, object) of each line that is not blank. Raises `UserError` naming the line that is none."""
+    """Yields (where it stands, object) of each line that is not blank. Raises `UserError` naming one that is none."""
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
@@ -119,8 +120,10 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict]]:
 
 
 def lock_folder(folder: Path, name: str, busy: Callable[[], UserError]) -> filelock.BaseFileLock:
-    """The lock of that name in a folder, which is made where it is not there. busy: what is raised where another
-    process holds it. Raises `UserError` where the folder cannot be written."""
+    """Returns the acquired lock of that name in a folder, which is made where it is not there.
+
+    busy: what is raised where another process holds it. Raises `UserError` where the folder cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(folder / name, timeout=0)
@@ -135,7 +138,7 @@ def lock_folder(folder: Path, name: str, busy: Callable[[], UserError]) -> filel
 
 
 def read_json(path: Path, what: str) -> dict:
-    """The JSON object in a file. Raises `UserError` naming the file where it is missing or broken."""
+    """Returns the JSON object in a file. Raises `UserError` naming the file where it is missing or broken."""
     try:
         value = json.loads(Path(path).read_text())
     except FileNotFoundError as error:

@@ -1,6 +1,6 @@
-"""Weights on the Hugging Face Hub: which files at which revision, where they lie on this machine, and fetching them.
+"""Weights on the Hugging Face Hub are files at a revision; this finds them on this machine and fetches them.
 
-Nothing here touches the network but `fetch`. Imports no torch.
+Nothing here touches the network but `fetch`. It imports no torch.
 """
 
 from __future__ import annotations
@@ -31,24 +31,17 @@ class Weights:
 
 
 def missing_files(weights: Weights) -> tuple[str, ...]:
-    """Which of the files are not in this machine's cache (`HF_HOME`)."""
-    from huggingface_hub import try_to_load_from_cache
-
-    return tuple(
-        file
-        for file in weights.files
-        if not isinstance(try_to_load_from_cache(weights.repo, file, revision=weights.revision), str)
-    )
+    """Returns the files that are not in this machine's cache (`HF_HOME`)."""
+    return tuple(file for file in weights.files if _cached(weights, file) is None)
 
 
 def weights_folder(name: str, weights: Weights) -> Path:
-    """The folder in the cache where the files lie, without asking the network.
+    """Returns the folder in the cache where the files lie, without asking the network.
 
     name: what `riebench fetch` calls them. Raises `UserError` with that command where a file is missing.
     """
-    from huggingface_hub import try_to_load_from_cache
-
-    missing = missing_files(weights)
+    paths = {file: path for file in weights.files if (path := _cached(weights, file))}
+    missing = [file for file in weights.files if file not in paths]
     if missing:
         raise UserError(
             f"{len(missing)} of {len(weights.files)} files of {weights.repo} are not on this machine"
@@ -56,12 +49,11 @@ def weights_folder(name: str, weights: Weights) -> Path:
             remedy=f"run `riebench fetch {name}` ({weights.gigabytes:g} GB)",
         )
     first = weights.files[0]
-    path = Path(try_to_load_from_cache(weights.repo, first, revision=weights.revision))
-    return path.parents[len(Path(first).parts) - 1]
+    return paths[first].parents[len(Path(first).parts) - 1]
 
 
 def fetch(name: str, weights: Weights) -> Path:
-    """Downloads what is missing, with progress; a stopped download goes on where it was. Returns the folder.
+    """Downloads what is missing, with progress, and returns the folder; a stopped download goes on where it was.
 
     Raises `UserError` where the Hub cannot be reached, `HF_HUB_OFFLINE` forbids it, or the repository asks for a login.
     """
@@ -94,3 +86,11 @@ def fetch(name: str, weights: Weights) -> Path:
     if missing:
         raise UserError(f"{weights.repo} at {weights.revision} has no {missing[0]}", remedy="report this to riebench")
     return Path(folder)
+
+
+def _cached(weights: Weights, file: str) -> Path | None:
+    """Returns where a file of the weights lies in this machine's cache; None where it does not."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(weights.repo, file, revision=weights.revision)
+    return Path(found) if isinstance(found, str) else None

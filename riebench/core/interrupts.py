@@ -1,4 +1,4 @@
-"""Ctrl-C that lets the work in hand be finished."""
+"""Ctrl-C here lets the work in hand be finished."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from contextlib import contextmanager
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user stopped the work, and everything that was done is on disk. Its text says how to go on."""
+    """This is raised when the user stopped the work and all that was done is on disk; its text says how to go on."""
 
 
 class Wish:
-    """Whether the user has asked to stop."""
+    """A wish says whether the user has asked to stop."""
 
     def __init__(self) -> None:
         self.stop = False
@@ -22,8 +22,8 @@ class Wish:
 
 @contextmanager
 def stopping() -> Iterator[Wish]:
-    """While active, a first SIGINT (Ctrl-C) or SIGTERM is noted in the yielded `Wish` and said on stderr; a second one
-    stops at once. Does nothing outside the main thread, where signals cannot be taken."""
+    """Yields a `Wish` in which a first SIGINT (Ctrl-C) or SIGTERM is noted, and said on stderr; a second one stops at
+    once. Signals cannot be taken outside the main thread: nothing is noted there."""
     wish = Wish()
     if threading.current_thread() is not threading.main_thread():
         yield wish

@@ -21,7 +21,7 @@ from riebench.core.errors import UserError
 
 
 def describe(value: object) -> object:
-    """A canonical description of a value in what JSON knows.
+    """Returns a canonical description of a value in what JSON knows.
 
     Numbers, text, paths and lists are themselves, sets are sorted, arrays and tensors become dtype, shape and sha256,
     and any other object its class and its attributes, without those that a `cached_property` keeps. Raises `UserError`
@@ -31,7 +31,7 @@ def describe(value: object) -> object:
 
 
 def digest(value: object) -> str:
-    """32 hex digits: values with equal descriptions, and only they, have equal digests. Raises as `describe` does."""
+    """Returns 32 hex digits, equal for values with equal descriptions and only for them. Raises as `describe` does."""
     return hashlib.sha256(_canonical(describe(value)).encode()).hexdigest()[:32]
 
 
@@ -40,7 +40,10 @@ def _canonical(described: object) -> str:
 
 
 def _describe(value: object, where: str, within: frozenset[int]) -> object:
-    """where: how one gets to the value from the one that is described. within: ids of the values around it."""
+    """Returns `describe` of a value inside the one that is described.
+
+    where: how one gets to the value from that one. within: ids of the values around it.
+    """
     if isinstance(value, np.bool_ | np.integer | np.floating):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
@@ -49,9 +52,9 @@ def _describe(value: object, where: str, within: frozenset[int]) -> object:
         return value
     if isinstance(value, PurePath):
         return str(value)
-    data = _bytes_of(value)
-    if data is not None:
-        return {"dtype": str(value.dtype), "shape": list(value.shape), "sha256": hashlib.sha256(data).hexdigest()}
+    array = _describe_array(value)
+    if array is not None:
+        return array
     if id(value) in within:
         raise UserError(f"{where} holds itself, which cannot be part of a key", remedy="cut the circle")
     within |= {id(value)}
@@ -77,12 +80,13 @@ def _describe(value: object, where: str, within: frozenset[int]) -> object:
     return {"class": name_of(type(value)), **described}
 
 
-def _bytes_of(value: object) -> bytes | None:
-    """The bytes of an array or a torch tensor; None for anything else, and where its bytes are not all it is."""
+def _describe_array(value: object) -> dict[str, object] | None:
+    """Returns dtype, shape and sha256 of an array or a torch tensor; None for anything else, and where its bytes are
+    not all it is."""
     torch = sys.modules.get("torch")  # without it there are no tensors
     if torch is not None and isinstance(value, torch.Tensor):
         try:
-            return (
+            data = (
                 value.detach()
                 .cpu()
                 .resolve_conj()
@@ -95,11 +99,15 @@ def _bytes_of(value: object) -> bytes | None:
             )
         except (RuntimeError, NotImplementedError, TypeError):  # sparse, quantised, on the meta device
             return None
-    return value.tobytes() if isinstance(value, np.ndarray) and not value.dtype.hasobject else None
+    elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        data = value.tobytes()
+    else:
+        return None
+    return {"dtype": str(value.dtype), "shape": list(value.shape), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def _attributes(value: object) -> dict[str, object] | None:
-    """What an object consists of, by name; None where that is not its attributes alone, or it is a class."""
+    """Returns what an object consists of, by name; None where that is not its attributes alone, or it is a class."""
     kind = type(value)
     if isinstance(value, type) or is_builtin(kind):
         return None
@@ -119,12 +127,13 @@ def _attributes(value: object) -> dict[str, object] | None:
     return {name: getattr(value, name) for name in fields} | {n: item for n, item in held.items() if n not in kept}
 
 
-def is_builtin(kind: type) -> bool:
+def is_builtin(kind: FunctionType | type) -> bool:
+    """Returns whether a class is one of Python's builtins."""
     return vars(builtins).get(kind.__name__) is kind
 
 
 def name_of(thing: object) -> str:
-    """Module and name of a class, function or module; the name alone of what has no module."""
+    """Returns module and name of a class, function or module; the name alone of what has no module."""
     name = getattr(thing, "__qualname__", None) or getattr(thing, "__name__", "")
     module = getattr(thing, "__module__", None)
     return f"{module}.{name}" if isinstance(module, str) else str(name)

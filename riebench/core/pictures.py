@@ -1,4 +1,4 @@
-"""Pictures and regions as tensors, arrays, PIL images and files: every way from one to another.
+"""Pictures and regions are tensors, arrays, PIL images and files; here is every way from one to another.
 
 What is scored is what is written, so a picture is rounded to 8 bits before anything is done with it.
 """

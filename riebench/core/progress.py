@@ -1,4 +1,4 @@
-"""Progress with a rate and a time left: one moving line on a terminal, plain lines elsewhere."""
+"""Progress is shown with a rate and a time left: one moving line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PLAIN_SECONDS = 10.0  # between two lines where there is no terminal
 
 
 class Progress:
-    """Counts work towards `total`. Use as a context manager; `update(done, note)` takes the absolute count."""
+    """A context manager that shows work counted towards `total`; `update(done, note)` takes the absolute count."""
 
     def __init__(self, label: str, total: int, done: int = 0, unit: str = "step") -> None:
         self.label, self.total, self.done, self.unit = label, total, done, unit

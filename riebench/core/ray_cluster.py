@@ -1,4 +1,4 @@
-"""A connection to a Ray cluster, or one that is started on this machine."""
+"""This connects to a Ray cluster, or starts one on this machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RAY_SETTINGS = {
 
 @contextmanager
 def ray_cluster(address: str | None, device: str) -> Iterator[tuple[ModuleType, int, dict[str, int]]]:
-    """(Ray, how many workers have room, what each is given): one GPU each where `device` is "cuda", else one CPU.
+    """Yields (Ray, how many workers have room, what each is given): a GPU each where `device` is "cuda", else a CPU.
 
     address: of a running cluster, or "auto"; None starts one on the free cores and the GPUs of this machine. A cluster
     that the caller is connected to already is used, and left connected. Raises `UserError` where Ray, the cluster or a

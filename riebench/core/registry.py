@@ -1,13 +1,12 @@
-"""Things found by name: ours are imported on demand, and an installed package adds its own through entry points."""
+"""Registries find things by name: ours are imported on demand, an installed package adds its own by entry points."""
 
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from riebench.core.errors import UserError, did_you_mean
 
@@ -15,8 +14,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class _Entry:
-    target: object  # "module:attribute", or the thing itself
+class _Entry(Generic[T]):
+    target: str | T  # "module:attribute", or the thing itself
     summary: str
     package: str  # the distribution that brought it, "" for a name added in code
 
@@ -27,14 +26,16 @@ class _Entry:
 
 
 class Registry(Generic[T]):
-    """Names of one kind of thing. Nothing is imported until `get`; entry points are read at the first question asked.
+    """A registry of the names of one kind of thing.
+
+    Nothing is imported until `get`; entry points are read at the first question asked.
 
     kind: the word used in messages, such as "metric". group: the entry-point group, such as "riebench.metrics".
     """
 
     def __init__(self, kind: str, group: str) -> None:
         self.kind, self.group = kind, group
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, _Entry[T]] = {}
         self._installed_read = False
 
     def add(self, name: str, target: str | T, summary: str = "") -> None:
@@ -45,7 +46,7 @@ class Registry(Generic[T]):
         self._put(self._entries, name, _Entry(target, summary, package=""))
 
     def register(self, name: str, summary: str = "") -> Callable[[T], T]:
-        """The decorator form of `add`."""
+        """Returns a decorator that adds what it decorates, as `add` does."""
 
         def decorate(target: T) -> T:
             self.add(name, target, summary)
@@ -54,23 +55,23 @@ class Registry(Generic[T]):
         return decorate
 
     def get(self, name: str) -> T:
-        """The thing of that name, imported now if need be.
+        """Returns the thing of that name, imported now if need be.
 
         Raises `UserError` for an unknown name, and for a known one whose import fails.
         """
         entry = self._entry(name)
-        return self._load(name, entry) if isinstance(entry.target, str) else entry.target
+        return self._load(name, entry.target, entry) if isinstance(entry.target, str) else entry.target
 
     def names(self) -> tuple[str, ...]:
-        """Ours in the order they were added, then those of installed packages by name."""
+        """Returns our names in the order they were added, then those of installed packages, sorted."""
         return tuple(self._all())
 
     def summary(self, name: str) -> str:
-        """One line about a name, without importing it. Raises `UserError` for an unknown name."""
+        """Returns one line about a name, without importing it. Raises `UserError` for an unknown name."""
         entry = self._entry(name)
         return entry.summary or (f"from the package {entry.package}" if entry.package else "")
 
-    def _put(self, entries: dict[str, _Entry], name: str, entry: _Entry) -> None:
+    def _put(self, entries: dict[str, _Entry[T]], name: str, entry: _Entry[T]) -> None:
         if isinstance(entry.target, str) and not all(entry.target.partition(":")):
             raise ValueError(f"{self.kind} {name!r}: the target {entry.target!r} is not 'module:attribute'")
         taken = entries.get(name)
@@ -81,7 +82,7 @@ class Registry(Generic[T]):
             )
         entries[name] = entry
 
-    def _all(self) -> dict[str, _Entry]:
+    def _all(self) -> dict[str, _Entry[T]]:
         if not self._installed_read:
             entries = dict(self._entries)
             for point in sorted(entry_points(group=self.group), key=lambda point: point.name):
@@ -90,7 +91,7 @@ class Registry(Generic[T]):
             self._entries, self._installed_read = entries, True
         return self._entries
 
-    def _entry(self, name: str) -> _Entry:
+    def _entry(self, name: str) -> _Entry[T]:
         entries = self._all()
         if name not in entries:
             raise UserError(
@@ -99,21 +100,22 @@ class Registry(Generic[T]):
             )
         return entries[name]
 
-    def _load(self, name: str, entry: _Entry) -> T:
-        module_name, _, attribute = entry.target.partition(":")
+    def _load(self, name: str, place: str, entry: _Entry[T]) -> T:
+        module_name, _, attribute = place.partition(":")
         try:
-            thing = importlib.import_module(module_name)
+            thing: Any = importlib.import_module(module_name)
             for part in attribute.split("."):
                 thing = getattr(thing, part)
         except (ImportError, AttributeError) as error:
             raise UserError(
-                f"{self.kind} {name!r} cannot be loaded from {entry.origin}: {error}", remedy=_remedy(entry, error)
+                f"{self.kind} {name!r} cannot be loaded from {entry.origin}: {error}",
+                remedy=_remedy(module_name, entry.package, error),
             ) from error
         return thing
 
 
-def _remedy(entry: _Entry, error: Exception) -> str:
+def _remedy(module_name: str, package: str, error: Exception) -> str:
     missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
-    if missing and missing != re.split("[.:]", entry.target)[0]:
+    if missing and missing != module_name.partition(".")[0]:
         return f"install {missing}"
-    return f"reinstall or remove {entry.package or 'riebench'}"
+    return f"reinstall or remove {package or 'riebench'}"

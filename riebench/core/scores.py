@@ -1,4 +1,4 @@
-"""The schema of a table of scores: its columns, and what each score says of itself. Imports neither torch nor
+"""A table of scores has this schema: its columns, and what each score says of itself. Imports neither torch nor
 pandas."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SETTING = ["method", "strength", "blocks"]
 
 
 class Setting(NamedTuple):
-    """What was done to a case. `blocks` is the blocks' names joined by "+" in the model's order, "" for none."""
+    """A setting says what was done to a case. `blocks`: names joined by "+" in the model's order, "" for none."""
 
     method: str
     strength: float

@@ -1,4 +1,4 @@
-"""Tables as text, with the cells of a column below each other: plain, for a terminal, and as markdown."""
+"""Tables become text, with the cells of a column below each other: plain, for a terminal, and as markdown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""As many threads as there are free cores: threads that wait for a busy core make everything wait for them."""
+"""torch gets as many threads as there are free cores: those that wait for a busy core make everything wait."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def machine_cores() -> int:
 
 
 def usable_cores() -> int:
-    """How many cores are ours: OMP_NUM_THREADS where the user has set it, else those that are free."""
+    """Returns how many cores are ours: OMP_NUM_THREADS where the user has set it, else those that are free."""
     return torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else count_free_cores()
 
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """torch computes with so many threads in here, and with as many as before afterwards."""
+    """Lets torch compute with so many threads in the block, and with as many as before afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -38,8 +38,8 @@ def threads(count: int) -> Iterator[None]:
 
 
 def count_free_cores() -> int:
-    """Cores of this process's affinity that are idle for most of a quarter of a second, within the limit of its
-    control group; at least 1."""
+    """Returns how many cores of this process's affinity are idle for most of a quarter of a second, within the limit of
+    its control group; at least 1."""
     process = psutil.Process()
     allowed = process.cpu_affinity() if hasattr(process, "cpu_affinity") else range(psutil.cpu_count() or 1)
     busy = psutil.cpu_percent(interval=LOOK_SECONDS, percpu=True)

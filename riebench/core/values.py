@@ -1,4 +1,4 @@
-"""Plain values, as YAML, flags and Python give them, held against annotations. Imports no torch."""
+"""Plain values, as YAML, flags and Python give them, are held against annotations. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from riebench.core.errors import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class Range:
-    """Says which numbers are meant, both ends included, as in `Annotated[int, Range(1)]`."""
+    """A range says which numbers are meant, both ends included, as in `Annotated[int, Range(1)]`."""
 
     least: float = -math.inf
     most: float = math.inf

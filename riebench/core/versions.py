@@ -1,4 +1,4 @@
-"""Versions: what stands in a key for code, for files and for weights. Imports no torch."""
+"""Versions stand in a key for code, for files and for weights. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ PACKAGES = ("riebench", "sae_models", "baselines")
 
 
 def folder_digest(path: Path) -> str:
-    """Digest of the names and bytes of a folder's files, but hidden ones and `__pycache__`; or of one file.
+    """Returns the digest of the names and bytes of a folder's files, but hidden ones and `__pycache__`; or of one file.
 
-    Read once a process for each state of names, sizes and times. Raises `UserError` where nothing is there, or a file
-    cannot be read.
+    Files are read once a process for each state of names, sizes and times. Raises `UserError` where nothing is there,
+    or a file cannot be read.
     """
     path = Path(path).resolve()
     if not path.exists():
@@ -49,7 +49,7 @@ def sources_digest(names: Iterable[str], root: Path | None = None) -> str:
     sources = {}
     for name in names:
         top, _, rest = name.partition("/")
-        folder = root / top if root else Path(importlib.util.find_spec(top).origin).parent
+        folder = root / top if root else _folder_of(top)
         place = folder / rest
         files = [place] if place.is_file() else [path for path in place.rglob("*.py") if _counts(path, place)]
         if not files:
@@ -59,13 +59,21 @@ def sources_digest(names: Iterable[str], root: Path | None = None) -> str:
     return digest(sources)
 
 
+def _folder_of(package: str) -> Path:
+    """Returns the folder where a package is installed. Raises `UserError` where it is not."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise UserError(f"there is no package {package}", remedy="install riebench again")
+    return Path(spec.origin).parent
+
+
 def library_versions(packages: Iterable[str]) -> dict[str, str]:
     """Returns the installed version of each library."""
     return {name: metadata.version(name) for name in packages}
 
 
 def _counts(path: Path, folder: Path) -> bool:
-    """Whether a path in a folder is a file that counts: neither hidden nor a by-product."""
+    """Returns whether a path in a folder is a file that counts: neither hidden nor a by-product."""
     parts = path.relative_to(folder).parts
     return not any(part.startswith(".") or part == "__pycache__" for part in parts) and path.is_file()
 
@@ -77,7 +85,10 @@ def _state(path: Path, folder: Path) -> tuple[str, int, int]:
 
 @lru_cache(maxsize=256)
 def _digest_files(folder: Path, states: tuple[tuple[str, int, int], ...]) -> str:
-    """states: name, size and time of each file, which stand for its bytes among the cache's keys."""
+    """Returns the digest of the names and bytes of a folder's files.
+
+    states: name, size and time of each file, which stand for its bytes among the cache's keys.
+    """
     return digest({name: file_sha256(folder / name) for name, _, _ in states})
 
 
@@ -114,7 +125,8 @@ def _is_written(thing: FunctionType | type) -> bool:
 
 
 def _source_file(thing: FunctionType | type) -> Path | None:
-    """The file where a function or class is written; None for one typed elsewhere, if only into that file's module."""
+    """Returns the file where a function or class is written; None for one typed elsewhere, if only into that file's
+    module."""
     file = getattr(sys.modules.get(thing.__module__), "__file__", None)
     if file and _is_ours(thing):
         return Path(file)
@@ -124,12 +136,13 @@ def _source_file(thing: FunctionType | type) -> Path | None:
 
 
 def _items(thing: FunctionType | type) -> list[object]:
-    """What a class holds, or the function itself."""
+    """Returns what a class holds, or the function itself."""
     return [thing] if isinstance(thing, FunctionType) else list(vars(thing).values())
 
 
 def _functions(thing: object) -> Iterator[FunctionType]:
-    """The functions in a thing: itself, or what a descriptor or a cache around them calls."""
+    """Returns the functions in a thing: itself, or what a descriptor or a cache around them calls."""
+    inner: list[object]
     if isinstance(thing, staticmethod | classmethod):
         inner = [thing.__func__]
     elif isinstance(thing, property):
@@ -142,7 +155,7 @@ def _functions(thing: object) -> Iterator[FunctionType]:
 
 
 def _bytecode(thing: object, seen: set[int]) -> object:
-    """A description of what was typed, free of line numbers and file names, with all that it refers to by name.
+    """Returns a description of what was typed, without line numbers and file names, with all it refers to by name.
 
     Code that has a file is described by its name, and what cannot be described by its class. seen: ids of what is
     described already.
@@ -173,13 +186,13 @@ def _bytecode(thing: object, seen: set[int]) -> object:
 
 
 def _globals_of(code: CodeType) -> set[str]:
-    """Names of the globals that a piece of code reads, also in the functions inside it."""
+    """Returns the names of the globals that a piece of code reads, also in the functions inside it."""
     names = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     return names.union(*(_globals_of(inner) for inner in code.co_consts if isinstance(inner, CodeType)))
 
 
 def _instructions(code: CodeType) -> list[object]:
-    """What a function does, without the file and the lines it stands in."""
+    """Returns what a function does, without the file and the lines it stands in."""
     arguments = [code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags]
     names = [list(code.co_names), list(code.co_varnames), list(code.co_freevars), list(code.co_cellvars)]
     constants = [_constant(constant) for constant in code.co_consts]

@@ -1,1 +1,1 @@
-"""What is to be edited: prompt pairs, categories, sets, files, rules, the grammar of region phrases. No torch."""
+"""This is what is edited: prompt pairs, categories, sets, files, rules, the grammar of region phrases. No torch."""

@@ -1,8 +1,9 @@
-"""What any set of edits has to fulfil, looked at by program: all problems at once. `rules.py` is stricter."""
+"""Any set of edits is checked here, and all its problems are told at once; `rules` is stricter."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,16 +31,17 @@ REGIONS = ("original_region", "edited_region")
 
 
 def check_edits(edits: Sequence[Edit], *, strict: bool = False) -> list[Problem]:
-    """What is wrong with edits, in their order; [] where nothing is.
+    """Returns what is wrong with edits, in their order; [] where nothing is.
 
     Looked at: ids, whether prompts differ (without marks), region phrases, mask files, splits, and whether an edit
-    stands twice. strict: also the rules of the shipped set (`edit_rules.check_rules`), its vocabulary apart.
+    stands twice. strict: also the rules of the shipped set (`rules.check_rules`), its vocabulary apart.
     """
     return check_placed([Placed(edit, "", 0) for edit in edits], strict=strict)
 
 
 def validate_edits(name: str | Path) -> list[Problem]:
-    """What is wrong with the edits of a shipped set or a path: what cannot be read, then what `check_edits` finds.
+    """Returns what is wrong with the edits of a shipped set or a path: what cannot be read, then what `check_edits`
+    finds.
 
     A `set.json` beside them says whether the strict rules hold, and its sha256 has to be theirs. Raises `UserError`
     where there are no edits to look at.
@@ -62,7 +64,7 @@ def validate_edits(name: str | Path) -> list[Problem]:
 
 
 def check_placed(placed: Sequence[Placed], *, strict: bool = False, folder: Path | None = None) -> list[Problem]:
-    """`check_edits` of edits with their places. folder: of the set, where its vocabulary counts too."""
+    """Returns `check_edits` of edits with their places. folder: of the set, where its vocabulary counts too."""
     problems = [problem for one in placed for problem in _of_one(one)]
     problems += repeated_ids(placed)
     problems += _twice(placed)
@@ -73,31 +75,31 @@ def check_placed(placed: Sequence[Placed], *, strict: bool = False, folder: Path
 
 def _of_one(one: Placed) -> Iterator[Problem]:
     edit = one.edit
-    place = {"file": one.file, "line": one.line, "id": edit.id}
+    problem = partial(Problem, file=one.file, line=one.line, id=edit.id)
     if strip_marks(edit.original_prompt) == strip_marks(edit.edited_prompt):
         said = f"original_prompt and edited_prompt are both {edit.edited_prompt!r}"
-        yield Problem(said, "change one", field="edited_prompt", value=edit.edited_prompt, **place)
+        yield problem(said, "change one", field="edited_prompt", value=edit.edited_prompt)
     for name in REGIONS:
         phrase = getattr(edit, name)
-        what = {"field": name, "value": phrase, **place}
         try:
             parsed = parse_phrase(phrase)
         except UserError as error:
             said, _, remedy = str(error).partition(" -> ")
-            yield Problem(f"{name}: {said}", remedy, **what)
+            yield problem(f"{name}: {said}", remedy, field=name, value=phrase)
             continue
         mask = mask_of(phrase)
         if mask is not None:
             fault = _mask_fault(mask)
             if fault:
                 remedy = "give a picture of the generated image's size, white where the image may change"
-                yield Problem(f"{name} {phrase!r}: {fault}", remedy, **what)
+                yield problem(f"{name} {phrase!r}: {fault}", remedy, field=name, value=phrase)
         elif not parsed.nouns and parsed.complement:
-            yield Problem(f"{name} {phrase!r} is nowhere", "name what to look for, or `everything`", **what)
+            remedy = "name what to look for, or `everything`"
+            yield problem(f"{name} {phrase!r} is nowhere", remedy, field=name, value=phrase)
     split = edit.tags.get("split")
     if split is not None and split not in SPLITS:
         said = f"the tag split {split!r} is none"
-        yield Problem(said, f"write {' or '.join(SPLITS)}, or leave it out", field="tags.split", value=split, **place)
+        yield problem(said, f"write {' or '.join(SPLITS)}, or leave it out", field="tags.split", value=split)
 
 
 def _mask_fault(path: Path) -> str:

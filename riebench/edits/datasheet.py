@@ -1,4 +1,4 @@
-"""The figures of the shipped edit set's datasheet, as they stand in data/edits/README.md between its two marks."""
+"""This makes the figures of the shipped edit set's datasheet, which stand in data/edits/README.md between two marks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from riebench.edits.rules import LOOKS, SUBJECTS, words_of
 
 
 def format_datasheet(edits: Sequence[Edit]) -> str:
-    """Counts by category, subject, look and split, lengths and vocabulary, in Markdown."""
+    """Returns counts by category, subject, look and split, lengths and vocabulary, in Markdown."""
     columns = [("subject", SUBJECTS), ("look", LOOKS), ("split", SPLITS)]
     values = [(tag, value) for tag, known in columns for value in known]
     head = ["category", "edits", *(value for _, value in values), "words of a prompt"]

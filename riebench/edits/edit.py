@@ -1,4 +1,4 @@
-"""Edits: prompt pairs and where each image may change. Read, write, hash."""
+"""Edits are prompt pairs with where each image may change; they are read, written and hashed here."""
 
 from __future__ import annotations
 
@@ -96,12 +96,12 @@ def region_of(category: str) -> str:
 
 
 def strip_marks(prompt: str) -> str:
-    """The prompt without the `[ ]` that mark its edited words, single-spaced."""
+    """Returns the prompt without the `[ ]` that mark its edited words, single-spaced."""
     return " ".join(prompt.replace("[", "").replace("]", "").split())
 
 
 def categories_of(edits: Sequence[Edit]) -> tuple[str, ...]:
-    """The categories of edits in the order of the tables: the nine first, then one's own as they first appear."""
+    """Returns the categories of edits in the order of tables: the nine first, then one's own as they first appear."""
     found = dict.fromkeys(edit.category for edit in edits)
     return (
         *(name for name in CATEGORY_NAMES if name in found),
@@ -110,8 +110,8 @@ def categories_of(edits: Sequence[Edit]) -> tuple[str, ...]:
 
 
 def split_of(edits: Sequence[Edit], split: str) -> list[Edit]:
-    """The edits of a split: dev (to choose strengths on), test (to report on), or all; "" is test where they have
-    splits, and else all.
+    """Returns the edits of a split: dev (to choose strengths on), test (to report on), or all; "" is test where they
+    have splits, and else all.
 
     Raises `UserError` for another word, and where the edits have no such split.
     """
@@ -130,7 +130,7 @@ def split_of(edits: Sequence[Edit], split: str) -> list[Edit]:
 
 
 def edit_sha256(edit: Edit) -> str:
-    """sha256 of what an edit is, in hex: category, prompts and regions; not id, instruction and tags.
+    """Returns the sha256 of what an edit is, in hex: category, prompts and regions; not id, instruction and tags.
 
     A mask counts by its file's name, wherever its folder lies; its bytes are the plan's to count.
     """
@@ -142,12 +142,12 @@ def edit_sha256(edit: Edit) -> str:
 
 
 def set_sha256(edits: Sequence[Edit]) -> str:
-    """sha256 of the edits' hashes in hex, in whatever order the edits are."""
+    """Returns the sha256 of the edits' hashes in hex, in whatever order the edits are."""
     return hashlib.sha256("\n".join(sorted(map(edit_sha256, edits))).encode()).hexdigest()
 
 
 def mask_of(phrase: str) -> Path | None:
-    """The mask file that a region phrase names."""
+    """Returns the mask file that a region phrase names; None where it names none."""
     found = _MASK.fullmatch(phrase)
     return Path(found["file"]) if found else None
 
@@ -166,7 +166,8 @@ def write_edits(edits: Sequence[Edit], path: Path) -> None:
 
 
 def read_edits(path: Path) -> list[Edit]:
-    """The edits of a YAML, JSON-lines or CSV file, or of all of these in a folder, in the order of the categories.
+    """Returns the edits of a YAML, JSON-lines or CSV file, or of all of these in a folder, in the order of the
+    categories.
 
     Masks that are not absolute are looked for beside the file. Raises one `UserError` for all that is wrong, with file
     and line of each: what cannot be read, unknown keys, missing or empty fields, undeclared categories, repeated ids.
@@ -181,7 +182,7 @@ def read_edits(path: Path) -> list[Edit]:
 
 
 def read_placed(path: Path) -> tuple[list[Placed], list[Problem]]:
-    """The edits at a path in the order of the files, and what is wrong with those that are left out.
+    """Returns the edits at a path in the order of the files, and what is wrong with those that are left out.
 
     Raises `UserError` where there is nothing to read.
     """
@@ -196,11 +197,12 @@ def read_placed(path: Path) -> tuple[list[Placed], list[Problem]]:
             known = said if isinstance(said, str) else ""
             problems += [replace(problem, file=row.file, line=row.line, id=known) for problem in wrong]
         else:
-            placed.append(Placed(Edit(**_beside(row, values)), row.file, row.line))
+            placed.append(Placed(_edit_of(row, values), row.file, row.line))
     return placed, sorted(problems, key=lambda problem: (problem.file, problem.line))
 
 
 def repeated_ids(placed: Sequence[Placed]) -> list[Problem]:
+    """Returns a problem for each edit whose id an edit before it has."""
     seen: dict[str, Placed] = {}
     problems = []
     for one in placed:
@@ -214,12 +216,12 @@ def repeated_ids(placed: Sequence[Placed]) -> list[Problem]:
 
 
 def load_edits(name: str | Path = "tinyworld") -> list[Edit]:
-    """The edits of a shipped set (`riebench ls edits`) or of a path. Raises `UserError` as `read_edits` does."""
+    """Returns the edits of a shipped set (`riebench ls edits`) or a path. Raises `UserError` as `read_edits` does."""
     return read_edits(path_of(name))
 
 
 def path_of(name: str | Path) -> Path:
-    """Where the edits of that name or path are. Raises `UserError` where there are none."""
+    """Returns where the edits of that name or path are. Raises `UserError` where there are none."""
     shipped = files.data_folder() / "edits" / str(name)
     if shipped.is_dir():
         return shipped
@@ -233,11 +235,12 @@ def path_of(name: str | Path) -> Path:
 
 
 def shipped_sets() -> list[str]:
+    """Returns the names of the shipped edit sets, sorted."""
     return sorted(folder.name for folder in (files.data_folder() / "edits").iterdir() if folder.is_dir())
 
 
 def _faults(values: Mapping[str, object]) -> Iterator[Problem]:
-    """What is wrong with the fields of an edit, those that are there."""
+    """Yields what is wrong with the fields of an edit, those that are there."""
     for name, value in values.items():
         if name == "tags":
             if not isinstance(value, Mapping) or not all(isinstance(x, str) for pair in value.items() for x in pair):
@@ -271,22 +274,22 @@ def _undeclared(category: object, allowed: Sequence[str]) -> Iterator[Problem]:
         yield Problem(said, f"{remedy} beside the file", field="category", value=category)
 
 
-def _beside(row: Row, values: Mapping[str, object]) -> dict[str, object]:
-    """The values with masks named from the file's folder on."""
-    folder = Path(row.file).parent
-    regions = {
-        name: _with_mask(values[name], lambda file: str(folder / file)) for name in ("original_region", "edited_region")
-    }
-    return {**values, **regions}
+def _edit_of(row: Row, values: Mapping[str, object]) -> Edit:
+    """Returns the edit of values without faults, its masks named from the file's folder on."""
+    folder, tags = Path(row.file).parent, values.get("tags")
+    texts = {name: value for name, value in values.items() if isinstance(value, str)}
+    for name in ("original_region", "edited_region"):
+        texts[name] = _with_mask(texts[name], lambda file: str(folder / file))
+    return Edit(**texts, tags=dict(tags) if isinstance(tags, Mapping) else {})
 
 
 def _with_mask(phrase: str, name: Callable[[str], str]) -> str:
-    """The phrase, its mask's file under another name."""
+    """Returns the phrase, its mask's file under another name."""
     found = _MASK.fullmatch(phrase)
     return found["before"] + name(found["file"]) if found else phrase
 
 
 def _from(folder: Path, file: Path) -> str:
-    """The file as it is named from the folder, absolute where it lies elsewhere."""
+    """Returns the file as it is named from the folder, absolute where it lies elsewhere."""
     file = file.resolve()
     return (file.relative_to(folder) if file.is_relative_to(folder) else file).as_posix()

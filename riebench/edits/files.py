@@ -1,4 +1,4 @@
-"""Edit files: the rows of YAML, JSON-lines and CSV files, each with its place. What a row means is `edit.py`'s."""
+"""Edit files are read as rows of YAML, JSON-lines and CSV, each with its place; `edit` says what a row means."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Content:
-    """What edit files hold."""
+    """The content of edit files."""
 
     rows: tuple[Row, ...] = ()
     categories: tuple[str, ...] = ()
@@ -63,7 +63,7 @@ class Content:
 
 
 def error_of(path: Path, problems: Collection[Problem]) -> UserError:
-    """One error that tells of the first problems of a set of edits, and how many there are."""
+    """Returns one error that tells of the first problems of a set of edits, and how many there are."""
     if len(problems) == 1:
         return UserError(str(*problems))
     shown = "; ".join(f"({i}) {problem}" for i, problem in enumerate(list(problems)[:SHOWN], start=1))
@@ -72,7 +72,7 @@ def error_of(path: Path, problems: Collection[Problem]) -> UserError:
 
 
 def read_content(path: Path, known: Collection[str]) -> Content:
-    """The rows of an edit file, or of all edit files in a folder, sorted by name.
+    """Returns the rows of an edit file, or of all edit files in a folder, sorted by name.
 
     known: the keys that a row may have; another one is a problem. A `categories.yaml` in the folder counts too. Raises
     `UserError` where there is no such file, or none that can hold edits.
@@ -100,7 +100,7 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _unknown_keys(rows: Sequence[Row], known: Collection[str]) -> list[Problem]:
-    """Each wrong column of a CSV file once, at its first row, and each wrong key elsewhere."""
+    """Returns each wrong column of a CSV file once, at its first row, and each wrong key elsewhere."""
     problems: dict[tuple, Problem] = {}
     for row in rows:
         for key in row.values:
@@ -157,7 +157,7 @@ def _csv(path: Path) -> Content:
 
 
 def _cells(cells: dict[str, str]) -> dict[str, object]:
-    """A row's values by key, the columns of tags gathered; an empty cell is as good as none."""
+    """Returns a row's values by key, the columns of tags gathered; an empty cell is as good as none."""
     filled = {name: cell for name, cell in cells.items() if cell}
     tags = {name.removeprefix(TAG): cell for name, cell in filled.items() if name.startswith(TAG)}
     values: dict[str, object] = {name: cell for name, cell in filled.items() if not name.startswith(TAG)}
@@ -165,7 +165,7 @@ def _cells(cells: dict[str, str]) -> dict[str, object]:
 
 
 def _yaml(path: Path) -> Content:
-    """All values are text, as in a CSV file: an id 7 is "7", a region no is "no"."""
+    """Returns the rows of a YAML file. All values are text, as in a CSV file: an id 7 is "7", a region no is "no"."""
     text = "".join(files.read_lines(path))
     try:
         loader = yaml.BaseLoader(text)
@@ -196,7 +196,8 @@ def _yaml(path: Path) -> Content:
 
 
 def _yaml_parts(path: Path, node: yaml.Node | None) -> tuple[list[yaml.Node], list[yaml.Node], list[Problem]]:
-    """The nodes of edits and of declared categories: of a list of edits, or of `edits:` and `categories:`."""
+    """Returns the nodes of edits, those of declared categories, and problems: of a list of edits, or of `edits:` and
+    `categories:`."""
     parts: dict[str, list[yaml.Node]] = {"edits": [], "categories": []}
     if isinstance(node, yaml.SequenceNode):
         return node.value, [], []

@@ -1,4 +1,4 @@
-"""The grammar of region phrases: from a text to what it asks for. Imports no torch."""
+"""This is the grammar of region phrases: from a text to what it asks for. It imports no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BACKGROUND = re.compile(r"\bbackground\b", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Phrase:
-    """What a region phrase asks for. Neither nouns nor a file: everything, or with `complement` nothing."""
+    """A phrase says what a region is asked for. Neither nouns nor a file: everything, or with `complement` nothing."""
 
     nouns: tuple[str, ...] = ()
     """What the grounder is asked for; all that is found counts."""

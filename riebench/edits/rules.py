@@ -1,4 +1,8 @@
-"""The rules of the shipped edit set `riebench` (data/edits/README.md), looked at by program."""
+"""The rules of the shipped edit set `riebench` (data/edits/README.md) are checked here.
+
+One of them is that no two edits are alike: by the words that prompts share, and by the letters, which also see other
+forms of a word.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy import sparse
 
 from riebench.core import files
 from riebench.edits.edit import CATEGORY_NAMES, SPLITS, Edit, Placed
 from riebench.edits.files import Problem
-from riebench.edits.similarity import jaccard, ngram_cosine
 
 PER_CATEGORY = 60
 PER_SPLIT = {"dev": 20, "test": 40}
@@ -27,10 +31,23 @@ COSINE = 0.7  # both limits are set by eye on the shipped set: data/edits/README
 WORDS_FILE = "words.txt"
 PROMPTS = ("original_prompt", "edited_prompt")
 _CHARACTERS = re.compile(r"[a-z0-9éèç' ,-]*")
+_STOP = """
+    a an the of in on at with and or by to from its his her their it that is are as for over under into onto inside
+    beside behind across through near below above against among between around off out up down
+"""
+_LOOK = """
+    photo photograph close-up wide film macro overhead painting oil watercolour gouache acrylic drawing pencil sketch
+    ink crayon charcoal coloured felt-tip marker pastel 3d render low-poly clay glossy isometric studio stylised
+    colourful illustration
+"""
+STOP_WORDS = frozenset(_STOP.split())
+#: How a picture was made, in words that many prompts share and that say nothing of what it shows.
+LOOK_WORDS = frozenset(_LOOK.split())
+NGRAMS = (3, 4, 5)
 
 
 def check_rules(placed: Sequence[Placed], folder: Path | None = None) -> list[Problem]:
-    """What breaks the rules of the shipped set, one problem for each edit and rule, then those of the whole set.
+    """Returns what breaks the rules of the shipped set, a problem for each edit and rule, then those of the whole set.
 
     folder: where the set's vocabulary `words.txt` lies, which every word of its prompts has to be in.
     """
@@ -43,7 +60,8 @@ def check_rules(placed: Sequence[Placed], folder: Path | None = None) -> list[Pr
 
 
 def words_of(edits: Sequence[Edit]) -> list[str]:
-    """The vocabulary of prompts and instructions, sorted: without single letters, digits and the 's of a genitive."""
+    """Returns the vocabulary of prompts and instructions, sorted: without single letters, digits and the 's of a
+    genitive."""
     texts = (text for edit in edits for text in (edit.original_prompt, edit.edited_prompt, edit.instruction))
     return sorted({word for text in texts for word in _words(text)})
 
@@ -53,7 +71,7 @@ def _words(text: str) -> list[str]:
 
 
 def _problem(one: Placed, name: str, what: str, remedy: str, value: str | None = None) -> Problem:
-    """name: of the field; its value is shown before `what`."""
+    """Returns a problem of a field. name: of the field; its value is shown before `what`."""
     value = str(getattr(one.edit, name)) if value is None else value
     return Problem(f"{name} {value!r} {what}", remedy, one.file, one.line, one.edit.id, name, value)
 
@@ -77,7 +95,7 @@ def _form(one: Placed) -> Iterator[Problem]:
 
 
 def _one_change(one: Placed) -> Iterator[Problem]:
-    """The words that differ are one run, and are those of the tags `from` and `to`, no word too many."""
+    """Yields a problem unless the words that differ are one run, those of the tags `from` and `to`, none too many."""
     before, after = (getattr(one.edit, name).split() for name in PROMPTS)
     old, new = (one.edit.tags.get(name, "").split() for name in ("from", "to"))
     starts = range(len(before) - len(old) + 1)
@@ -129,7 +147,7 @@ _RULES: tuple[Callable[[Placed], Iterator[Problem]], ...] = (_form, _one_change,
 
 
 def _near_duplicates(placed: Sequence[Placed]) -> Iterator[Problem]:
-    """Pairs of edits of which any two prompts are alike, within and across categories."""
+    """Yields a problem for each two edits of which any two prompts are alike, within and across categories."""
     prompts = [getattr(one.edit, name) for name in PROMPTS for one in placed]
     for alike, limit, how in ((jaccard, JACCARD, "words"), (ngram_cosine, COSINE, "letters")):
         found = alike(prompts).reshape(2, len(placed), 2, len(placed)).max(axis=(0, 2))
@@ -168,7 +186,8 @@ def _exactly(what: str, count: int, wanted: int) -> Iterator[Problem]:
 
 
 def _vocabulary(placed: Sequence[Placed], path: Path) -> Iterator[Problem]:
-    """Words that are not in the set's reviewed list, at the edits where they stand, and such as no edit uses."""
+    """Yields problems: words that are not in the set's reviewed list, at the edits where they stand, and words there
+    that no edit uses."""
     known = {line.strip() for line in files.read_lines(path)}
     used: set[str] = set()
     for one in placed:
@@ -179,3 +198,49 @@ def _vocabulary(placed: Sequence[Placed], path: Path) -> Iterator[Problem]:
             yield Problem(said, remedy, one.file, one.line, one.edit.id, "original_prompt", word)
     for word in sorted(known - used):
         yield Problem(f"no edit has the word {word!r}", "remove it", str(path), field="word", value=word)
+
+
+def content_words(prompt: str) -> list[str]:
+    """Returns the words of a prompt that say what it shows."""
+    words = re.findall(r"[^\W_]+(?:-[^\W_]+)*", prompt.lower())
+    return [word for word in words if word not in STOP_WORDS | LOOK_WORDS]
+
+
+def jaccard(prompts: Sequence[str]) -> np.ndarray:
+    """Returns the Jaccard similarity `[n, n]` of the sets of content words: shared words over all words of the two."""
+    holds = _counts([set(content_words(prompt)) for prompt in prompts]).toarray()
+    shared = holds @ holds.T
+    sizes = holds.sum(axis=1)
+    return shared / np.maximum(sizes[:, None] + sizes[None] - shared, 1)
+
+
+def ngram_cosine(prompts: Sequence[str]) -> np.ndarray:
+    """Returns the cosine similarity `[n, n]` of the prompts embedded by their letters.
+
+    A prompt's vector counts the runs of 3 to 5 letters within its content words (Damashek, "Gauging Similarity with
+    n-Grams", 1995), as 1 + log(count), times log((1 + n) / (1 + prompts with that run)) + 1. It needs no weights, so it
+    says the same on every machine; it knows nothing of meaning.
+    """
+    counts_of_grams = [Counter(gram for word in content_words(prompt) for gram in _grams(word)) for prompt in prompts]
+    counts = _counts(counts_of_grams)
+    counts.data = 1 + np.log(counts.data)
+    num_prompts_with = np.bincount(counts.indices, minlength=counts.shape[1])
+    weighted = counts.multiply(np.log((1 + len(prompts)) / (1 + num_prompts_with)) + 1).tocsr()
+    norms = np.sqrt(weighted.multiply(weighted).sum(axis=1))
+    unit = sparse.diags_array(1 / np.maximum(norms, 1e-12)) @ weighted
+    return (unit @ unit.T).toarray()
+
+
+def _grams(word: str) -> list[str]:
+    padded = f" {word} "
+    return [padded[start : start + n] for n in NGRAMS for start in range(len(padded) - n + 1)]
+
+
+def _counts(bags: Sequence[Counter | set]) -> sparse.csr_array:
+    """Returns counts `[bags, different items]`."""
+    number = {item: i for i, item in enumerate(sorted({item for bag in bags for item in bag}))}
+    counted = [Counter(bag) for bag in bags]
+    rows: np.ndarray = np.repeat(np.arange(len(bags)), [len(bag) for bag in counted])
+    columns = [number[item] for bag in counted for item in bag]
+    values = [float(count) for bag in counted for count in bag.values()]
+    return sparse.csr_array((values, (rows, columns)), shape=(len(bags), len(number)))

@@ -1,4 +1,4 @@
-"""Edit sets: what `set.json` says of a folder of edits, beside what is in it."""
+"""An edit set is a folder of edits with a `set.json`, which says of them what is not in them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SET_KEYS = ("name", "version", "licence", "source", "checked", "sha256")
 
 
 def describe_set(name: str | Path) -> dict:
-    """What a result says of its edits: {name, version, licence, sha256, count, splits: {split: count}}.
+    """Returns what a result says of its edits: {name, version, licence, sha256, count, splits: {split: count}}.
 
     name: of a shipped set, or a path. Without a `set.json` the version and the licence are "", and the name is the
     path's. Raises `UserError` for edits that cannot be read, and where they are not those that `set.json` names.
@@ -41,7 +41,8 @@ def describe_set(name: str | Path) -> dict:
 
 
 def read_set_file(path: Path) -> dict[str, str]:
-    """The `set.json` of a folder; {} where there is none. Raises `UserError` where it has not its keys, all of text."""
+    """Returns the `set.json` of a folder; {} where there is none. Raises `UserError` where it has not its keys, all of
+    text."""
     file = Path(path) / SET_FILE
     if not file.is_file():
         return {}

@@ -1,4 +1,4 @@
-"""`riebench new-edits`: an example of an edit file, which validates as it is and runs on tinyworld."""
+"""`riebench new-edits` writes an example of an edit file, which validates as it is and runs on tinyworld."""
 
 from __future__ import annotations
 

@@ -131,6 +131,7 @@ class RunConfig:
                 remedy=f"leave seeds out, or give {list(only)}",
             )
         self.setup("float32")
+        self.open_backbone()
         own = self._named_backbone.blocks
         for name, remedy in (("seeds", "distinct whole numbers"), ("blocks", f"some, as {', '.join(own)}")):
             items = getattr(self, name)

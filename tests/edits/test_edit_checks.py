@@ -18,8 +18,7 @@ from riebench.core.files import data_folder
 from riebench.edits.checks import check_edits, validate_edits
 from riebench.edits.datasheet import format_datasheet
 from riebench.edits.edit import CATEGORY_NAMES, Edit, load_edits, read_edits, write_edits
-from riebench.edits.rules import words_of
-from riebench.edits.similarity import content_words, jaccard, ngram_cosine
+from riebench.edits.rules import content_words, jaccard, ngram_cosine, words_of
 
 SHIPPED = data_folder() / "edits"
 BOAT = Edit("boat", "change_colour", "a red boat", "a blue boat", "boat", "boat")

@@ -1,4 +1,4 @@
-"""Importers: published lists of prompt pairs to folders of edits. Nothing is left out without being named."""
+"""Importers make folders of edits of published lists of prompt pairs. Nothing is left out without being named."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ IMPORTERS: dict[str, Callable[[Path, Path], Imported]] = {
 
 
 def import_edits(kind: str, path: Path, out: Path) -> Imported:
-    """Writes a foreign list as a folder of edits: a JSON-lines file a category, `set.json`, and its masks.
+    """Writes a foreign list as a folder of edits, and returns what came of it.
+
+    The folder has a JSON-lines file a category, `set.json`, and the masks.
 
     kind: one of `IMPORTERS`. Raises `UserError` for another, for a file that is no such list or of which no item can be
     taken, and where `out` holds something already.
@@ -45,7 +47,7 @@ def import_edits(kind: str, path: Path, out: Path) -> Imported:
 
 
 def format_imported(imported: Imported) -> str:
-    """What came of a list, in lines: edits of each category, what was dropped, each refused item with its reason."""
+    """Returns what came of a list, in lines: edits of each category, what was dropped, each refused item and why."""
     counts = Counter(edit.category for edit in imported.edits)
     lines = [f"{len(imported.edits)} edits taken"]
     lines += [f"  {category}: {counts[category]}" for category in categories_of(imported.edits)]

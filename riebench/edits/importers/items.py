@@ -1,4 +1,4 @@
-"""What all importers share: going through a list, item by item, so that nothing is left out without being named."""
+"""All importers go through a list by this, item by item, so that nothing is left out without being named."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from riebench.core.errors import UserError
 from riebench.edits.edit import CATEGORIES, Edit, strip_marks
 from riebench.edits.files import Problem
 from riebench.edits.phrases import parse_phrase
+
+L = TypeVar("L", list, dict)
 
 RANDOM = "0"
 DROPPED = "of category 0 (random), which the benchmark leaves out"  # protocol §4
@@ -21,7 +24,7 @@ CATEGORY_OF = {str(category.id): category.name for category in CATEGORIES}
 
 @dataclass(frozen=True)
 class Imported:
-    """What came of a foreign list. Every item of it is in one of the three."""
+    """The outcome of a foreign list. Every item of it is in one of the three."""
 
     edits: tuple[Edit, ...]
     refused: tuple[Problem, ...] = ()
@@ -31,15 +34,16 @@ class Imported:
 
 
 class Refused(Exception):
-    """An item cannot be taken: `what` is wrong with the value of a field."""
+    """This is raised for an item that cannot be taken: `what` is wrong with the value of a field."""
 
     def __init__(self, name: str, value: object, what: str, remedy: str = "mend the item, or go on without it") -> None:
         super().__init__(what)
         self.name, self.value, self.what, self.remedy = name, str(value)[:80], what, remedy
 
 
-def read_list(path: Path, kind: type, what: str) -> list | dict:
-    """The JSON list or object in a file. Raises `UserError` where it holds something else, or a key twice."""
+def read_list(path: Path, kind: type[L], what: str) -> L:
+    """Returns the JSON list or object in a file. kind: which of the two. Raises `UserError` where it holds something
+    else, or a key twice."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
     except (OSError, ValueError) as error:
@@ -60,7 +64,7 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
 def import_items(
     path: Path, items: Iterable[tuple[str, object]], make: Callable[[str, Mapping[str, object]], Edit]
 ) -> Imported:
-    """Goes through (name, item). make: the edit of an item; it may raise `Refused` or `UserError`."""
+    """Returns what came of (name, item) pairs. make: the edit of an item; it may raise `Refused` or `UserError`."""
     edits: dict[str, Edit] = {}
     refused: list[Problem] = []
     dropped: Counter[str] = Counter()
@@ -77,8 +81,7 @@ def import_items(
             edits[edit.id] = edit
         except Refused as error:
             said = f"{error.name} {error.value!r} {error.what}"
-            place = {"file": str(path), "id": name, "field": error.name, "value": error.value}
-            refused.append(Problem(said, error.remedy, **place))
+            refused.append(Problem(said, error.remedy, str(path), id=name, field=error.name, value=error.value))
         except UserError as error:
             said, _, remedy = str(error).partition(" -> ")
             refused.append(Problem(said, remedy, file=str(path), id=name))
@@ -86,6 +89,7 @@ def import_items(
 
 
 def category_of(item: Mapping[str, object]) -> str:
+    """Returns the category that an item's number stands for. Raises `Refused` where it is none from 1 to 9."""
     number = item.get("editing_type_id", "")
     name = CATEGORY_OF.get(str(number)) if isinstance(number, int | str) and not isinstance(number, bool) else None
     if name is None:
@@ -94,15 +98,17 @@ def category_of(item: Mapping[str, object]) -> str:
 
 
 def prompts_of(item: Mapping[str, object]) -> tuple[str, str]:
-    """Both prompts, with the `[ ]` that mark the edited words, single-spaced."""
-    prompts = tuple(" ".join(text_of(item, name).split()) for name in ("original_prompt", "editing_prompt"))
-    if strip_marks(prompts[0]) == strip_marks(prompts[1]):
-        raise Refused("editing_prompt", prompts[1], "is the same as original_prompt")
-    return prompts
+    """Returns both prompts, with the `[ ]` that mark the edited words, single-spaced. Raises `Refused` where one is no
+    text or empty, or they are the same without marks."""
+    original, edited = (" ".join(text_of(item, name).split()) for name in ("original_prompt", "editing_prompt"))
+    if strip_marks(original) == strip_marks(edited):
+        raise Refused("editing_prompt", edited, "is the same as original_prompt")
+    return original, edited
 
 
 def text_of(item: Mapping[str, object], name: str, *, needed: bool = True) -> str:
-    """The text of a field, "" where it is not needed and not there."""
+    """Returns the text of a field, "" where it is not needed and not there. Raises `Refused` where it is no text, or
+    needed and empty."""
     value = item.get(name, "")
     if not isinstance(value, str) or needed and not strip_marks(value):
         raise Refused(name, value, "is no text" if not isinstance(value, str) else "is empty")
@@ -110,7 +116,10 @@ def text_of(item: Mapping[str, object], name: str, *, needed: bool = True) -> st
 
 
 def region_of(name: str, text: str) -> str:
-    """A published region phrase in our words: `#everything` is `everything`, `~X` is `not X`; nouns stay."""
+    """Returns a published region phrase in our words: `#everything` is `everything`, `~X` is `not X`; nouns stay.
+
+    Raises `Refused` for another mark, and for a phrase that names no place in the picture.
+    """
     phrase = re.sub(r"^(\s*~)+\s*", lambda marks: "not " * marks[0].count("~"), text).strip()
     if phrase.lower().endswith("#everything"):
         phrase = re.sub(r"#everything$", "everything", phrase, flags=re.IGNORECASE)

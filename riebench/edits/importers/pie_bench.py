@@ -1,4 +1,4 @@
-"""PIE-Bench: 700 photographs and drawings with prompt pairs and masks (github cure-lab/PnPInversion)."""
+"""PIE-Bench is 700 photographs and drawings with prompt pairs and masks (github cure-lab/PnPInversion)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEPT_AS_TAGS = ("image_path", "blended_word")
 
 
 def import_pie_bench(path: Path, masks_folder: Path) -> Imported:
-    """The edits of a `mapping_file.json`, an object of items by id with `image_path`, `original_prompt`,
+    """Returns the edits of a `mapping_file.json`, an object of items by id with `image_path`, `original_prompt`,
     `editing_prompt`, `editing_instruction`, `blended_word`, `editing_type_id` and `mask`.
 
     Both regions are the item's mask, written to `masks_folder/<id>.png`, 512 x 512, white where the picture may change.
@@ -31,8 +31,9 @@ def import_pie_bench(path: Path, masks_folder: Path) -> Imported:
     return import_items(path, items.items(), lambda name, item: _edit(name, item, Path(masks_folder)))
 
 
-def decode_mask(runs: Sequence[int], side: int = SIDE) -> np.ndarray:
-    """Mask `[side, side]` (bool) of run lengths [start, length, start, length, ...] over the rows strung together.
+def decode_mask(runs: object, side: int = SIDE) -> np.ndarray:
+    """Returns the mask `[side, side]` (bool) of run lengths [start, length, start, length, ...] over the rows strung
+    together.
 
     A run that goes past the end is cut there, as the public decoder does. That decoder also sets the outermost rows and
     columns, to keep errors of annotation there out of its measurements; here a region is where features go, and that
@@ -43,7 +44,7 @@ def decode_mask(runs: Sequence[int], side: int = SIDE) -> np.ndarray:
         raise ValueError("is no list of pairs of start and length")
     if not all(isinstance(number, int) and not isinstance(number, bool) for number in runs):
         raise ValueError("holds what is no whole number")
-    flat = np.zeros(side * side, dtype=bool)
+    flat: np.ndarray = np.zeros(side * side, dtype=bool)
     for start, length in zip(runs[::2], runs[1::2], strict=True):
         if not 0 <= start < flat.size or length < 0:
             raise ValueError(f"has the run {start}, {length}, which is not in {side} x {side} pixels")

@@ -1,4 +1,4 @@
-"""The published RIEBench list: 296 pairs derived from PIE-Bench (github wendlerc/RIEBench), a JSON list of items.
+"""The published RIEBench list is 296 pairs derived from PIE-Bench (github wendlerc/RIEBench), a JSON list of items.
 
 It carries no licence and is not shipped. Facts of its form: `editing_type_id` numbers the categories (protocol §4),
 prompts mark their edited words with `[ ]`, regions are phrases for a detector.
@@ -26,7 +26,7 @@ ONE_REGION = {"add_object": "editing_gsam_prompt", "delete_object": "original_gs
 
 
 def import_riebench(path: Path) -> Imported:
-    """The edits of a list of items with `id`, `editing_type_id`, `original_prompt`, `editing_prompt`,
+    """Returns the edits of a list of items with `id`, `editing_type_id`, `original_prompt`, `editing_prompt`,
     `editing_instruction`, `original_gsam_prompt` and `editing_gsam_prompt`; other keys are not looked at.
 
     Prompts keep their `[ ]`. `#everything` becomes `everything` and `~X` `not X`; "chain, star" stays, and is grounded
@@ -48,11 +48,6 @@ def _edit(name: str, item: Mapping[str, object]) -> Edit:
     sides = ("original_gsam_prompt", "editing_gsam_prompt")
     only = ONE_REGION.get(category)
     phrases = {side: text_of(item, side, needed=side == only or only is None) for side in sides}
-    regions = [region_of(side, phrases[side] or phrases[only or side]) for side in sides]
-    return Edit(
-        name,
-        category,
-        *prompts_of(item),
-        *regions,
-        instruction=text_of(item, "editing_instruction", needed=False),
-    )
+    original, edited = (region_of(side, phrases[side] or phrases[only or side]) for side in sides)
+    instruction = text_of(item, "editing_instruction", needed=False)
+    return Edit(name, category, *prompts_of(item), original, edited, instruction)
