@@ -453,7 +453,7 @@ class StoreBatches:
             self._epoch, self._window = epoch, -1
             self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self._chunks))
             sizes = np.array([self._chunks[i][2] - self._chunks[i][1] for i in self._order])
-            self._ends = np.append(0, sizes.cumsum())[:: self._window_chunks]
+            self._ends: np.ndarray = np.append(0, sizes.cumsum())[:: self._window_chunks]
             if self._ends[-1] != self.rows:
                 self._ends = np.append(self._ends, self.rows)
         window = int(np.searchsorted(self._ends, row, side="right")) - 1
