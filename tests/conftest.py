@@ -21,6 +21,7 @@ from riebench.runs.config import read_config
 SETTINGS = str(Path(__file__).parents[1] / "benchmarks" / "settings.yaml")  # six methods, one of them on all subsets
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items):
     for item in items:
         if "chromium" in getattr(item, "fixturenames", ()):

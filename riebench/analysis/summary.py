@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -15,7 +16,7 @@ from riebench.analysis.methods import method_rows
 from riebench.analysis.statistics import ValidCases, edit_weights, valid_cases
 from riebench.analysis.strengths import chosen_strengths
 from riebench.core.errors import UserError
-from riebench.core.scores import CASE, NOOP, SETTING, Setting, score_words, scores_of
+from riebench.core.scores import CASE, NOOP, SETTING, Score, Setting, score_words, scores_of
 from riebench.core.text_tables import aligned
 
 OVERALL = "overall"
@@ -38,34 +39,10 @@ def summarise(
     empty where none was; the first table's verdicts are repeated under `overall` and `categories`. Raises `UserError`
     where the frame is not of the schema, mixes backbones, has no no-op, or no valid case.
     """
-    blocks = tuple(blocks)
-    frame = validate_scores(frame)
-    scores = scores_of(frame)
-    frame.attrs = {}  # pandas would copy what they say of the scores at every step
-    backbone, steps, mode = one_of_each(frame)
-
-    kept = settings_of(frame[frame["status"] == "ok"])
-    if not any(setting.method == NOOP for setting in kept):
-        raise UserError("the scores have no valid result of method 'noop'", remedy="add it to the run's methods")
-    valid = valid_cases(frame, kept)
-    if len(valid.cases) == 0:
-        raise UserError(f"no case is valid under all settings; {_worst(valid)}", remedy="mend that, then run again")
-    counts = pd.MultiIndex.from_frame(frame[CASE]).isin(valid.cases)
-    counts &= pd.MultiIndex.from_frame(frame[SETTING]).isin(kept)
-    frame_valid = frame[counts]
-
-    planned = frame[CASE].drop_duplicates()["category"]
-    of_category = valid.cases.get_level_values("category")
-    groups = {str(category): valid.cases[of_category == category] for category in planned.unique()}
-    weights = cache(lambda num_edits: edit_weights(num_edits, resamples, seed))
-
-    tables = {score.name: score_table(frame_valid, score.name) for score in scores}
-    dominance: list[dict] = []
-    for game in games_of(frame_valid, blocks, (method,) if isinstance(method, str) else tuple(method)):
-        effects = dominance_table(frame_valid, tables, game, blocks, {OVERALL: valid.cases, **groups}, weights)
-        about = {"method": game.method, "strength": game.strength, "window": game.window}
-        about |= {"estimator": game.coalitions.estimator, "subsets": len(game.settings)}
-        dominance.append({**about, "overall": effects.pop(OVERALL), "categories": effects})
+    blocks, of = tuple(blocks), _valid_part(frame, resamples, seed)
+    dominance = _effects(of, blocks, method)
+    tables, valid, kept, groups, weights = of.tables, of.valid, of.kept, of.groups, of.weights
+    planned = of.frame[CASE].drop_duplicates()["category"]
 
     sweeps = {name: sweeps_of(tables, cases, kept, blocks) for name, cases in {OVERALL: valid.cases, **groups}.items()}
     traced = {name: curves(of_group, weights) for name, of_group in sweeps.items()}
@@ -76,15 +53,13 @@ def summarise(
 
     failures = valid.failures()
     return {
-        "backbone": backbone,
-        "steps": steps,
-        "mode": mode,
+        **dict(zip(("backbone", "steps", "mode"), one_of_each(of.frame), strict=True)),
         "blocks": list(blocks),
         "resamples": resamples,
         "seed": seed,
         "planned": len(planned),
         "failed": {str(reason): int(count) for reason, count in valid.failed["reason"].value_counts().items()},
-        "scores": [score_words(score) for score in scores],
+        "scores": [score_words(score) for score in of.scores],
         "values": list(dominance[0]["overall"]["effects"]) if dominance else [],
         "dominance": dominance,
         "overall": _counts(valid.cases, dominance[0]["overall"] if dominance else None),
@@ -102,10 +77,76 @@ def summarise(
         "chosen_strengths": {method: found for method, found in chosen.items() if found},
         "left_out": [
             {**Setting(*setting)._asdict(), "reason": str(rows["reason"].mode().iloc[0])}
-            for setting, rows in frame.groupby(SETTING, sort=False)
+            for setting, rows in of.frame.groupby(SETTING, sort=False)
             if setting not in kept
         ],
     }
+
+
+def block_effects(
+    frame: pd.DataFrame,
+    blocks: Sequence[str],
+    *,
+    method: str | Sequence[str] = "sae",
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> list[dict]:
+    """Returns what `summarise` has under `dominance`, without the rest. Raises `UserError` as it does."""
+    return _effects(_valid_part(frame, resamples, seed), tuple(blocks), method)
+
+
+@dataclass(frozen=True)
+class _ValidPart:
+    """The results of a run on the cases on which every setting succeeded."""
+
+    frame: pd.DataFrame
+    """All of the run, of the schema."""
+    scores: tuple[Score, ...]
+    kept: list[Setting]
+    """The settings that did not fail on every case."""
+    valid: ValidCases
+    rows: pd.DataFrame
+    """The valid part of the frame."""
+    tables: dict[str, pd.DataFrame]
+    """Score -> its table of the valid part."""
+    groups: dict[str, pd.MultiIndex]
+    """Category -> its valid cases."""
+    weights: Callable[[int], np.ndarray]
+    """Number of edits -> bootstrap weights, drawn once."""
+
+
+def _valid_part(frame: pd.DataFrame, resamples: int, seed: int) -> _ValidPart:
+    frame = validate_scores(frame)
+    scores = scores_of(frame)
+    frame.attrs = {}  # pandas would copy what they say of the scores at every step
+    one_of_each(frame)
+    kept = settings_of(frame[frame["status"] == "ok"])
+    if not any(setting.method == NOOP for setting in kept):
+        raise UserError("the scores have no valid result of method 'noop'", remedy="add it to the run's methods")
+    valid = valid_cases(frame, kept)
+    if len(valid.cases) == 0:
+        raise UserError(f"no case is valid under all settings; {_worst(valid)}", remedy="mend that, then run again")
+    counts = pd.MultiIndex.from_frame(frame[CASE]).isin(valid.cases)
+    counts &= pd.MultiIndex.from_frame(frame[SETTING]).isin(kept)
+    rows = frame[counts]
+    of_category = valid.cases.get_level_values("category")
+    planned = frame[CASE].drop_duplicates()["category"]
+    groups = {str(category): valid.cases[of_category == category] for category in planned.unique()}
+    tables = {score.name: score_table(rows, score.name) for score in scores}
+    weights = cache(lambda num_edits: edit_weights(num_edits, resamples, seed))
+    return _ValidPart(frame, scores, kept, valid, rows, tables, groups, weights)
+
+
+def _effects(of: _ValidPart, blocks: tuple[str, ...], method: str | Sequence[str]) -> list[dict]:
+    """Returns the tables of block effects, those of the named methods first."""
+    found: list[dict] = []
+    for game in games_of(of.rows, blocks, (method,) if isinstance(method, str) else tuple(method)):
+        cases = {OVERALL: of.valid.cases, **of.groups}
+        effects = dominance_table(of.rows, of.tables, game, blocks, cases, of.weights)
+        about = {"method": game.method, "strength": game.strength, "window": game.window}
+        about |= {"estimator": game.coalitions.estimator, "subsets": len(game.settings)}
+        found.append({**about, "overall": effects.pop(OVERALL), "categories": effects})
+    return found
 
 
 def load_summary(summary: dict) -> dict:

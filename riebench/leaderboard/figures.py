@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from riebench.analysis import summarise
+from riebench.analysis.summary import block_effects, summarise
 from riebench.core.errors import UserError
 from riebench.core.scores import CASE, NOOP, SETTING, Setting
 from riebench.edits.edit import CATEGORY_NAMES
@@ -79,7 +79,7 @@ def _dominance(rows: pd.DataFrame, setting: Setting, blocks: Sequence[str], resa
     """Returns the table of block effects; None where the method was not run on enough subsets of the blocks."""
     if rows.loc[rows["method"] == setting.method, "blocks"].nunique() < 2:
         return None
-    tables = summarise(rows, blocks, method=setting.method, resamples=resamples, seed=seed)["dominance"]
+    tables = block_effects(rows, blocks, method=setting.method, resamples=resamples, seed=seed)
     return tables[0] if tables else None
 
 

@@ -125,7 +125,7 @@ WITHOUT_TORCH = {
     "    assert main(['ls', kind]) == 0",
     "checks of edits": "from riebench.cli import main\nassert main(['validate', 'riebench']) == 0",
     "validate": "from riebench.cli import main\nfrom riebench.core.files import data_folder\n"
-    "assert main(['validate', str(data_folder() / 'leaderboard' / 'tinyworld-turbo@1' / 'sae@1')]) == 0",
+    "assert main(['validate', str(data_folder() / 'leaderboard' / 'tinyworld-turbo@1' / 'noop')]) == 0",
     "leaderboard": "from riebench.cli import main\nassert main(['leaderboard', '--out', 'site']) == 0",
     "phrases": "from riebench.edits.phrases import parse_phrase\nparse_phrase('not a heart')",
 }
