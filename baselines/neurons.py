@@ -18,7 +18,7 @@ class Neurons(Transport):
     """Neurons turned on, and as many off, in each block; over all blocks where pool is "all", as it is in reference
     mode."""
     pool: Literal["", "block", "all"] = ""
-    steps: Literal["first", "mean"] = "first"
+    aggregation: Literal["first", "mean"] = "first"
     name: str = "neurons"
     sites: ClassVar[str] = "neurons"
     uses_sae: ClassVar[bool] = False
@@ -27,5 +27,6 @@ class Neurons(Transport):
         """Returns the transport of the k neurons with the highest and the k with the lowest scores (protocol §5), each
         divided by its L2 norm over the cells before it is scored."""
         neurons = {site: Identity(trace.shape[-1]) for site, trace in case.original.items()}
-        selected = select_features(case, neurons, k=self.k, pool=self.pool, steps=self.steps, unit_norm=True)
+        how = {"k": self.k, "pool": self.pool, "aggregation": self.aggregation}
+        selected = select_features(case, neurons, **how, unit_norm=True)
         return transport(case, neurons, selected, self)

@@ -24,7 +24,7 @@ class PrincipalComponents(Transport):
     """Components turned on, and as many off, in each block; over all blocks where pool is "all", as it is in
     reference mode."""
     pool: Literal["", "block", "all"] = ""
-    steps: Literal["first", "mean"] = "first"
+    aggregation: Literal["first", "mean"] = "first"
     name: str = "pca"
     sites: ClassVar[str] = "block"
     uses_sae: ClassVar[bool] = False
@@ -35,5 +35,5 @@ class PrincipalComponents(Transport):
             site: PCA.fit(torch.cat([side[site].flatten(0, 1) for side in (case.original, case.edited)]).float())
             for site in case.original
         }
-        selected = select_features(case, components, k=self.k, pool=self.pool, steps=self.steps)
+        selected = select_features(case, components, k=self.k, pool=self.pool, aggregation=self.aggregation)
         return transport(case, components, selected, self)

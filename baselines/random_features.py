@@ -40,7 +40,7 @@ class RandomFeatures(Transport):
 
     k: Annotated[int, Range(1)] = 32
     pool: Literal["", "block", "all"] = ""
-    steps: Literal["first", "mean"] = "first"
+    aggregation: Literal["first", "mean"] = "first"
     name: str = "random"
     sites: ClassVar[str] = "block"
 
@@ -55,7 +55,7 @@ class RandomFeatures(Transport):
         """Returns the intervention of `sae` with its features' directions shuffled by the case's seed, scaled at each
         site to the L2 norm of what `sae` adds there."""
         saes = {site: case.sae(site.block) for site in case.original}
-        selected = select_features(case, saes, k=self.k, pool=self.pool, steps=self.steps)
+        selected = select_features(case, saes, k=self.k, pool=self.pool, aggregation=self.aggregation)
         target = transport(case, saes, selected, self)
         generator = torch.Generator().manual_seed(case.seed)
         shuffled = {site: Shuffled(sae, generator) for site, sae in saes.items()}

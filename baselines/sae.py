@@ -17,7 +17,7 @@ class SAE(Transport):
     """Features turned on, and as many off, in each block; over all blocks where pool is "all", as it is in reference
     mode."""
     pool: Literal["", "block", "all"] = ""
-    steps: Literal["first", "mean"] = "first"
+    aggregation: Literal["first", "mean"] = "first"
     """Features are chosen by their values at the "first" step, or by the "mean" over the steps."""
     name: str = "sae"
     sites: ClassVar[str] = "block"
@@ -25,5 +25,5 @@ class SAE(Transport):
     def plan(self, case: Case) -> Intervention:
         """Returns the transport of the k features with the highest and the k with the lowest scores (protocol §5)."""
         saes = {site: case.sae(site.block) for site in case.original}
-        selected = select_features(case, saes, k=self.k, pool=self.pool, steps=self.steps)
+        selected = select_features(case, saes, k=self.k, pool=self.pool, aggregation=self.aggregation)
         return transport(case, saes, selected, self)

@@ -25,7 +25,8 @@ GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "quickstart.parquet"
 KEY = ["edit", "seed", "method", "strength", "blocks"]
 SHOWN = ("clip_text_edited", "clip_text_original", "lpips_original", "oracle_success")
 #: What is no part of a result: keys, places, and what the parts of a run are called.
-LEFT_OUT = ("recipe", "code", "judges", "image", "image_sha256", "original", "edited", "regions", "edit_sha256")
+LEFT_OUT = ("recipe", "code", "judges", "scoring", "image", "image_sha256", "original", "edited", "regions")
+LEFT_OUT += ("edit_sha256",)
 TOLERANCE = 0.01
 NORM, NORM_TOLERANCE = "injected_norm", 1e-12  # a sum of squares in float64: its order of summation may change
 

@@ -207,7 +207,7 @@ def write_entry(root: Path, backbone: str, method: str, **changed: object) -> Pa
         "versions": {"riebench": "0.1.0", "torch": "2.9"},
         "hashes": {
             "scores": hashlib.sha256((folder / "scores.parquet").read_bytes()).hexdigest(),
-            "judges": "ef" * 16,
+            "scoring": "ef" * 16,
             "code": ["12" * 16],
             "images": hashes,
         },

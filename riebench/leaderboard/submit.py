@@ -196,7 +196,7 @@ def _fill(folder: Path, source: _Source, setting: Setting) -> dict:
         "versions": {**manifest["versions"], "python": manifest["python"]},
         "hashes": {
             "scores": file_sha256(folder / SCORES_FILE),
-            "judges": manifest["judges"],
+            "scoring": manifest["scoring"],
             "code": sorted(own["code"].unique()),
             "images": {path.name: file_sha256(path) for path in sorted((folder / IMAGES_FOLDER).iterdir())},
         },

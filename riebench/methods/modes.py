@@ -44,7 +44,7 @@ class Mode(Protocol):
         ...
 
     def select(
-        self, edited: Features, original: Features, k: int, pool: str, steps: str, unit_norm: bool
+        self, edited: Features, original: Features, k: int, pool: str, aggregation: str, unit_norm: bool
     ) -> dict[Site, Selected]:
         """Returns the features of each site that go on and off. pool: "" takes the mode's own."""
         ...
@@ -77,14 +77,14 @@ class Strict:
         return masks_of
 
     def select(
-        self, edited: Features, original: Features, k: int, pool: str, steps: str, unit_norm: bool
+        self, edited: Features, original: Features, k: int, pool: str, aggregation: str, unit_norm: bool
     ) -> dict[Site, Selected]:
         """Returns the features that `riebench.methods.selection.select` chooses by their means; each block has its k
         where `pool` is ""."""
         from riebench.methods.selection import mean_features, select
 
         means = (
-            {site: mean_features(features, steps, unit_norm) for site, features in side.items()}
+            {site: mean_features(features, aggregation, unit_norm) for site, features in side.items()}
             for side in (edited, original)
         )
         return select(*means, k, pool or "block")
@@ -117,13 +117,13 @@ class Reference:
         return whole_cells
 
     def select(
-        self, edited: Features, original: Features, k: int, pool: str, steps: str, unit_norm: bool
+        self, edited: Features, original: Features, k: int, pool: str, aggregation: str, unit_norm: bool
     ) -> dict[Site, Selected]:
         """Returns the features that `riebench.methods.published.select_published` chooses; all blocks share k where
         `pool` is ""."""
         from riebench.methods.published import select_published
 
-        return select_published(edited, original, k, pool or "all", steps, unit_norm)
+        return select_published(edited, original, k, pool or "all", aggregation, unit_norm)
 
     def settings(self, how: Transport, category: str) -> Transport:
         """Returns the settings by which objects that come or go are always taken away and added in their own places,

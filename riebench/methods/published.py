@@ -18,7 +18,7 @@ from sae_models.dictionary import Dictionary
 
 
 def select_published(
-    edited: Mapping[Site, Tensor], original: Mapping[Site, Tensor], k: int, pool: str, steps: str, unit_norm: bool
+    edited: Mapping[Site, Tensor], original: Mapping[Site, Tensor], k: int, pool: str, aggregation: str, unit_norm: bool
 ) -> dict[Site, Selected]:
     """Returns on and off features of each site from features `[steps, cells, F]`, as the published code selects them.
 
@@ -33,7 +33,7 @@ def select_published(
     chosen: dict[Site, Selected] = {}
     for group in filter(None, groups):
         mu_edited, mu_original = (
-            torch.cat([_mean(side[site], steps, unit_norm) for site in group]) for side in (edited, original)
+            torch.cat([_mean(side[site], aggregation, unit_norm) for site in group]) for side in (edited, original)
         )
         score = mu_edited / mu_edited.sum() - mu_original / mu_original.sum()
         order = torch.from_numpy(np.argsort(score.cpu().numpy()).copy())
@@ -46,12 +46,12 @@ def select_published(
     return {site: chosen[site] for site in edited}
 
 
-def _mean(features_tnf: Tensor, steps: str, unit_norm: bool) -> Tensor:
+def _mean(features_tnf: Tensor, aggregation: str, unit_norm: bool) -> Tensor:
     """Returns `[F]`: normalised over the cells at each step where asked, then the first step or the mean of all, then
     the mean over the cells."""
     if unit_norm:
         features_tnf = features_tnf / features_tnf.norm(dim=1, keepdim=True)
-    return (features_tnf[0] if steps == "first" else features_tnf.mean(dim=0)).mean(dim=0)
+    return (features_tnf[0] if aggregation == "first" else features_tnf.mean(dim=0)).mean(dim=0)
 
 
 def norm_ratio(dictionary: Dictionary, on: Tensor, off: Tensor) -> float:

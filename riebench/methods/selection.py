@@ -25,14 +25,14 @@ class Selected:
         return len(self.on) + len(self.off)
 
 
-def mean_features(features_tnf: Tensor, steps: str = "first", unit_norm: bool = False) -> Tensor:
+def mean_features(features_tnf: Tensor, aggregation: str = "first", unit_norm: bool = False) -> Tensor:
     """Returns mu `[F]`: features `[steps, cells, F]` aggregated over steps, then averaged over cells.
 
-    steps: "first" or "mean". unit_norm: divide each unit by its L2 norm over the cells first, as for neurons.
+    aggregation: "first" or "mean". unit_norm: divide each unit by its L2 norm over the cells first, as for neurons.
     """
-    if steps not in ("first", "mean"):
-        raise UserError(f"unknown aggregation over steps {steps!r}", remedy="use 'first' or 'mean'")
-    z_tnf = features_tnf[:1] if steps == "first" else features_tnf
+    if aggregation not in ("first", "mean"):
+        raise UserError(f"unknown aggregation over steps {aggregation!r}", remedy="use 'first' or 'mean'")
+    z_tnf = features_tnf[:1] if aggregation == "first" else features_tnf
     if unit_norm:
         z_tnf = z_tnf / z_tnf.norm(dim=1, keepdim=True).clamp_min(1e-12)
     return z_tnf.mean(dim=(0, 1))

@@ -99,13 +99,13 @@ def _encode(dictionary: Dictionary, rows_tnc: Tensor) -> Tensor:
 
 
 def select_features(
-    case: Case, dictionaries: Mapping[Site, Dictionary], *, k: int, pool: str, steps: str, unit_norm: bool = False
+    case: Case, dictionaries: Mapping[Site, Dictionary], *, k: int, pool: str, aggregation: str, unit_norm: bool = False
 ) -> dict[Site, Selected]:
     """Returns on and off features at every site (`riebench.methods.selection.select`), chosen on the case itself, or
     on the one that its method asked to choose on. pool: "block", "all", or "" for the mode's own: each block its k
     in strict mode, all blocks together in reference mode."""
     encoded = encode_regions(case.select_on or case, dictionaries)
-    return case.mode.select(encoded.edited, encoded.original, k, pool, steps, unit_norm)
+    return case.mode.select(encoded.edited, encoded.original, k, pool, aggregation, unit_norm)
 
 
 @torch.no_grad()

@@ -111,16 +111,16 @@ class Engine:
         regions = Regions(twin_of(found.grounder), found.look, found.mask_rule)
         return Engine(self.generation.twin(), regions, self.scorer.twin())
 
-    def work(self, tasks: Sequence[Task], judges: str = "") -> Iterator[Batch]:
+    def work(self, tasks: Sequence[Task], scoring: str = "") -> Iterator[Batch]:
         """Yields everything that the tasks want, in batches to be written: first the reference pictures, then results;
-        in smaller groups where the traces of all tasks would not fit into memory. judges: the version of what scores,
+        in smaller groups where the traces of all tasks would not fit into memory. scoring: the version of what scores,
         noted in every row."""
         methods = list(
             {id(wanted.variant.method): wanted.variant.method for t in tasks for wanted in t.wanted}.values()
         )
         size = self._cases_at_once(methods)
         for start in range(0, len(tasks), size):
-            yield from self._work(tasks[start : start + size], methods, judges)
+            yield from self._work(tasks[start : start + size], methods, scoring)
 
     def _cases_at_once(self, methods: Sequence[Method]) -> int:
         """Returns how many cases' traces fit into the share of the free memory that is theirs: of two images each,
@@ -141,7 +141,7 @@ class Engine:
         kinds = (site_of(method, self.generation.site) for method in methods if method.sites)
         return tuple(dict.fromkeys([self.generation.site, *kinds]))
 
-    def _work(self, tasks: Sequence[Task], methods: Sequence[Method], judges: str) -> Iterator[Batch]:
+    def _work(self, tasks: Sequence[Task], methods: Sequence[Method], scoring: str) -> Iterator[Batch]:
         before = self.sampler.forwards
         cases = [(task.edit, task.seed) for task in tasks]
         donors = dict.fromkeys(donor for task in tasks for donor in task.donors.values() if donor not in cases)
@@ -162,7 +162,7 @@ class Engine:
                 path = getattr(task, result.shows, wanted).image if result.image is not None else ""
                 if path == wanted.image:
                     pictures[path] = to_array(result.image)
-                keys = {"recipe": wanted.recipe, "code": wanted.code, "judges": judges, "image": path}
+                keys = {"recipe": wanted.recipe, "code": wanted.code, "scoring": scoring, "image": path}
                 shared = {side: getattr(task, side).image for side in (*SIDES, "regions")}
                 rows.append(result.row | keys | shared)
             yield Batch(rows, pictures, self.sampler.forwards - before)
@@ -305,5 +305,5 @@ def _shared_batch(tasks: Sequence[Task], references: Sequence[Reference], forwar
                     arrays[shared] = to_array(image)
             for shared, array in arrays.items():
                 shown[shared.image] = array
-                rows.append(dataclasses.asdict(shared) | {"judges": "", "status": "ok"})
+                rows.append(dataclasses.asdict(shared) | {"scoring": "", "status": "ok"})
     return Batch(rows, shown, forwards)

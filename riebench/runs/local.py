@@ -25,7 +25,7 @@ MOST_ENGINES = 4  # more would wait for the interpreter's lock
 
 def work_here(
     groups: Iterable[Sequence[Task]],
-    judges: str,
+    scoring: str,
     backbone: Backbone,
     device: str,
     options: dict,
@@ -38,11 +38,11 @@ def work_here(
     with threads(max(1, cores // count)) if device == "cpu" else nullcontext():
         engine = open_engine(backbone, device, **options).load()
         engines = [engine, *(engine.twin() for _ in range(count - 1))]
-        yield from _share(engines, takewhile(lambda _: not stop(), groups), judges, stop)
+        yield from _share(engines, takewhile(lambda _: not stop(), groups), scoring, stop)
 
 
 def _share(
-    engines: Sequence[Engine], groups: Iterator[Sequence[Task]], judges: str, stop: Callable[[], bool]
+    engines: Sequence[Engine], groups: Iterator[Sequence[Task]], scoring: str, stop: Callable[[], bool]
 ) -> Iterator[Batch]:
     """Yields the groups' batches, each group made by the engine that is free first."""
     found: SimpleQueue[Batch | BaseException | Engine] = SimpleQueue()
@@ -50,7 +50,7 @@ def _share(
 
     def work(engine: Engine, group: Sequence[Task]) -> None:
         try:
-            for batch in engine.work(group, judges):
+            for batch in engine.work(group, scoring):
                 found.put(batch)
                 if stop() or ended.is_set():
                     break

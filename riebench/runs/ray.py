@@ -52,13 +52,13 @@ class Worker:
     ) -> list[Batch]:
         """Opens the engine; makes nothing yet. Not in `__init__`: of an error there Ray keeps the text alone.
 
-        versions: of code and judges. paths: where modules of one's own are looked for, after those that are installed.
+        versions: of code and scoring. paths: where modules of one's own are looked for, after those that are installed.
         Raises `UserError` where the versions here are others, and where something is missing.
         """
         sys.path += [path for path in paths if path not in sys.path]
         family, setup = backbone.judges, options["setup"]
-        judges = judge_version(setup.metric_names(family), family, keep_marks=setup.keeps_marks)
-        if versions != (installed_sources(), judges):
+        scoring = judge_version(setup.metric_names(family), family, keep_marks=setup.keeps_marks)
+        if versions != (installed_sources(), scoring):
             raise UserError(
                 f"the code in {Path(__file__).parents[1]} on {platform.node()}, or its metrics, are not those that the "
                 "run was planned with",
@@ -69,14 +69,14 @@ class Worker:
         self._engine = open_engine(backbone, device, **options).load()
         return []
 
-    def work(self, tasks: Sequence[Task], judges: str) -> list[Batch]:
+    def work(self, tasks: Sequence[Task], scoring: str) -> list[Batch]:
         """Returns what `Engine.work` yields."""
-        return list(self._engine.work(tasks, judges))
+        return list(self._engine.work(tasks, scoring))
 
 
 def work_on_cluster(
     groups: Iterable[Sequence[Task]],
-    judges: str,
+    scoring: str,
     backbone: Backbone,
     device: str,
     options: dict,
@@ -97,12 +97,12 @@ def work_on_cluster(
         return
     with ray_cluster(address, device) as (ray, slots, resources):
         hire = ray.remote(**resources)(Worker).remote
-        words = backbone, device, options, (installed_sources(), judges), [os.path.abspath(path) for path in sys.path]
-        yield from _stream(ray, chain([first], groups), judges, slots, hire, words)
+        words = backbone, device, options, (installed_sources(), scoring), [os.path.abspath(path) for path in sys.path]
+        yield from _stream(ray, chain([first], groups), scoring, slots, hire, words)
 
 
 def _stream(
-    ray, groups: Iterator[Sequence[Task]], judges: str, slots: int, hire: Callable, words: tuple
+    ray, groups: Iterator[Sequence[Task]], scoring: str, slots: int, hire: Callable, words: tuple
 ) -> Iterator[Batch]:
     """Yields the batches of the groups. words: of `Worker.load`. A group waits until a worker is loaded, and is bound
     to none before: where others use the cluster too, not every worker finds a place at once."""
@@ -117,7 +117,7 @@ def _stream(
                 waiting.append(Job(group))
             while waiting and idle:
                 worker, job = idle.pop(), waiting.popleft()
-                busy[worker.work.remote(job.group, judges)] = worker, job
+                busy[worker.work.remote(job.group, scoring)] = worker, job
             for _ in range(len(waiting) - len(loading)):
                 worker = hire()
                 loading[worker.load.remote(*words)] = worker

@@ -24,7 +24,7 @@ RESCORED = 64  # results that are read and scored together
 
 
 def find_missing(
-    tasks: Sequence[Task], store: Store, cache: str, judges: str
+    tasks: Sequence[Task], store: Store, cache: str, scoring: str
 ) -> tuple[list[Task], list[tuple[Task, Wanted]]]:
     """Returns (tasks with only those results that must be generated, which may be none where only a picture that they
     share is gone; results that are there and must only be scored anew)."""
@@ -33,9 +33,9 @@ def find_missing(
         absent, has_shared = [], _has_shared(task, store, cache)
         for wanted in task.wanted:
             row = _row(wanted, store, cache)
-            if row is None or (row["judges"] != judges and not has_shared):
+            if row is None or (row["scoring"] != scoring and not has_shared):
                 absent.append(wanted)
-            elif row["judges"] != judges:
+            elif row["scoring"] != scoring:
                 unscored.append((task, wanted))
         if absent or not has_shared:
             missing.append(dataclasses.replace(task, wanted=tuple(absent)))
@@ -57,7 +57,7 @@ def rescored(
     family: str,
     device: torch.device,
     store: Store,
-    judges: str,
+    scoring: str,
     stop: Callable[[], bool],
     *,
     keep_marks: bool = False,
@@ -74,7 +74,7 @@ def rescored(
         rows, to_score = {}, []
         for task, wanted in items[start : start + RESCORED]:
             row = store.row(wanted.recipe)
-            rows[wanted.recipe] = row | {"judges": judges}
+            rows[wanted.recipe] = row | {"scoring": scoring}
             if row["image"]:
                 image = from_array(read_picture(store.folder / row["image"]))
                 to_score.append((wanted.recipe, (task.edit, _pictures(task, store), image)))

@@ -7,6 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from itertools import chain, takewhile
@@ -24,7 +25,7 @@ from riebench.core.errors import UserError, did_you_mean
 from riebench.core.interrupts import Interrupted, stopping
 from riebench.core.keys import describe
 from riebench.core.progress import Progress
-from riebench.core.scores import EDITS_KEY, describe_scores
+from riebench.core.scores import EDITS_KEY, Score, describe_scores
 from riebench.edits.checks import check_edits
 from riebench.edits.edit import Edit, categories_of, edit_sha256, load_edits, set_sha256, split_of
 from riebench.edits.files import error_of
@@ -37,11 +38,11 @@ from riebench.report import write_report
 from riebench.runs.config import RunConfig
 from riebench.runs.engine import GROUP
 from riebench.runs.local import work_here
-from riebench.runs.plan import plan, plan_variants
+from riebench.runs.plan import Task, plan, plan_variants
 from riebench.runs.ray import work_on_cluster
 from riebench.runs.resume import CACHE_MODES, find_missing, rescored, with_pictures
 from riebench.runs.setup import Setup
-from riebench.runs.store import Batch, Store
+from riebench.runs.store import Store
 from sae_models.tensors import dtype_name
 
 ENGINES = ("local", "ray")
@@ -69,15 +70,85 @@ def run(
     where a name, a file or the folder is wrong, and `Interrupted` when the user stops it.
     """
     out = files.named_path(out)
-    if cache not in CACHE_MODES:
-        raise UserError(
-            f"unknown cache mode {cache!r}{did_you_mean(cache, CACHE_MODES)}", remedy=f"use {', '.join(CACHE_MODES)}"
-        )
-    if engine not in ENGINES:
-        raise UserError(f"unknown engine {engine!r}{did_you_mean(engine, ENGINES)}", remedy=f"use {', '.join(ENGINES)}")
+    for name, value, known in (("cache mode", cache, CACHE_MODES), ("engine", engine, ENGINES)):
+        if value not in known:
+            raise UserError(f"unknown {name} {value!r}{did_you_mean(value, known)}", remedy=f"use {', '.join(known)}")
+    clock = time.monotonic()
+    asked = _asked(config, device, methods, edits)
+    with Store(out) as store, stopping() as wish:
+        for folder in reuse:
+            items = (item for task in asked.tasks for item in (*task.shared, *task.wanted))
+            store.adopt(Path(folder), {item.recipe: item.code for item in items})
+        for sentence in store.damage:
+            print(f"riebench: {sentence}", file=sys.stderr)
+        missing, unscored = find_missing(asked.tasks, store, cache, asked.scoring)
+        made = sum(len(task.wanted) for task in missing)
+        todo, whole = made + len(unscored), len(asked.recipes)
+        if cache == "only-cache" and todo:
+            raise UserError(f"{todo} of {whole} results are not in {out}", remedy="use --cache only-missing")
+        files.write_json(out / MANIFEST, asked.manifest | {"status": "running"})
+
+        setup, family, stop = asked.setup, asked.backbone.judges, lambda: wish.stop
+        options = {"batch_size": config.batch_size, "setup": setup, "compiled": compile}
+        of = {"keep_marks": setup.keeps_marks, "names": asked.metrics}
+        batches = [rescored(unscored, family, asked.device, store, asked.scoring, stop, **of)]
+        if missing and cache != "only-cache":
+            groups = _groups(missing, store, cache)
+            where = asked.scoring, asked.backbone, asked.device.type, options
+            if engine == "ray":
+                batches.append(work_on_cluster(takewhile(lambda _: not wish.stop, groups), *where, address))
+            else:
+                batches.append(work_here(groups, *where, stop))
+        forwards = 0.0
+        with Progress("generating and scoring", whole, whole - todo, "result") as progress:
+            for batch in chain.from_iterable(batches):
+                store.add(batch)
+                forwards += batch.forwards
+                progress.update(progress.done + sum("method" in row for row in batch.rows))
+        if progress.done < whole:
+            store.flush()
+            files.write_json(out / MANIFEST, asked.manifest | {"status": "interrupted"})
+            raise Interrupted(
+                f"stopped with {progress.done} of {whole} results in {out}; the same command"
+                f"{' without --cache never' if cache == 'never' else ''} goes on from there"
+            )
+        manifest = asked.manifest | {"status": FINISHED, "results": whole, "made": made, "forwards": round(forwards, 1)}
+        manifest["seconds"] = round(time.monotonic() - clock, 1)
+        scores = _scores(store, asked)
+        store.check_there()
+        write_scores(scores, store.folder / SCORES)
+        return _finish(store.folder, scores, manifest, asked.edits, store.check_there)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a run is to do, checked and planned before anything is generated."""
+
+    backbone: Backbone
+    device: torch.device
+    setup: Setup
+    edits: list[Edit]
+    about: dict
+    """What is said of the set that the edits are out of."""
+    tasks: list[Task]
+    metrics: tuple[str, ...]
+    described: tuple[Score, ...]
+    """What the table of results is to say of them."""
+    scoring: str
+    """The version of what scores."""
+    manifest: dict
+
+    @property
+    def recipes(self) -> list[str]:
+        """The keys of all results, in the order of the plan."""
+        return [wanted.recipe for task in self.tasks for wanted in task.wanted]
+
+
+def _asked(config: RunConfig, device: str, methods: Sequence[Method], edits: Sequence[Edit] | None) -> _Asked:
+    """Returns what a configuration asks for. Raises `UserError` for all that can be seen to be wrong before anything is
+    generated."""
     backbone, where = config.open_backbone(), choose_device(device)
-    dtype = dtype_name(choose_dtype(backbone, where, config.dtype))
-    setup = config.setup(dtype)
+    setup = config.setup(dtype_name(choose_dtype(backbone, where, config.dtype)))
     known = load_edits(config.edits) if edits is None else list(edits)
     if edits is not None and (problems := check_edits(known)):
         raise error_of(Path("the edits given"), problems)
@@ -90,67 +161,27 @@ def run(
         raise UserError(f"two methods share name and strength: {shown}", remedy="give one a label, or its own name")
     cases = [(edit, seed) for edit in chosen for seed in config.seeds]
     tasks = plan(backbone, cases, plan_variants(all_methods, config.subsets_of, backbone.blocks), setup, known)
-    recipes = [wanted.recipe for task in tasks for wanted in task.wanted]
     names = setup.metric_names(backbone.judges)
     described = describe_metrics(names, backbone.judges, keep_marks=setup.keeps_marks)
-    judges = judge_version(names, backbone.judges, keep_marks=setup.keeps_marks)
+    scoring = judge_version(names, backbone.judges, keep_marks=setup.keeps_marks)
+    manifest = _describe(config, about, chosen, all_methods, backbone.blocks, where.type)
+    manifest |= {"scoring": scoring, "setup": _words(setup, backbone)}
+    return _Asked(backbone, where, setup, chosen, about, tasks, names, described, scoring, manifest)
 
-    clock = time.monotonic()
-    manifest = _describe(config, about, chosen, all_methods, backbone.blocks, where.type) | {
-        "judges": judges,
-        "setup": _words(setup, backbone),
-    }
-    with Store(out) as store, stopping() as wish:
-        for folder in reuse:
-            store.adopt(Path(folder), {item.recipe: item.code for t in tasks for item in (*t.shared, *t.wanted)})
-        for sentence in store.damage:
-            print(f"riebench: {sentence}", file=sys.stderr)
-        missing, unscored = find_missing(tasks, store, cache, judges)
-        made = sum(len(task.wanted) for task in missing)
-        todo = made + len(unscored)
-        if cache == "only-cache" and todo:
-            raise UserError(f"{todo} of {len(recipes)} results are not in {out}", remedy="use --cache only-missing")
-        files.write_json(out / MANIFEST, manifest | {"status": "running"})
 
-        def generated() -> Iterator[Batch]:
-            groups = (
-                [with_pictures(task, store, cache) for task in missing[start : start + GROUP]]
-                for start in range(0, len(missing), GROUP)
-            )
-            options = {"batch_size": config.batch_size, "setup": setup, "compiled": compile}
-            if engine == "ray":
-                until_stopped = takewhile(lambda _: not wish.stop, groups)
-                return work_on_cluster(until_stopped, judges, backbone, where.type, options, address)
-            return work_here(groups, judges, backbone, where.type, options, stop)
+def _groups(tasks: Sequence[Task], store: Store, cache: str) -> Iterator[list[Task]]:
+    """Yields the tasks in groups of `GROUP`, with the pictures that are there already."""
+    for start in range(0, len(tasks), GROUP):
+        yield [with_pictures(task, store, cache) for task in tasks[start : start + GROUP]]
 
-        stop = lambda: wish.stop  # noqa: E731
-        batches = [
-            rescored(unscored, backbone.judges, where, store, judges, stop, keep_marks=setup.keeps_marks, names=names)
-        ]
-        if missing and cache != "only-cache":
-            batches.append(generated())
-        forwards = 0.0
-        with Progress("generating and scoring", len(recipes), len(recipes) - todo, "result") as progress:
-            for batch in chain.from_iterable(batches):
-                store.add(batch)
-                forwards += batch.forwards
-                progress.update(progress.done + sum("method" in row for row in batch.rows))
-        if progress.done < len(recipes):
-            store.flush()
-            files.write_json(out / MANIFEST, manifest | {"status": "interrupted"})
-            raise Interrupted(
-                f"stopped with {progress.done} of {len(recipes)} results in {out}; the same command"
-                f"{' without --cache never' if cache == 'never' else ''} goes on from there"
-            )
-        manifest |= {"status": FINISHED, "results": len(recipes), "made": made, "forwards": round(forwards, 1)}
-        hashes = {edit.id: edit_sha256(edit) for edit in chosen}
-        scores = store.frame(recipes)
-        scores = describe_scores(scores.assign(edit_sha256=scores["edit"].map(hashes)), described)
-        scores.attrs[EDITS_KEY] = about
-        manifest["seconds"] = round(time.monotonic() - clock, 1)
-        store.check_there()
-        write_scores(scores, store.folder / SCORES)
-        return _finish(store.folder, scores, manifest, chosen, store.check_there)
+
+def _scores(store: Store, asked: _Asked) -> pd.DataFrame:
+    """Returns the table of all results, which says what its scores and its edits are."""
+    hashes = {edit.id: edit_sha256(edit) for edit in asked.edits}
+    scores = store.frame(asked.recipes)
+    scores = describe_scores(scores.assign(edit_sha256=scores["edit"].map(hashes)), asked.described)
+    scores.attrs[EDITS_KEY] = asked.about
+    return scores
 
 
 def report_again(folder: Path) -> Run:

@@ -28,7 +28,7 @@ from riebench.core.errors import UserError
 from riebench.core.keys import digest
 
 #: What every row has; `image_sha256` is of the picture's file, "" where there is none. The other columns are free.
-KEY_COLUMNS = ("recipe", "code", "judges", "status", "image", "image_sha256")
+KEY_COLUMNS = ("recipe", "code", "scoring", "status", "image", "image_sha256")
 PARTS, IMAGES, LOCK, WRITER = "parts", "images", ".lock", ".writer"
 MARKER_TEXT = "A run directory of riebench (docs/run-directory.md). The tool writes and deletes in it.\n"
 #: What the tool writes at the top of a run directory, beside its two sub-folders.

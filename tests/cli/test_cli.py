@@ -152,7 +152,7 @@ def test_flags_of_a_run_are_fields_of_its_configuration(monkeypatch):
     [
         ("--set strength=2 --set keep_spatial=no", {"strength": 2, "keep_spatial": False}),
         ("--set strength=1e-1 --set k=16", {"strength": "1e-1", "k": 16}),
-        ("--set steps=mean --set window=1,2", {"steps": "mean", "window": "1,2"}),
+        ("--set aggregation=mean --set window=1,2", {"aggregation": "mean", "window": "1,2"}),
         ("--set window=3", {"window": "3"}),
         ("--method chosen --set on=up.0.1:12,55", {"on": "up.0.1:12,55"}),
         ("--set k=[1", {"k": "[1"}),

@@ -41,7 +41,7 @@ PICTURES = ["image", "original", "edited", "regions"]
 
 
 def without_keys(scores: pd.DataFrame) -> pd.DataFrame:
-    return scores.drop(columns=["recipe", "code", "judges", "backbone", *PICTURES])
+    return scores.drop(columns=["recipe", "code", "scoring", "backbone", *PICTURES])
 
 
 def test_a_folder_of_ones_own_is_a_backbone_from_yaml(tmp_path):

@@ -100,7 +100,7 @@ def write_run(folder, frame=None, *, side=8, **manifest):
         "device": "cpu",
         "machine": "x86_64, 2 threads",
         "python": "3.11.7",
-        "judges": "1ed9e",
+        "scoring": "1ed9e",
     }
     words |= {"edits": {"sha256": set_sha256(EDITS)}}
     words |= {"made": 500, "forwards": 400.0, "seconds": 50.0, "versions": {"riebench": "0.1.0"}} | manifest
@@ -191,7 +191,7 @@ def test_an_entry_says_what_its_method_sees_and_how_it_was_made(board):
     }
     assert entry.content["authors"] == "A. Author" and not entry.is_control
     assert entry.content["description"] == "SAE features chosen from the two prompts alone"
-    assert entry.content["hashes"]["judges"] == "1ed9e" and entry.content["hashes"]["code"] == ["c0de"]
+    assert entry.content["hashes"]["scoring"] == "1ed9e" and entry.content["hashes"]["code"] == ["c0de"]
 
 
 def test_an_entry_keeps_its_method_no_intervention_and_the_controls_near_its_strength(board):

@@ -181,7 +181,7 @@ def test_methods_are_given_the_mode_s_own_selection(steps):
             for trace, cells in ((case.edited, case.edited_cells), (case.original, case.original_cells))
         ]
         wanted = mode.select(*sides, 2, "", steps, False)
-        found = select_features(case, saes, k=2, pool="", steps=steps)
+        found = select_features(case, saes, k=2, pool="", aggregation=steps)
         assert list(found) == SITES
         for site in SITES:
             assert found[site].on.tolist() == wanted[site].on.tolist()

@@ -171,7 +171,7 @@ def slow_sae_plan(
 def test_static_sae_transport_equals_the_slow_one(pool, steps, strength):
     for seed in range(5):
         case = make_case([Site(block) for block in BLOCKS], seed)
-        plan = SAE(strength=strength, k=2, pool=pool, steps=steps).plan(case)
+        plan = SAE(strength=strength, k=2, pool=pool, aggregation=steps).plan(case)
         slow = slow_sae_plan(case, 2, strength, pool, steps)
         for site, added in plan.additions.items():
             np.testing.assert_allclose(added_maps(added), slow[site.block], atol=1e-5)

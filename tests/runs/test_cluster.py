@@ -99,7 +99,7 @@ def make(folder, *methods, edits=EDITS, engine="local"):
 
 
 def work(groups, *, device="cpu", address=None):
-    return work_on_cluster(iter(groups), "judges", BACKBONE, device, {}, address)
+    return work_on_cluster(iter(groups), "scoring", BACKBONE, device, {}, address)
 
 
 def assert_equal(one, other):

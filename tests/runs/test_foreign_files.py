@@ -62,7 +62,7 @@ def tree(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 
 def row(number: int) -> dict:
-    return {"recipe": f"r{number}", "code": "c", "judges": "j", "status": "failed", "image": ""}
+    return {"recipe": f"r{number}", "code": "c", "scoring": "j", "status": "failed", "image": ""}
 
 
 @pytest.mark.parametrize("name", FOREIGN)

@@ -95,7 +95,7 @@ def in_maps(value_tnc: torch.Tensor) -> torch.Tensor:
 def make_method(mode: str, k: int, settings: dict):
     words = dict(settings)
     if mode != "steering":
-        words |= {"k": k, "steps": words.pop("aggregate", "first"), "pool": words.pop("pool", "")}
+        words |= {"k": k, "aggregation": words.pop("aggregate", "first"), "pool": words.pop("pool", "")}
     if mode == "sae_adaptive":
         words["mode"] = "adaptive"
     statistic = words.pop("stat", "mean")

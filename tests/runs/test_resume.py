@@ -731,19 +731,19 @@ def test_another_version_of_the_judges_scores_again_and_generates_nothing(
         store.add(Batch([store.row(recipe) | wrong for recipe in scores_of(whole).recipe], {}))
     monkeypatch.setattr(runs, "judge_version", lambda *_, **__: "other judges")
     done = run(config_of(), folder, device="cpu")
-    assert done.manifest["made"] == 0 and done.manifest["judges"] == "other judges"
+    assert done.manifest["made"] == 0 and done.manifest["scoring"] == "other judges"
     assert set(scores_of(folder).judges) == {"other judges"}
-    assert_same(folder, whole, without=["judges"])
+    assert_same(folder, whole, without=["scoring"])
     monkeypatch.setattr(Scorer, "score", None)
     run(config_of(), folder, device="cpu")
-    assert_same(folder, whole, without=["judges"])
+    assert_same(folder, whole, without=["scoring"])
 
 
 def test_a_reference_that_scoring_needs_and_that_is_gone_is_made_with_its_case(folder, whole, monkeypatch):
     next(folder.glob("images/add_object-00/42/regions-*.png")).unlink()
     monkeypatch.setattr(runs, "judge_version", lambda *_, **__: "other judges")
     assert run(config_of(), folder, device="cpu").manifest["made"] == PER_CASE
-    assert_same(folder, whole, without=["judges"])
+    assert_same(folder, whole, without=["scoring"])
 
 
 def test_scoring_again_does_not_believe_another_region(folder, whole, monkeypatch, capsys):
@@ -753,7 +753,7 @@ def test_scoring_again_does_not_believe_another_region(folder, whole, monkeypatc
     Image.fromarray(np.roll(regions, 20, axis=1)).save(path)
     monkeypatch.setattr(runs, "judge_version", lambda *_, **__: "other judges")
     run(config_of(), folder, device="cpu")
-    assert_same(folder, whole, without=["judges"])
+    assert_same(folder, whole, without=["scoring"])
     assert str(path) in capsys.readouterr().err and path.read_bytes() == good
 
 

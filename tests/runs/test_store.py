@@ -26,7 +26,7 @@ NAME = "images/e/42/{}-0123456789ab.png"
 
 
 def row(number: int, image: str = "", **columns) -> dict:
-    keys = {"recipe": f"r{number}", "code": "c", "judges": "j", "status": "ok" if image else "failed", "image": image}
+    keys = {"recipe": f"r{number}", "code": "c", "scoring": "j", "status": "ok" if image else "failed", "image": image}
     return keys | {"edit": "e", "seed": 42, "clip": number / 7} | columns
 
 
@@ -105,7 +105,7 @@ def test_what_a_caller_does_to_a_row_stays_with_the_caller(filled):
 
 def test_batches_that_do_not_fit_are_refused_at_once(tmp_path):
     with pytest.raises(ValueError, match="lacks code, image"):
-        Batch([{"recipe": "r", "judges": "j", "status": "ok"}], {})
+        Batch([{"recipe": "r", "scoring": "j", "status": "ok"}], {})
     for wrong in (np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8), np.zeros(4, np.uint8)):
         with pytest.raises(ValueError, match="picture a.png is"):
             Batch([], {"a.png": wrong})

@@ -44,7 +44,7 @@ def groups_of(methods, size=2, count=6):
 def made(groups, cores, monkeypatch):
     """(Recipe -> row, path -> picture) of all batches, with so many cores free."""
     monkeypatch.setattr(workers, "usable_cores", lambda: cores)
-    batches = list(workers.work_here(groups, "judges", BACKBONE, "cpu", OPTIONS))
+    batches = list(workers.work_here(groups, "scoring", BACKBONE, "cpu", OPTIONS))
     rows = {row["recipe"]: row for batch in batches for row in batch.rows if "method" in row}
     return rows, {path: array for batch in batches for path, array in batch.pictures.items()}
 

@@ -242,7 +242,7 @@ def test_transport_moves_the_chosen_features_of_each_cell(fitted, mode):
         {"mid.0": cells}, {"mid.0": cells}, {"mid.0": fitted}.__getitem__,
     )  # fmt: skip
     dictionaries = {site: fitted}
-    selected = select_features(case, dictionaries, k=2, pool="block", steps="first")
+    selected = select_features(case, dictionaries, k=2, pool="block", aggregation="first")
     plan = transport(case, dictionaries, selected, Transport(mode=mode))
     rows_o, rows_e = (trace[site][0].permute(1, 2, 0).reshape(-1, 6) for trace in (original, edited))
     z_o, z_e = fitted.encode(rows_o), fitted.encode(rows_e)
