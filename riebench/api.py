@@ -20,7 +20,7 @@ from riebench.edits.edit import Edit
 from riebench.generation.interventions import Intervention
 from riebench.methods.method import Method
 from riebench.runs import run as runs
-from riebench.runs.config import MethodConfig, RunConfig, read_config
+from riebench.runs.config import MethodConfig, RunConfig, build_config, read_config
 from riebench.runs.engine import Engine, open_engine
 from riebench.runs.plan import find_donor, kind_of_donor, variant_of
 from sae_models.tensors import dtype_name
@@ -57,7 +57,7 @@ class Edited:
 
 
 def run(
-    config: RunConfig | str = "quickstart",
+    config: RunConfig | str | Mapping[str, Any] = "quickstart",
     out: str | Path | None = None,
     *,
     device: str = "auto",
@@ -67,11 +67,14 @@ def run(
 ) -> runs.Run:
     """Runs a benchmark, writes its folder (default `runs/<name>`), and returns the finished run.
 
-    config: a preset, a YAML file or a RunConfig; `overrides` replace its fields. methods: one's own, beside the
-    configured ones. edits: one's own, in place of the configured set. Raises `UserError` for anything wrong with them.
+    config: a preset, a YAML file, a RunConfig, or the keys and values of a YAML file; `overrides` replace its fields.
+    methods: one's own, beside the configured ones. edits: one's own, in place of the configured set. Raises `UserError`
+    for anything wrong with them.
     """
     if isinstance(config, RunConfig):
         settings, name = dataclasses.replace(config, **overrides), "custom"
+    elif isinstance(config, Mapping):
+        settings, name = build_config({**config, **overrides}, "the configuration"), "custom"
     else:
         settings, name = read_config(config, overrides), Path(config).stem
     folder = Path("runs") / name if out is None else named_path(out)

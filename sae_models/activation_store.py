@@ -288,18 +288,6 @@ class ActivationStore:
                     remedy="take a dictionary of that width",
                 )
 
-    def verify(self) -> None:
-        """Reads every byte. Raises `UserError` naming all shards that are not as they were written."""
-        wrong: list[str] = []
-        for number in range(self.shards):
-            for block in self.blocks:
-                try:
-                    self._verify(block, number)
-                except UserError as error:
-                    wrong.append(str(error).partition(" -> ")[0])
-        if wrong:
-            raise UserError("; ".join(wrong), remedy=AGAIN)
-
     def read(self, block: str, shard: int) -> Rows:
         """Returns a shard as a whole, on the CPU; its hash is compared when it is first read."""
         self.expect(block=block)

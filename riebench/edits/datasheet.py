@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import median
 
-from riebench.edits.edit import SPLITS, Edit, categories_of
+from riebench.edits.edit import SPLITS, Edit, categories_of, load_edits
 from riebench.edits.rules import LOOKS, SUBJECTS, words_of
 
 
@@ -45,3 +45,7 @@ def _said(edit: Edit) -> tuple[str, str]:
 def _lengths(edits: Sequence[Edit]) -> str:
     lengths = [len(prompt.split()) for edit in edits for prompt in (edit.original_prompt, edit.edited_prompt)]
     return f"{min(lengths)}, {median(lengths):g}, {max(lengths)}"
+
+
+if __name__ == "__main__":
+    print(format_datasheet(load_edits("riebench")))

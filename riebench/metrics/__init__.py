@@ -12,7 +12,6 @@ from riebench.metrics.table import (
     ONLY,
     check_names,
     default_metrics,
-    metrics_of,
     split_name,
 )
 
@@ -26,7 +25,6 @@ __all__ = [
     "check_names",
     "default_metrics",
     "describe",
-    "metrics_of",
     "score_batch",
     "scorers",
     "split_name",

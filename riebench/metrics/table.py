@@ -105,11 +105,6 @@ def default_metrics(family: str) -> tuple[str, ...]:
     return DEFAULT + ONLY.get(family, ())
 
 
-def metrics_of(family: str) -> tuple[str, ...]:
-    """Returns the names of the registered metrics that can score a family's pictures."""
-    return tuple(name for name in METRICS.names() if name not in _of_others(family))
-
-
 def split_name(name: str) -> tuple[str, str]:
     """Returns (name in the registry, "architecture/weights" of the open_clip model behind it; "" for its own)."""
     base, _, model = name.partition("@")

@@ -15,6 +15,7 @@ import pytest
 import torch
 from memory import live_bytes
 from sdxl_blocks import BLOCK_NAMES
+from stores import read_all
 
 import riebench.dictionaries.harvest as harvest
 from riebench.backbones.table import BACKBONES
@@ -140,7 +141,7 @@ def test_prompts_are_encoded_a_batch_at_a_time_without_marks(of_four, monkeypatc
 def test_a_store_holds_what_is_streamed(of_four, tmp_path):
     store = harvest_to_store(of_four, BLOCKS, PROMPTS, 70, tmp_path, **OF_THREE)
     store.expect(backbone="tinyworld-turbo@1", block="down.2.1", width=96)
-    store.verify()
+    read_all(store)
     assert store.complete and store.shards == 4 and store.rows == dict.fromkeys(BLOCKS, 11 * 64)
     assert store.origin.made_by["grids"]["up.0.0"] == [8, 8] and store.origin.made_by["shard_prompts"] == 3
     rows = gathered(stream(of_four, BLOCKS, PROMPTS, seed=70))
@@ -206,7 +207,7 @@ def test_kill_9_while_a_shard_is_written_and_the_next_is_made(of_four, tmp_path)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run(words, env=environment).returncode == -signal.SIGKILL
     found = ActivationStore.open(killed)
-    found.verify()
+    read_all(found)
     assert found.shards == 2
     harvest_to_store(of_four, BLOCKS, PROMPTS, 70, killed, **OF_THREE)
     assert files_of(killed) == files_of(whole)
@@ -237,7 +238,7 @@ def test_ctrl_c_leaves_what_was_handed_over_and_goes_on_to_the_same_bytes(of_fou
         harvest_to_store(of_four, BLOCKS, PROMPTS, 70, stopped, **OF_THREE)
     monkeypatch.setattr(harvest, "_chunk", real)
     found = ActivationStore.open(stopped)
-    found.verify()
+    read_all(found)
     assert found.shards <= 2
     harvest_to_store(of_four, BLOCKS, PROMPTS, 70, stopped, **OF_THREE)
     assert files_of(stopped) == files_of(whole)
@@ -316,7 +317,7 @@ def test_rows_that_are_not_finite_are_refused_by_prompt_and_step(guided, tmp_pat
     finally:
         hook.remove()
     found = ActivationStore.open(tmp_path)
-    found.verify()
+    read_all(found)
     assert found.shards == 2, "what was whole before stays"
 
 

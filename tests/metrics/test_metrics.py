@@ -24,9 +24,9 @@ from riebench.generation.sharing import twin_of
 from riebench.metrics import (
     ANY_CLIP,
     METRICS,
+    ONLY,
     default_metrics,
     describe,
-    metrics_of,
     score_batch,
     scorers,
 )
@@ -39,6 +39,12 @@ from riebench.tinyworld import oracle as tinyworld_oracle
 
 OTHER_CLIP = "clip_region_edited@ViT-B-32/laion2b_s34b_b79k"
 EVERY = (*METRICS.names(), OTHER_CLIP)
+
+
+def metrics_of(family: str) -> tuple[str, ...]:
+    """The names of the registered metrics that can score a family's pictures."""
+    others = {name for other, names in ONLY.items() if other != family for name in names}
+    return tuple(name for name in METRICS.names() if name not in others)
 
 
 # ---------------------------------------------------------------- batches

@@ -19,6 +19,7 @@ import torch
 from memory import live_bytes
 from safetensors.torch import load_file
 from scipy.stats import chisquare
+from stores import read_all
 
 import sae_models.activation_store as activation_store
 from riebench.core.errors import UserError
@@ -79,7 +80,7 @@ def test_what_was_written_is_read(store):
     for number in range(len(SIZES)):
         for name, value in vars(store.read("up.0.1", number)).items():
             assert torch.equal(value, getattr(make_rows(number, 6), name)), name
-    store.verify()
+    read_all(store)
 
 
 def test_the_files_are_as_the_page_says(store):
@@ -138,7 +139,7 @@ def test_kill_9_in_the_middle_of_a_shard_loses_nothing_written(tmp_path):
     assert subprocess.run(words, env=environment).returncode == -signal.SIGKILL
     assert any(path.name.startswith(".shard-") for path in killed.rglob("*")), "half a shard lies there"
     found = ActivationStore.open(killed)
-    found.verify()
+    read_all(found)
     assert found.rows["up.0.1"] == sum(SIZES[:2])
     fill(killed)
     assert content(killed) == content(whole)
@@ -209,7 +210,7 @@ def test_a_full_disk_is_said_and_leaves_what_was_written(tmp_path, monkeypatch):
         writer.write(1, make_shard(1))
     monkeypatch.undo()
     found = ActivationStore.open(full)
-    found.verify()
+    read_all(found)
     assert found.shards == 1
     fill(full)
     assert content(full) == content(whole)
@@ -237,7 +238,7 @@ def test_a_changed_bit_is_found_by_its_hash(store):
     path.write_bytes(data)
     found = ActivationStore.open(store.folder)
     with pytest.raises(UserError, match="shard-000001.safetensors is not as it was written: its sha256 differs"):
-        found.verify()
+        read_all(found)
     with pytest.raises(UserError, match="sha256 differs"):
         for step in range(9):
             at(found.batches("up.0.1", 20), step)
