@@ -21,17 +21,15 @@ from riebench.runs.config import read_config
 SETTINGS = str(Path(__file__).parents[1] / "benchmarks" / "settings.yaml")  # six methods, one of them on all subsets
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if "chromium" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.browser)
-        if any("Ray is not installed" in str(mark.kwargs.get("reason")) for mark in item.iter_markers("skipif")):
-            item.add_marker(pytest.mark.ray)
-        if "gpu" in item.keywords and not torch.cuda.is_available():
-            item.add_marker(pytest.mark.skip(reason="needs a GPU that torch can use"))
-        group = "processes" if item.get_closest_marker("process") else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+def pytest_itemcollected(item):  # before xdist looks at the groups
+    if "chromium" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.browser)
+    if any("Ray is not installed" in str(mark.kwargs.get("reason")) for mark in item.iter_markers("skipif")):
+        item.add_marker(pytest.mark.ray)
+    if "gpu" in item.keywords and not torch.cuda.is_available():
+        item.add_marker(pytest.mark.skip(reason="needs a GPU that torch can use"))
+    group = "processes" if item.get_closest_marker("process") else item.path.name
+    item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

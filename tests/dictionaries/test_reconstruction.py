@@ -141,9 +141,10 @@ def test_a_scope_alone_finds_what_it_finds_among_others(sampler, models):
     guided = Sampler(GUIDED, sampler.pipeline, batch_size=2)
     dictionaries = {"a": {"up.0.0": untrained(1), "up.0.1": untrained(2)}}
     scopes = [Scope("uncond"), Scope(), Scope("cond", "2"), Scope(window="0,2")]
-    together = reconstruction_effect(guided, dictionaries, PROMPTS, SEEDS, models, scopes)
+    asked = dictionaries, PROMPTS[:2], SEEDS[:2], models
+    together = reconstruction_effect(guided, *asked, scopes)
     for scope in scopes:
-        alone = reconstruction_effect(guided, dictionaries, PROMPTS, SEEDS, models, [scope])
+        alone = reconstruction_effect(guided, *asked, [scope])
         rows = together[(together["branch"] == scope.branch) & (together["window"] == scope.window)]
         pd.testing.assert_frame_equal(rows.reset_index(drop=True), alone)
     means = summarise(together).query("replacement == 'zero'").groupby(["branch", "window"])["lpips"].mean()

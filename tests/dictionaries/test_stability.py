@@ -87,8 +87,9 @@ def test_a_checkpoint_that_is_not_the_registered_one_is_told(tmp_path):
         compare_pairs(find_pairs(broken, tmp_path))
 
 
-def test_trained_ones_of_two_seeds_are_compared_by_the_command(tmp_path, capsys):
+def test_trained_ones_of_two_seeds_are_compared_by_the_command(tmp_path, capsys, monkeypatch):
     """Two of one folder, and one of them with one that was also trained on other noise."""
+    monkeypatch.setattr("riebench.dictionaries.evaluate.OWN_ROWS", 3 * 64)
     one, other = tmp_path / "one", tmp_path / "other"
     words = ["train", "--blocks", "mid.0", "--count", "48", "--k", "4", "--width", "1", "--steps", "40"]
     assert main([*words, "--seeds", "0,1", "--out", str(one)]) == 0

@@ -36,7 +36,7 @@ from sae_models.pca import PCA
 RED = "flat poster of a standing red plain heart in the sky"
 BLUE = RED.replace("red", "blue")
 SMALL = {"categories": ["change_colour"], "edits_per_category": 2, "seeds": [42], "methods": ["noop", "sae"]}
-SMALL |= {"resamples": 20, "batch_size": 16}
+SMALL |= {"resamples": 20, "batch_size": 4, "subsets_of": "noop"}
 PICTURES = ["image", "original", "edited", "regions"]
 
 
