@@ -236,6 +236,7 @@ def test_every_result_under_guidance_says_its_branch_and_window(tmp_path):
         {"name": "dense", "label": "late", "window": "last 5", "branch": "uncond"},
     ]
     words = SMALL | {"backbone": "tinyworld-base@25", "methods": methods, "edits_per_category": 1}
+    words |= {"batch_size": 2, "subsets_of": "noop"}  # 25 steps of two rows each: no more than is looked at
     scores = run(build_config(words, "here"), tmp_path, device="cpu").scores
     assert (scores.status == "ok").all()
     said = {row.method: (row.branch, row.window) for row in scores.itertuples()}
