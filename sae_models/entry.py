@@ -13,7 +13,7 @@ class Entry:
     name: str
     """What a user asks for, e.g. "topk-k16-x8"; the same name for each block of a set trained together."""
     backbone: str
-    """The model whose updates it codes."""
+    """The model whose blocks it codes."""
     block: str
     """The block's short name, e.g. "up.0.1"."""
     kind: str

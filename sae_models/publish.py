@@ -102,12 +102,12 @@ def _card(folder: Path, repo: str, entries: list[Entry]) -> str:
             + f"\n## Metadata\n```json\n{metadata}\n```\n"
             + _how_to_load(repo, "")
         )
-    heads = ["backbone", "block", "name", "architecture", "k", "features", "width", *FIGURES.values()]
+    heads = ["backbone", "block", "site", "name", "architecture", "k", "features", "width", *FIGURES.values()]
     rows = [_row(entry) for entry in entries]
     training = {" ".join(entry.key): entry.training for entry in entries if entry.training}
     settings = f"\n## Training\n```json\n{json.dumps(training, indent=2, sort_keys=True)}\n```\n" if training else ""
     return (
-        f"{title}{len(entries)} sparse autoencoders of the updates that blocks make in a diffusion model.\n\n"
+        f"{title}{len(entries)} dictionaries of what the blocks of a diffusion model do.\n\n"
         + _table(heads, rows)
         + "\nEV: explained variance, pooled; L0: active features a row; dead: share of features never active; on rows "
         "that were not trained on. A dash: not evaluated.\n" + settings + _how_to_load(repo, entries[0].folder)
@@ -115,9 +115,9 @@ def _card(folder: Path, repo: str, entries: list[Entry]) -> str:
 
 
 def _row(entry: Entry) -> str:
-    told = [entry.backbone, entry.block, entry.name, entry.kind, entry.k or "-", entry.num_features, entry.width]
+    told = [entry.backbone, entry.block, entry.site, entry.name, entry.kind, entry.k or "-"]
     figures = [f"{entry.evaluation[name]:.3f}" if name in entry.evaluation else "-" for name in FIGURES]
-    return f"| {' | '.join(map(str, [*told, *figures]))} |"
+    return f"| {' | '.join(map(str, [*told, entry.num_features, entry.width, *figures]))} |"
 
 
 def _table(heads: list[str], rows: list[str]) -> str:

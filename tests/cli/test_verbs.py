@@ -93,7 +93,7 @@ def test_dominance_stands_runs_beside_each_other(finished, tmp_path, capsys):
     every = scores[scores.blocks == "down.2.1+mid.0+up.0.0+up.0.1"]
     cost = every[every.method == "sae"].lpips_original.mean()
     assert of_all.shapley.sum() == pytest.approx(cost, rel=1e-6)  # the blocks' values add up to what all cost together
-    assert "does not exist" in failing(capsys, "dominance", tmp_path / "nowhere")
+    assert "is no run directory" in failing(capsys, "dominance", tmp_path / "nowhere")
 
 
 def test_edits_are_validated_from_an_example_on(tmp_path, capsys):

@@ -167,7 +167,7 @@ def test_runs_and_metrics_that_cannot_be_scored_are_refused_before_anything_is(f
     refused(folder, "did you mean 'lpips_vgg_original'", ["lpips_vgg_orignal"])
     refused(folder, "did you mean 'ViT-B-32/laion400m_e32'", ["clip_text_edited@ViT-B-32/laion400m_e33"])
     edit_manifest(folder, lambda manifest: manifest.update(status="interrupted"))
-    refused(folder, r"is not finished \(interrupted\) -> finish it")
+    refused(folder, r"is not finished \(interrupted\) -> run it to its end")
     edit_manifest(folder, lambda manifest: manifest.update(status="finished"))
     edit_manifest(folder, lambda manifest: manifest["config"].update(backbone="sdxl-turbo@1"))
     refused(folder, "oracle reads tinyworld's pictures, not those of sdxl", ["oracle_preservation"])

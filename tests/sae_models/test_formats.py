@@ -659,7 +659,8 @@ def indexed(root: Path) -> list[index.Entry]:
         scores = {"explained_variance_pooled": 0.8125, "l0": 4.75, "dead_share": 0.05} if kind == "topk" else {}
         training = {"steps": 77} if kind == "topk" else {}
         index.register(
-            index.Entry(name, "my-model@1", block, kind, k, F, D, folder, sha256, scores, training), root=root
+            index.Entry(name, "my-model@1", block, kind, k, F, D, folder, sha256, evaluation=scores, training=training),
+            root=root,
         )
     (root / "state").mkdir()
     (root / "state" / "rows.pt").write_bytes(b"private")
@@ -689,8 +690,8 @@ def test_an_index_goes_with_its_checkpoints_alone_and_comes_back_whole(tmp_path,
     assert hub.files() == sorted(["README.md", "index.json", *checkpoints])
     card = (hub.folder / "README.md").read_text()
     assert card.startswith("---\n") and "| EV | L0 | dead |" in card
-    assert f"| my-model@1 | mid.0 | [k5] | topk | {K} | {F} | {D} | 0.812 | 4.750 | 0.050 | - |" in card
-    assert f"| my-model@1 | up.0.1 | jump | jumprelu | - | {F} | {D} | - | - | - | - |" in card
+    assert f"| my-model@1 | mid.0 | update | [k5] | topk | {K} | {F} | {D} | 0.812 | 4.750 | 0.050 | - |" in card
+    assert f"| my-model@1 | up.0.1 | update | jump | jumprelu | - | {F} | {D} | - | - | - | - |" in card
     assert '"steps": 77' in card and "from_hub('me/saes', 'main', 'mid.0/[k5]')" in card
     folder = from_hub("me/saes", "main")
     assert index.entries(folder) == entries
