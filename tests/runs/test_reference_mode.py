@@ -1,5 +1,6 @@
-"""Reference mode against a second, slow implementation of the published procedure, on a pipeline of SDXL's shape: 1280
-channels at 16x16 in the deepest level. Same selected features, same added tensors, same image."""
+"""Reference mode against a second, slow implementation of the published procedure, on a pipeline of SDXL's shape: 16x16
+cells in the deepest level, of 320 channels for every setting and of SDXL's 1280 for some. Same selected features, same
+added tensors, same image."""
 
 from __future__ import annotations
 
@@ -34,19 +35,25 @@ from sae_models.topk import TopKConfig, TopKSAE
 
 EDIT = Edit("e", "change_colour", "a red heart in the sky", "a blue striped circle at night", "heart", "circle")
 STEPS = 2
+CHANNELS, FULL = 320, 1280
 IMAGE = 2e-4  # of a pixel's range: additions are summed in another order
 METHOD = {"sae": "sae", "sae_adaptive": "sae", "steering": "dense", "neurons": "neurons"}
 
 
 @pytest.fixture(scope="module")
-def sampler():
-    backbone = Backbone("shaped@2", "/nowhere", STEPS, 0.0, grounder="everything", judges="sdxl")
-    return Sampler(backbone, sdxl_shaped_pipeline(), batch_size=1)
+def channels(request):
+    return getattr(request, "param", CHANNELS)
 
 
 @pytest.fixture(scope="module")
-def plain_saes():
-    return {block: random_sae(seed) for seed, block in enumerate(BLOCKS)}
+def sampler(channels):
+    backbone = Backbone("shaped@2", "/nowhere", STEPS, 0.0, grounder="everything", judges="sdxl")
+    return Sampler(backbone, sdxl_shaped_pipeline(channels), batch_size=1)
+
+
+@pytest.fixture(scope="module")
+def plain_saes(channels):
+    return {block: random_sae(seed, channels) for seed, block in enumerate(BLOCKS)}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +70,8 @@ def samples(sampler):
 
 
 @pytest.fixture(scope="module")
-def traces():
+def traces(channels):
+    """What the peer has traced, of one pipeline."""
     return {}
 
 
@@ -146,7 +154,13 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("category", "mode", "k", "settings"), CASES)
+WIDTHS = [(CHANNELS, *case) for case in CASES]
+WIDTHS += [pytest.param(FULL, *CASES[number], marks=pytest.mark.slow) for number in (0, 7, 14)]  # one of each kind
+
+
+@pytest.mark.parametrize(
+    ("channels", "category", "mode", "k", "settings"), WIDTHS, indirect=["channels"], scope="module"
+)
 def test_same_features_same_additions_same_image(
     sampler, samples, masks, plain_saes, traces, category, mode, k, settings
 ):
