@@ -204,7 +204,6 @@ def _read_run(folder: Path, label: str) -> _Run:
     one_of_each(frame)
     whole = frame["blocks"].isin(("", "+".join(run.manifest["blocks"])))
     scores = {score.name: score for score in scores_of(frame)}
-    frame.attrs = {}  # pandas would copy what they say of the metrics at every step
     return _Run(label, run.manifest, frame[whole], scores, described=any(score.network for score in scores.values()))
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from riebench.core.errors import UserError
 from riebench.core.files import replacing
-from riebench.core.scores import CASE, COLUMNS, NEEDED, SETTING, Setting, scores_of
+from riebench.core.scores import CASE, COLUMNS, NEEDED, SETTING, Setting, keep_description, scores_of
 
 
 def validate_scores(frame: pd.DataFrame, where: str = "the scores") -> pd.DataFrame:
@@ -78,7 +78,7 @@ def read_scores(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise UserError(f"scores {path} does not exist", remedy="run the benchmark, or check the run folder's path")
     try:
-        frame = pd.read_parquet(path)
+        frame = keep_description(pd.read_parquet(path))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"scores {path} cannot be read: {error}", remedy="remove it and score the run again") from error
     return validate_scores(frame, where=f"scores {path}")

@@ -118,7 +118,6 @@ class _ValidPart:
 def _valid_part(frame: pd.DataFrame, resamples: int, seed: int) -> _ValidPart:
     frame = validate_scores(frame)
     scores = scores_of(frame)
-    frame.attrs = {}  # pandas would copy what they say of the scores at every step
     one_of_each(frame)
     kept = settings_of(frame[frame["status"] == "ok"])
     if not any(setting.method == NOOP for setting in kept):

@@ -148,8 +148,25 @@ def scores_of(frame: pd.DataFrame) -> tuple[Score, ...]:
 
 def describe_scores(frame: pd.DataFrame, scores: Sequence[Score]) -> pd.DataFrame:
     """Returns the frame with what `scores_of` is to say of it."""
+    return _described(frame, [score_words(score) | {"always": score.always} for score in scores])
+
+
+def keep_description(frame: pd.DataFrame) -> pd.DataFrame:
+    """Returns a frame that was read from a file, so that pandas carries what it says of its scores along for nothing."""
+    words = frame.attrs.get(METRICS_KEY)
+    return _described(frame, words) if isinstance(words, list) else frame
+
+
+class _Words(list):
+    """What a frame says of its scores. pandas makes a deep copy of it at every step, and nobody changes it."""
+
+    def __deepcopy__(self, memo: dict) -> _Words:
+        return self
+
+
+def _described(frame: pd.DataFrame, words: list) -> pd.DataFrame:
     described = frame.copy(deep=False)
-    described.attrs = {**frame.attrs, METRICS_KEY: [score_words(score) | {"always": score.always} for score in scores]}
+    described.attrs = {**frame.attrs, METRICS_KEY: _Words(words)}
     return described
 
 

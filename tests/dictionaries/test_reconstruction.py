@@ -141,7 +141,7 @@ def test_a_scope_alone_finds_what_it_finds_among_others(sampler, models):
     guided = Sampler(GUIDED, sampler.pipeline, batch_size=2)
     dictionaries = {"a": {"up.0.0": untrained(1), "up.0.1": untrained(2)}}
     scopes = [Scope("uncond"), Scope(), Scope("cond", "2"), Scope(window="0,2")]
-    asked = dictionaries, PROMPTS[:2], SEEDS[:2], models
+    asked = dictionaries, PROMPTS, SEEDS, models
     together = reconstruction_effect(guided, *asked, scopes)
     for scope in scopes:
         alone = reconstruction_effect(guided, *asked, [scope])

@@ -34,8 +34,8 @@ from riebench.runs.setup import Setup
 from sae_models.topk import TopKConfig, TopKSAE
 
 EDIT = Edit("e", "change_colour", "a red heart in the sky", "a blue striped circle at night", "heart", "circle")
-STEPS = 2
 CHANNELS, FULL = 320, 1280
+STEPS = {CHANNELS: 2, FULL: 1}
 IMAGE = 2e-4  # of a pixel's range: additions are summed in another order
 METHOD = {"sae": "sae", "sae_adaptive": "sae", "steering": "dense", "neurons": "neurons"}
 
@@ -47,7 +47,7 @@ def channels(request):
 
 @pytest.fixture(scope="module")
 def sampler(channels):
-    backbone = Backbone("shaped@2", "/nowhere", STEPS, 0.0, grounder="everything", judges="sdxl")
+    backbone = Backbone("shaped@2", "/nowhere", STEPS[channels], 0.0, grounder="everything", judges="sdxl")
     return Sampler(backbone, sdxl_shaped_pipeline(channels), batch_size=1)
 
 
@@ -119,7 +119,7 @@ def theirs(sampler, masks, plain_saes, traces, category, mode, k, settings):
         *masks,
         category=category,
         mode=mode,
-        steps=STEPS,
+        steps=sampler.backbone.steps,
         strength=1.5,
         k=k,
         combine_blocks=words.pop("pool", "all") == "all",
