@@ -152,7 +152,7 @@ def describe_scores(frame: pd.DataFrame, scores: Sequence[Score]) -> pd.DataFram
 
 
 def keep_description(frame: pd.DataFrame) -> pd.DataFrame:
-    """Returns a frame that was read from a file, so that pandas carries what it says of its scores along for nothing."""
+    """Returns a frame read from a file, such that pandas carries along for nothing what it says of its scores."""
     words = frame.attrs.get(METRICS_KEY)
     return _described(frame, words) if isinstance(words, list) else frame
 
