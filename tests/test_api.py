@@ -18,6 +18,7 @@ RED = "flat poster of a standing red plain heart in the sky"
 BLUE = RED.replace("red", "blue")
 
 
+@pytest.mark.slow
 def test_edit_one_pair_of_ones_own(engine):
     result = riebench.edit(RED, BLUE, region="heart", engine=engine)
     assert result.original.size == result.edited.size == result.intervened.size == (64, 64)
@@ -30,6 +31,7 @@ def test_edit_one_pair_of_ones_own(engine):
     assert other.original.tobytes() != result.original.tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", [name for name in BACKBONES.names() if is_shipped(BACKBONES.get(name))])
 def test_every_backbone_can_be_edited_with_its_dictionaries(backbone):
     engine = open_engine(backbone, "cpu", batch_size=2)
@@ -42,6 +44,7 @@ def test_every_backbone_can_be_edited_with_its_dictionaries(backbone):
     assert edited.scores["num_features"] > 0 and np.isfinite(edited.scores["lpips_original"])
 
 
+@pytest.mark.slow
 def test_a_method_of_ones_own(engine):
     @dataclass(frozen=True)
     class Mean:
@@ -63,6 +66,7 @@ def test_a_method_of_ones_own(engine):
     assert still.intervened.tobytes() == still.original.tobytes()
 
 
+@pytest.mark.slow
 def test_one_image_of_a_prompt_with_features_of_ones_choice(engine):
     """No grounder and no judge is needed, and nothing but what is added changes."""
     plain = riebench.edit(RED, BLUE, region="heart", method="noop", seed=5, engine=engine).original
@@ -79,6 +83,7 @@ def test_one_image_of_a_prompt_with_features_of_ones_choice(engine):
     assert bare._regions is None and bare._scorer is None
 
 
+@pytest.mark.slow
 def test_what_cannot_be_edited_says_why(engine):
     with pytest.raises(riebench.UserError, match="no region found"):
         riebench.edit(RED, BLUE, region="hat", engine=engine)

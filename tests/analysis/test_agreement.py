@@ -161,6 +161,7 @@ def test_every_pair_is_scipys_on_the_rows_that_count(results, found):
                 assert cell["spearman"]["value"] == pytest.approx(scipy_spearman(score_n, truths))
 
 
+@pytest.mark.slow
 def test_intervals_are_those_of_a_slow_bootstrap_of_edits(results):
     pose = results[results.category == "pose"]
     ours = value(measure_agreement(pose, resamples=4000, seed=3), "lpips_outside", "oracle_success", "auroc")
@@ -243,6 +244,7 @@ def test_one_class_a_constant_score_and_a_missing_one_are_said_to_be_so(results)
     assert len(lines) == 2 and all(line.startswith("| colour ") for line in lines)  # the AUROC in either set
 
 
+@pytest.mark.slow
 def test_an_interval_needs_two_edits_and_resamples_with_both_classes():
     single = measure_agreement(make_results(num_edits=1, categories=("pose",)), resamples=50)
     cell = value(single, "clip_gain", "oracle_success", "auroc")
@@ -321,6 +323,7 @@ def test_a_number_that_rounds_to_zero_has_no_sign(found):
     assert " 0.00 [-0.25, 0.00] |" in agreement_tables(again)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_finished_is_refused(tmp_path, results, capsys, monkeypatch):
     write_scores(results, tmp_path / "scores.parquet")
     with pytest.raises(UserError, match="is no run directory"):
@@ -345,6 +348,7 @@ def test_importing_the_analysis_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+@pytest.mark.slow
 def test_the_command_on_a_small_run(small_run, tmp_path, capsys):
     assert main(["agreement", str(small_run.folder), "--json", "--out", str(tmp_path / "tables.md")]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -260,6 +260,7 @@ def test_strengths_are_told_apart(tmp_path, gains):
     assert compare_runs([folder], resamples=200, against="gentle@1")["against"] == "gentle"
 
 
+@pytest.mark.slow
 def test_a_name_alone_is_the_method_at_the_strength_nearest_1(tmp_path, gains):
     frame = make_frame(gains)
     others = [frame[frame.method == "sae"].assign(strength=strength) for strength in (0.25, 3.0)]
@@ -277,6 +278,7 @@ def test_a_run_on_fewer_blocks_is_told_apart(tmp_path, gains):
     assert labels[:2] == ["noop", "sae (whole)"] and "sae (part)" in labels
 
 
+@pytest.mark.slow
 def test_folders_of_one_name_are_told_apart_by_their_path(tmp_path, gains):
     folders = [write_run(tmp_path / part / "run", make_frame(gains, run_seed=i)) for i, part in enumerate("ab")]
     assert compare_runs(folders, resamples=200)["runs"] == [str(folder) for folder in folders]

@@ -281,6 +281,7 @@ def effects_of(summary, category, value="clip_text_edited"):
     return summary["dominance"][0]["categories"][category]["effects"][value]
 
 
+@pytest.mark.slow
 def test_planted_effects_are_recovered(summary):
     alone, together, nothing = (effects_of(summary, category) for category in ("alone", "together", "nothing"))
     for effect in ("solo", "leave_one_out", "shapley"):
@@ -330,6 +331,7 @@ def test_efficiency_is_shared_out_by_ratios_of_means(summary):
     assert summary["dominance"][0]["categories"]["alone"]["dominant"]["efficiency"] == "up.0.0"
 
 
+@pytest.mark.slow
 def test_nine_blocks_are_sampled_and_a_planted_one_is_found():
     frame = make_scores({"alone": lambda s: 0.1 * ("c" in s) + 0.02 * len(s)}, blocks=NINE, num_edits=8, seeds=(0,))
     table = summarise(frame, NINE, resamples=500)["dominance"][0]
@@ -339,6 +341,7 @@ def test_nine_blocks_are_sampled_and_a_planted_one_is_found():
     assert shapley == pytest.approx([0.02, 0.02, 0.12, *[0.02] * 6], abs=0.01)
 
 
+@pytest.mark.slow
 def test_every_method_and_strength_on_all_subsets_has_a_table_headline_first():
     frame = make_scores({"alone": PLANTED["alone"]}, num_edits=2).assign(window="")
     subsets = frame[frame["method"] == "sae"]

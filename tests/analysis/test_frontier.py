@@ -45,6 +45,7 @@ def test_area_is_that_under_the_best_gain_so_far():
     assert area(COSTS, GAINS, 0.0) == pytest.approx([0.0])
 
 
+@pytest.mark.slow
 def test_area_against_a_fine_grid_of_costs():
     rng = np.random.default_rng(0)
     costs, gains = rng.gamma(2, 0.1, (5, 40)), rng.normal(0.1, 0.2, (5, 40))

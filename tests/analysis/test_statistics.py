@@ -122,12 +122,14 @@ def test_paired_columns_share_their_resamples():
     assert difference.high - difference.low == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_edits", [12, 60])
 @pytest.mark.parametrize("simulate", [normal, skewed, zero_inflated, ratio_of_means, area_under_curve])
 def test_intervals_cover_the_truth_in_93_to_97_of_100(simulate, num_edits):
     assert 0.93 <= coverage(simulate, num_edits) <= 0.97
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("simulate", [exponential, mostly_zero])
 def test_the_more_skewed_the_more_edits_it_takes(simulate):
     """Of the edits of `mostly_zero`, one in five does anything: one sample of twelve in fifteen shows no effect."""
@@ -177,12 +179,14 @@ def test_sign_flips_cannot_reject_one_edit_nor_give_zero():
     assert sign_flip_p(np.zeros((8, 1)), 999, np.random.default_rng(0)) == pytest.approx([1.0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_edits", [12, 60])
 def test_family_wise_error_is_at_most_5_of_100(num_edits):
     # two standard errors of a share of 5 % over 500 tables
     assert family_wise_error(num_edits, repeats=500) <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 500)
 
 
+@pytest.mark.slow
 def test_family_wise_error_is_at_most_5_of_100_also_of_skewed_differences_of_many_edits():
     assert family_wise_error(60, skew=True, repeats=500) <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 500)
 

@@ -27,6 +27,7 @@ def row_of(summary, method, blocks=""):
     return next(row for row in summary["methods"] if (row["method"], row["blocks"]) == (method, blocks))
 
 
+@pytest.mark.slow
 def test_summary_is_plain_json_and_repeats(summary):
     again = summarise(make_scores(PLANTED), BLOCKS, resamples=2000)
     assert json.dumps(summary, allow_nan=False) == json.dumps(again, allow_nan=False)
@@ -127,6 +128,7 @@ def test_a_score_that_some_cases_lack_is_compared_on_the_others():
 # ---- failures
 
 
+@pytest.mark.slow
 def test_a_failure_takes_its_case_out_of_every_method():
     frame = make_scores({"alone": PLANTED["alone"]}, num_edits=3)
     clean = summarise(frame, BLOCKS, resamples=50)

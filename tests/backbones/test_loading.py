@@ -86,6 +86,7 @@ def test_float32_is_what_diffusers_loads_by_itself():
     torch.testing.assert_close(images[1], images[0], atol=1e-5, rtol=0)  # ours is laid out channels last
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_in_half_precision_the_vae_stays_float32_and_decodes_the_same_latents_alike(tiny, folder, dtype):
     pipeline = load_pipeline(tiny, CPU, dtype)
@@ -141,6 +142,7 @@ def test_a_vae_that_would_overflow_in_half_precision_does_not(tiny, tmp_path):
     assert image.isfinite().all() and not is_black(image)
 
 
+@pytest.mark.slow
 def test_another_vae_decodes_in_the_unets_dtype(tiny, tmp_path, monkeypatch):
     weights = Weights("someone/vae", "abc", ("config.json", "diffusion_pytorch_model.safetensors"), 0.1)
     monkeypatch.setitem(VAES, "other", weights)
@@ -164,6 +166,7 @@ def test_another_vae_decodes_in_the_unets_dtype(tiny, tmp_path, monkeypatch):
         load_pipeline(dataclasses.replace(tiny, vae="other"), CPU, torch.bfloat16)
 
 
+@pytest.mark.slow
 def test_each_precision_reads_its_own_files_and_others_where_there_are_no_others(tiny, tmp_path):
     """The half-precision U-Net here says 2 where the float32 one says 1."""
     for kind, names in {"both": ("", ".fp16"), "full": ("",), "half": (".fp16",)}.items():
@@ -234,6 +237,7 @@ def test_a_pipeline_in_the_hubs_cache_is_loaded_and_a_broken_file_can_be_fetched
         load_pipeline(backbone, CPU, torch.float16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "harm", "said"),
     [
@@ -345,6 +349,7 @@ def test_tinyworlds_grids_are_those_of_its_smaller_vae():
     assert {site.block: value.shape[1] for site, value in trace.items()} == {b: h * w for b, (h, w) in seen.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["update", "stream", "neurons"])
 @pytest.mark.parametrize(("height", "width", "dtype"), [(72, 88, torch.bfloat16), (0, 0, torch.float32)], ids=str)
 def test_pictures_and_traces_have_the_size_that_is_asked_for(tiny, kind, height, width, dtype):

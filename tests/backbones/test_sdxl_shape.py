@@ -83,6 +83,7 @@ def test_the_blocks_are_where_the_protocol_has_them(unet):
     assert neurons == 204_800
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pixels", "cells"), SIZES.items(), ids=str)
 def test_grids_and_traces_are_those_of_a_forward(unet, pixels, cells):
     blocks = Blocks(SDXL, unet)
@@ -114,6 +115,7 @@ def rows_of(cells: int, width: int) -> RowAdditions:
     return RowAdditions(1, torch.zeros_like(numbers), numbers, torch.empty(1, cells, width, device="meta"))
 
 
+@pytest.mark.slow
 def test_additions_of_the_lens_fit_the_shapes(unet):
     blocks = Blocks(SDXL, unet)
     additions = {
@@ -127,6 +129,7 @@ def test_additions_of_the_lens_fit_the_shapes(unet):
         run_unet(unet, 512, 768)
 
 
+@pytest.mark.slow
 def test_every_place_of_the_family_is_a_transformer_of_sdxl_in_the_order_in_which_they_run(unet):
     blocks, ran = Blocks(SDXL, unet), []
     transformers = {name for name, module in unet.named_modules() if isinstance(module, Transformer2DModel)}
@@ -168,6 +171,7 @@ class Alive(TorchDispatchMode):
             self._now -= size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pixels", [512, 1024])
 def test_decoding_takes_the_memory_that_is_said_and_the_unet_less(unet, pixels):
     vae = build_vae()
@@ -179,6 +183,7 @@ def test_decoding_takes_the_memory_that_is_said_and_the_unet_less(unet, pixels):
     assert 0 < denoising.peak < decoding.peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "steps", "dtype"),
     [

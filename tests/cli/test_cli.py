@@ -170,6 +170,7 @@ def test_a_setting_of_a_method_is_read_as_its_dataclass_has_it(words, settings, 
     assert {key: given[key] for key in settings} == settings
 
 
+@pytest.mark.slow
 def test_an_unknown_name_says_what_was_meant(capsys):
     assert "did you mean 'quickstart'" in failing(capsys, "run", "quickstrat")
     assert "did you mean 'methods'" in failing(capsys, "ls", "metods")
@@ -229,6 +230,7 @@ def test_a_device_that_is_not_there_is_one_line_and_touches_nothing(tmp_path, ca
     assert "unknown device 'gpu'" in line and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_an_unwritable_folder_is_one_line(tmp_path, capsys):
     blocked = tmp_path / "file"
     blocked.write_text("in the way")

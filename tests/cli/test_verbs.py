@@ -28,6 +28,7 @@ def failing(capsys, *words) -> str:
     return capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_score_adds_a_column_and_writes_summary_and_report_anew(finished, capsys):
     before = read_scores(finished / "scores.parquet")
     assert main(["score", str(finished), "--metrics", "psnr,mse"]) == 0
@@ -44,6 +45,7 @@ def test_score_adds_a_column_and_writes_summary_and_report_anew(finished, capsys
     assert "psnr" in (finished / "report.html").read_text().lower()
 
 
+@pytest.mark.slow
 def test_a_metric_of_ones_own_is_scored_by_name(finished, capsys):
     class Redness:
         name, higher_is_better, bounds = "redness", None, (0.0, 1.0)
@@ -67,6 +69,7 @@ def test_a_metric_of_ones_own_is_scored_by_name(finished, capsys):
     assert "did you mean 'mse'" in failing(capsys, "score", finished, "--metrics", "mze")
 
 
+@pytest.mark.slow
 def test_compare_prints_a_table_and_writes_it(finished, tmp_path, capsys):
     words = ["compare", str(finished), "--against", "random", "--metrics", "lpips_original"]
     assert main([*words, "--out", str(tmp_path / "out")]) == 0
@@ -96,6 +99,7 @@ def test_dominance_stands_runs_beside_each_other(finished, tmp_path, capsys):
     assert "is no run directory" in failing(capsys, "dominance", tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_edits_are_validated_from_an_example_on(tmp_path, capsys):
     mine = tmp_path / "mine.yaml"
     assert main(["new-edits", str(mine)]) == 0 and main(["validate", str(mine), "riebench", "tinyworld"]) == 0
@@ -143,6 +147,7 @@ def test_the_leaderboard_s_run_cannot_be_short(finished, tmp_path, capsys):
     assert not (tmp_path / "board").exists() or not list((tmp_path / "board").rglob("entry.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "entry", sorted((data_folder() / "leaderboard").rglob("entry.json")), ids=lambda p: p.parent.name
 )

@@ -22,6 +22,8 @@ from sae_models import checkpoint, index
 from sae_models.evaluation import geometry
 from sae_models.topk import TopKConfig, TopKSAE
 
+pytestmark = pytest.mark.slow  # what it runs takes a while, or the run that all its tests look at
+
 TURBO = "tinyworld-turbo@1"
 GUIDED = Backbone("guided@8", "tinyworld/turbo", 8, 3.0, "tinyworld", "tinyworld")
 

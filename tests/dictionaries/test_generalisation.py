@@ -71,6 +71,7 @@ def slow_figures(traces: list[np.ndarray], sae: TopKSAE) -> dict[str, list[float
     }
 
 
+@pytest.mark.slow
 def test_figures_of_every_step_and_branch_are_those_of_the_slow_formulas(sampler):
     guided = Sampler(GUIDED, sampler.pipeline, batch_size=2)
     prompts = world_prompts(3, 1, "held_out")  # a whole batch and a part of one
@@ -106,6 +107,7 @@ def test_without_guidance_there_is_one_branch_and_with_one_step_nothing_adjacent
     assert {name: found["cond"][name][0] for name in whole} == pytest.approx(whole, abs=1e-9), "all steps are the one"
 
 
+@pytest.mark.slow
 def test_the_dictionaries_of_a_backbone_in_the_order_of_blocks_and_sizes(root, sampler):
     """The prompts, seeds and dictionaries are put together again by hand."""
     rows = generalise(TURBO, [BACKBONES.get(TURBO)], 2, root=root, device="cpu")["dictionaries"]

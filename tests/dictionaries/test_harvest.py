@@ -61,6 +61,7 @@ def files_of(folder) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_rows_are_the_sampler_s_updates_with_their_columns(of_four):
     rows = gathered(stream(of_four, BLOCK_NAMES, PROMPTS, seed=70))
     traces = of_four.trace(
@@ -78,6 +79,7 @@ def test_rows_are_the_sampler_s_updates_with_their_columns(of_four):
         assert len(places.unique(dim=0)) == len(found)
 
 
+@pytest.mark.slow
 def test_under_guidance_both_branches_of_every_step_are_told_apart(guided):
     prompts = PROMPTS[:3]
     rows = gathered(stream(guided, BLOCKS, prompts, seed=5))
@@ -138,6 +140,7 @@ def test_prompts_are_encoded_a_batch_at_a_time_without_marks(of_four, monkeypatc
     assert [len(prompts) for prompts in asked] == [4, 4] and asked[0][0] == "flat poster of a cat"
 
 
+@pytest.mark.slow
 def test_a_store_holds_what_is_streamed(of_four, tmp_path):
     store = harvest_to_store(of_four, BLOCKS, PROMPTS, 70, tmp_path, **OF_THREE)
     store.expect(backbone="tinyworld-turbo@1", block="down.2.1", width=96)
@@ -149,6 +152,7 @@ def test_a_store_holds_what_is_streamed(of_four, tmp_path):
         assert same(joined([store.read(block, shard) for shard in range(4)]), rows[block])
 
 
+@pytest.mark.slow
 def test_a_killed_harvest_goes_on_to_the_same_bytes(of_four, tmp_path, monkeypatch):
     words, size = (of_four, BLOCKS, PROMPTS, 70), OF_THREE
     whole = harvest_to_store(*words, tmp_path / "whole", **size).folder
@@ -263,6 +267,7 @@ def test_a_full_disk_is_said_and_what_was_written_stays(of_four, tmp_path, monke
     assert files_of(full) == files_of(whole)
 
 
+@pytest.mark.slow
 def test_several_samplers_make_the_same_bytes(of_four, tmp_path, monkeypatch):
     """Three, of which the first takes longest, with the same weights and the same size of a batch."""
     alone = harvest_to_store(of_four, BLOCKS, PROMPTS, 70, tmp_path / "alone", **OF_THREE).folder
@@ -282,6 +287,7 @@ def test_several_samplers_make_the_same_bytes(of_four, tmp_path, monkeypatch):
     assert files_of(together) == files_of(alone)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_harvest(of_four, tmp_path, monkeypatch):
     """Tensors that live when a batch was made: two shards of both blocks and two batches at most."""
     real, most = harvest._chunk, []
@@ -301,6 +307,7 @@ def test_memory_does_not_grow_with_the_harvest(of_four, tmp_path, monkeypatch):
     assert 8 * row < most[0] and max(most) <= (2 * 8 + 3 * 4) * row, "two shards, and batches at hand"
 
 
+@pytest.mark.slow
 def test_rows_that_are_not_finite_are_refused_by_prompt_and_step(guided, tmp_path):
     """From the middle of the second batch, at the second step, in the row that sees the prompt."""
     calls = []

@@ -91,6 +91,7 @@ def slow_effect(sampler: Sampler, saes: dict[str, TopKSAE], models: ScoringModel
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guided", [False, True])
 def test_images_and_scores_are_those_of_hooks_put_on_by_hand(guided, sampler, models):
     """Under guidance both rows of every step have their own reconstruction, with the same sign. By cells the sums round
@@ -112,6 +113,7 @@ def test_images_and_scores_are_those_of_hooks_put_on_by_hand(guided, sampler, mo
     assert effect.groupby("replacement")["lpips"].mean().min() > 0.01
 
 
+@pytest.mark.slow
 def test_hooks_are_gone_and_the_images_undisturbed_afterwards(sampler, models):
     before = sampler.generate([Request(PROMPTS[0], 5)])[0].image
     scopes = [Scope(), Scope(window="0")]
@@ -119,6 +121,7 @@ def test_hooks_are_gone_and_the_images_undisturbed_afterwards(sampler, models):
     assert torch.equal(sampler.generate([Request(PROMPTS[0], 5)])[0].image, before)
 
 
+@pytest.mark.slow
 def test_a_dictionary_that_loses_nothing_moves_no_image(sampler, models):
     """Exactly: what is added is zero."""
     guided = Sampler(GUIDED, sampler.pipeline, batch_size=3)
@@ -136,6 +139,7 @@ def test_a_dictionary_that_loses_nothing_moves_no_image(sampler, models):
         assert means.loc[("", "zero", *where), "recovered"] == 0
 
 
+@pytest.mark.slow
 def test_a_scope_alone_finds_what_it_finds_among_others(sampler, models):
     """Steps that are taken from the undisturbed generation are as if they were computed."""
     guided = Sampler(GUIDED, sampler.pipeline, batch_size=2)

@@ -87,6 +87,7 @@ def test_a_checkpoint_that_is_not_the_registered_one_is_told(tmp_path):
         compare_pairs(find_pairs(broken, tmp_path))
 
 
+@pytest.mark.slow
 def test_trained_ones_of_two_seeds_are_compared_by_the_command(tmp_path, capsys, monkeypatch):
     """Two of one folder, and one of them with one that was also trained on other noise."""
     monkeypatch.setattr("riebench.dictionaries.evaluate.OWN_ROWS", 3 * 64)

@@ -49,6 +49,7 @@ def test_streamed_batches_hold_every_row_once_and_the_same_of_every_block(of_fou
     assert places["up.0.0"][:96] != sorted(places["up.0.0"][:96])
 
 
+@pytest.mark.slow
 def test_a_streamed_batch_depends_on_its_step_alone(of_four):
     batches = batches_of(of_four)
     straight = list(islice(batches, 16))
@@ -86,6 +87,7 @@ def test_batches_that_cannot_be_made_are_refused(of_four):
         batches_of(of_four).seek(-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["stream", "store"])
 def test_training_that_was_killed_goes_on_exactly(of_four, tmp_path, monkeypatch, source):
     """Killed behind the state of step four of seven; the weights are those of the training that was never stopped."""

@@ -49,6 +49,7 @@ def test_rows_of_streams_are_what_the_lens_sees(sampler, tmp_path):
         torch.testing.assert_close(rows.float(), seen, atol=0.02, rtol=2**-7)
 
 
+@pytest.mark.slow
 def test_both_kinds_stand_beside_each_other_and_are_found_by_what_they_code(trained):
     entries = index.entries(trained)
     assert sorted((entry.block, entry.name, entry.site) for entry in entries) == [
@@ -70,6 +71,7 @@ def test_a_run_s_methods_get_those_of_its_site(sampler, trained):
         assert entry.site == site
 
 
+@pytest.mark.slow
 def test_streams_are_evaluated_as_streams(trained):
     found = evaluate(TURBO, [], 2, 0, root=trained, site="stream", device="cpu")
     own = evaluate(TURBO, [], 2, 0, root=trained, device="cpu")

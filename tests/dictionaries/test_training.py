@@ -26,6 +26,7 @@ from sae_models.evaluation import evaluate
 BACKBONE = "tinyworld-turbo@1"
 
 
+@pytest.mark.slow
 def test_shipped_dictionaries_reach_their_bars_on_new_prompts(sampler):
     rows = rows_of(sampler, BLOCK_NAMES, world_prompts(256, seed=999), seed=50_000)
     for block in BLOCK_NAMES:
@@ -51,6 +52,7 @@ def grid(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_train_makes_every_dictionary_of_the_grid(grid):
     entries = index.entries(grid)
     assert {(entry.block, entry.name, entry.k, entry.num_features) for entry in entries} == {
@@ -65,6 +67,7 @@ def test_train_makes_every_dictionary_of_the_grid(grid):
     assert not list(folder.glob("*.pt")), "nothing is left of what only a killed training needs"
 
 
+@pytest.mark.slow
 def test_dictionaries_are_stored_in_half_precision_and_evaluated_as_stored(grid, sampler):
     sampler_of_64 = Sampler(sampler.backbone, sampler.pipeline, HARVEST_BATCH)
     held_back = 48 // 16
@@ -76,6 +79,7 @@ def test_dictionaries_are_stored_in_half_precision_and_evaluated_as_stored(grid,
         assert entry.evaluation == pytest.approx(dataclasses.asdict(found), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_train_goes_on_where_it_was_killed(grid, tmp_path, monkeypatch, capsys):
     """A checkpoint is spoilt and an entry is lost; these two are trained again, and nothing else is touched."""
     out = tmp_path / "grid"
@@ -94,6 +98,7 @@ def test_train_goes_on_where_it_was_killed(grid, tmp_path, monkeypatch, capsys):
     assert len(asked) == 1, "nothing is harvested where nothing is left to train"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"steps": 4}, {"data": {"prompts": 49}}, {"architecture": "another"}])
 def test_dictionaries_of_other_settings_or_weights_are_trained_again(grid, tmp_path, change, capsys):
     out = tmp_path / "grid"
@@ -106,6 +111,7 @@ def test_dictionaries_of_other_settings_or_weights_are_trained_again(grid, tmp_p
     assert index.find(BACKBONE, "mid.0", "topk-k4-x1", root=out) == entry
 
 
+@pytest.mark.slow
 def test_a_training_killed_in_its_course_goes_on_to_the_same_weights(grid, tmp_path, monkeypatch):
     real, killed = torch.save, []
 
@@ -122,6 +128,7 @@ def test_a_training_killed_in_its_course_goes_on_to_the_same_weights(grid, tmp_p
     assert {e.key: e.sha256 for e in index.entries(tmp_path)} == {e.key: e.sha256 for e in index.entries(grid)}
 
 
+@pytest.mark.slow
 def test_training_from_a_store_is_training_on_its_rows_and_needs_no_model(tmp_path, monkeypatch, capsys):
     store = ["--store", str(tmp_path / "store"), "--steps", "30", "--k", "4", "--width", "2", "--batch-size", "512"]
     assert main(["harvest", "--blocks", "mid.0,up.0.1", "--count", "64", "--out", str(tmp_path / "store")]) == 0
@@ -149,6 +156,7 @@ GRIDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GRIDS)
 def test_every_architecture_is_trained_registered_and_opened_by_a_run(name, tmp_path):
     sparsity = [] if "--weight" in GRIDS[name] else ["--k", "4"]
@@ -202,6 +210,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("message", REFUSED)
 def test_settings_that_cannot_be_meant_are_refused_before_anything_is_generated(message, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(harvest, "_chunk", lambda *_: pytest.fail("generated"))

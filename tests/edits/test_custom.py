@@ -44,6 +44,7 @@ def without_keys(scores: pd.DataFrame) -> pd.DataFrame:
     return scores.drop(columns=["recipe", "code", "scoring", "backbone", *PICTURES])
 
 
+@pytest.mark.slow
 def test_a_folder_of_ones_own_is_a_backbone_from_yaml(tmp_path):
     shutil.copytree(data_folder() / "tinyworld" / "turbo", tmp_path / "mine")
     own = {"name": "mine@1", "like": "tinyworld-turbo@1", "folder": str(tmp_path / "mine")}
@@ -56,6 +57,7 @@ def test_a_folder_of_ones_own_is_a_backbone_from_yaml(tmp_path):
         build_config(SMALL | {"backbone": {**own, "foldr": "x"}}, "here").open_backbone()
 
 
+@pytest.mark.slow
 def test_another_grounder_changes_regions_and_keys(tmp_path):
     everywhere = run(build_config(SMALL | {"grounder": "everything"}, "here"), tmp_path / "a", device="cpu")
     found = run(build_config(SMALL, "here"), tmp_path / "b", device="cpu")
@@ -66,6 +68,7 @@ def test_another_grounder_changes_regions_and_keys(tmp_path):
         build_config({"grounder": "clipsec"}, "here")
 
 
+@pytest.mark.slow
 def test_dictionaries_of_ones_own_are_used_and_known_by_their_bytes(tmp_path):
     root = index.default_root()
     names = {block: index.find("tinyworld-turbo@1", block, "topk-k4-x4") for block in BLOCK_NAMES}
@@ -84,6 +87,7 @@ def test_dictionaries_of_ones_own_are_used_and_known_by_their_bytes(tmp_path):
         run(build_config(SMALL | {"dictionaries": str(tmp_path / "none")}, "here"), tmp_path / "e", device="cpu")
 
 
+@pytest.mark.slow
 def test_an_edit_gives_pictures_masks_features_and_scores(engine):
     done = riebench.edit(RED, BLUE, region="heart", blocks=["up.0.1"], engine=engine, k=3, strength=2)
     assert done.scores["strength"] == 2 and done.scores["blocks"] == "up.0.1"
@@ -110,6 +114,7 @@ def test_an_edit_gives_pictures_masks_features_and_scores(engine):
     np.testing.assert_allclose(np.array(again.intervened), np.array(done.intervened), atol=1)
 
 
+@pytest.mark.slow
 def test_a_mask_of_ones_own_is_the_region(engine, tmp_path):
     left = np.zeros((64, 64), dtype=bool)
     left[:, :20] = True
@@ -140,6 +145,7 @@ def test_the_bytes_of_a_mask_are_part_of_the_key(tmp_path):
     assert keys[0] != keys[1]
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_strip(tmp_path, capsys):
     out = tmp_path / "new" / "strip.png"
     words = ["edit", RED, BLUE, "--region", "heart", "--blocks", "up.0.1", "--set", "k=2", "--set", "mode=adaptive"]
@@ -185,6 +191,7 @@ def test_a_black_reference_fails_the_case(engine, monkeypatch):
     assert "a reference image is black" in reference.failure
 
 
+@pytest.mark.slow
 def test_where_memory_is_short_fewer_cases_go_together_and_nothing_changes(tmp_path, monkeypatch):
     sizes = []
     work = Engine._work
@@ -199,6 +206,7 @@ def test_where_memory_is_short_fewer_cases_go_together_and_nothing_changes(tmp_p
     pd.testing.assert_frame_equal(plenty.scores, short.scores, check_exact=True)
 
 
+@pytest.mark.slow
 def test_half_precision_on_the_cpu_is_another_setup_with_nearly_the_same_pictures(engine):
     half = open_engine("tinyworld-turbo@1", "cpu", setup=Setup(dtype="bfloat16"), batch_size=2)
     assert half.sampler.denoiser.dtype == torch.bfloat16
@@ -208,6 +216,7 @@ def test_half_precision_on_the_cpu_is_another_setup_with_nearly_the_same_picture
     assert 0 < difference < 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (96, 64), (128, 128), (56, 72)])
 @pytest.mark.parametrize("name", ["sae", "neurons", "dense"])
 def test_pictures_of_any_size_are_traced_edited_and_replayed(engine, height, width, name):
@@ -228,6 +237,7 @@ def test_pictures_of_any_size_are_traced_edited_and_replayed(engine, height, wid
     assert torch.equal(whole, replayed) and not torch.equal(whole, reference.sample.image)
 
 
+@pytest.mark.slow
 def test_every_result_under_guidance_says_its_branch_and_window(tmp_path):
     methods = [
         "noop",
@@ -246,6 +256,7 @@ def test_every_result_under_guidance_says_its_branch_and_window(tmp_path):
     assert changed.image.nunique() == 2 and (changed.lpips_original > 0).all()
 
 
+@pytest.mark.slow
 def test_itda_and_pca_of_ones_own_are_dictionaries_of_a_run(engine, tmp_path):
     rows = rows_of(engine.sampler, BLOCK_NAMES, world_prompts(24, 1), 1)
     found = {}

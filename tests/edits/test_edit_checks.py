@@ -147,6 +147,7 @@ def test_every_rule_finds_its_fault_in_the_right_edit(edits, values, field, what
     assert not [problem for problem in problems if problem.id not in ("", id)]
 
 
+@pytest.mark.slow
 def test_regions_follow_the_category(edits):
     for id, values, what in (
         ("change_background-000", {"original_region": "llama"}, "is not 'background'"),
@@ -186,6 +187,7 @@ def test_a_set_out_of_balance_says_where(edits):
     }
 
 
+@pytest.mark.slow
 def test_a_word_that_nobody_reviewed_and_one_that_nobody_uses(tmp_path, edits):
     shutil.copytree(SHIPPED / "riebench", tmp_path / "set")
     file = tmp_path / "set" / "change_pose.jsonl"

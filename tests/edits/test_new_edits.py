@@ -56,6 +56,7 @@ def test_another_suffix_is_refused(tmp_path):
         write_template(tmp_path / "mine.jsonl")
 
 
+@pytest.mark.slow
 def test_the_example_runs_to_a_report(tmp_path):
     from riebench.runs.run import run
 

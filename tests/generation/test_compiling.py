@@ -65,6 +65,7 @@ def test_the_limit_is_as_it_was_after_a_failure(compiled):
     assert torch._dynamo.config.recompile_limit == before
 
 
+@pytest.mark.slow
 def test_what_is_traced_edited_or_replayed_is_not_compiled(compiled):
     sampler, given, _ = compiled
     own = {id(function.__self__) for function in given}

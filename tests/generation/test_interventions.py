@@ -90,6 +90,7 @@ def test_what_is_no_window_of_four_steps_is_refused(window):
         window_steps(window, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", ["first", "last 2", "1,3"])
 def test_outside_its_window_nothing_is_added(four, window):
     """The same as additions that are zero there, in a whole pass and in a replayed one, to the bit."""
@@ -138,6 +139,7 @@ def slow_replace(sampler, site: Site, sae: TopKSAE, numbers, target, cells, stre
         handle.remove()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", [1.0, 0.4])
 def test_replacing_latents_keeps_the_reconstruction_error(four, strength):
     site, cells, numbers = Site("up.0.1"), region(), torch.tensor([3, 17, 30])
@@ -175,6 +177,7 @@ def test_mean_takes_the_regions_mean_latent_from_every_cell():
     assert own.delta(x, 0).tolist() == [[-2.0], [-10.0], [0.0]]
 
 
+@pytest.mark.slow
 def test_rewriting_neurons_with_zero_clamps_them(four):
     """Neurons set to zero by a rewrite, and by a hook that writes zeros."""
     site = four.blocks.sites(["mid.0"], "neurons")[0]
@@ -196,6 +199,7 @@ def test_rewriting_neurons_with_zero_clamps_them(four):
     torch.testing.assert_close(shown, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_zero_strength_and_a_window_gone_by_give_the_original_exactly(four):
     sae, cells = random_sae(channels(four, "up.0.0")), region()
     target = torch.rand(4, int(cells.sum()), 2)
@@ -203,6 +207,7 @@ def test_zero_strength_and_a_window_gone_by_give_the_original_exactly(four):
     assert torch.equal(image(four, still), image(four, None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", ["first", "1"])
 def test_rewrites_keep_to_their_window(four, window):
     sae, cells = random_sae(channels(four, "up.0.0")), region()
@@ -219,6 +224,7 @@ def test_rewrites_keep_to_their_window(four, window):
     assert not torch.equal(always, windowed.image)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("branch", "signs"), [("cond", (0, 1)), ("uncond", (1, 0)), ("both", (-1, 1))])
 def test_each_row_under_guidance_reads_and_gets_its_own(guided, branch, signs):
     """At the first step, where both rows are still undisturbed, the block behind the edited one sees what a hand-made
@@ -242,6 +248,7 @@ def test_each_row_under_guidance_reads_and_gets_its_own(guided, branch, signs):
         torch.testing.assert_close(live_trace[behind][0], seen[behind][0], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_rows_of_one_batch_are_rewritten_each_by_its_own(four):
     sae, cells = random_sae(channels(four, "up.0.1")), region()
     one = Intervention(rewrites={Site("up.0.1"): (Rewrite(sae, torch.tensor([0]), cells, strength=4.0),)})
@@ -253,6 +260,7 @@ def test_rows_of_one_batch_are_rewritten_each_by_its_own(four):
     assert not torch.equal(together[0], together[2])
 
 
+@pytest.mark.slow
 def test_live_and_static_requests_come_back_in_their_order(four):
     sae, cells = random_sae(channels(four, "up.0.1")), region()
     live = Intervention(rewrites={Site("up.0.1"): (Rewrite(sae, torch.tensor([0]), cells, strength=4.0),)})
@@ -358,6 +366,7 @@ def test_additions_that_are_not_finite_or_of_other_shapes_are_refused(bad):
         Addition.of(torch.zeros(2, 3))
 
 
+@pytest.mark.slow
 def test_an_addition_to_a_few_cells_is_the_dense_one_to_the_bit(four):
     cells = region().nonzero().flatten()
     values = {site: dense[:, cells] for site, dense in push(four, 4).items()}
@@ -388,6 +397,7 @@ def dictionaries(sampler) -> dict[Site, object]:
     }
 
 
+@pytest.mark.slow
 def test_features_of_ones_choice_are_sums_of_decoder_rows(four):
     known, cells = dictionaries(four), region()
     update, stream, neurons = known
@@ -473,6 +483,7 @@ def every_dictionary(width: int) -> dict[str, object]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["topk", "jumprelu", "pca", "itda", "identity"])
 @pytest.mark.parametrize("mean", [False, True])
 def test_rewrites_with_every_kind_of_dictionary_survive_the_disk(tmp_path, four, kind, mean):

@@ -36,6 +36,7 @@ def branches(sample, site: Site) -> dict[str, torch.Tensor]:
     return {"cond": sample.trace[site], "uncond": sample.uncond_trace[site]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("branch", ["cond", "uncond", "both"])
 def test_only_the_rows_of_the_branch_are_replaced(branch, guided, undisturbed):
     """What the sampler traces is what the U-Net goes on with. At the first step the rows do not know of one another."""
@@ -55,6 +56,7 @@ def test_only_the_rows_of_the_branch_are_replaced(branch, guided, undisturbed):
                 assert all(value.abs().mean() > 0.1 for value in mid), "nor at a later step"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 2, 3])
 @pytest.mark.parametrize("known", [False, True])
 def test_up_to_a_single_step_the_generation_is_the_undisturbed_one(step, known, guided, undisturbed):
@@ -76,6 +78,7 @@ def test_up_to_a_single_step_the_generation_is_the_undisturbed_one(step, known, 
                     assert zero == [step], "at the other steps the update is the U-Net's own"
 
 
+@pytest.mark.slow
 def test_a_row_gets_its_own_reconstruction(guided):
     """The block's output moves by decode(encode(x)) - x of the row's own update, seen by a hook behind the block."""
     sae = TopKSAE(TopKConfig(96, 192, 6), seed=1).requires_grad_(False)
@@ -90,6 +93,7 @@ def test_a_row_gets_its_own_reconstruction(guided):
     torch.testing.assert_close(after - hidden, sae(rows).permute(0, 3, 1, 2), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_known_outputs_of_another_batch_are_not_taken(guided, undisturbed):
     with replaced(guided, ZERO, Scope(window="3"), [output[:2] for output in undisturbed[1]]):
         samples = guided.generate(REQUESTS)

@@ -54,6 +54,7 @@ def agree_exactly(sampler, requests, originals):
     return whole
 
 
+@pytest.mark.slow
 def test_every_subset_of_the_blocks_equals_the_whole_pass_exactly(sampler):
     originals = recorded(sampler)
     change = push(originals[0])
@@ -63,6 +64,7 @@ def test_every_subset_of_the_blocks_equals_the_whole_pass_exactly(sampler):
     assert all(not torch.equal(a, b) for a, b in itertools.combinations(images, 2))
 
 
+@pytest.mark.slow
 def test_rows_of_many_cases_methods_and_strengths_do_not_disturb_one_another(sampler):
     originals = recorded(sampler, seeds=(3, 4, 5), kinds=("update", "neurons"))
     requests, starts = [], []
@@ -87,6 +89,7 @@ def as_stream(change: Intervention) -> Intervention:
     return Intervention(additions, branch=change.branch, window=change.window)
 
 
+@pytest.mark.slow
 def test_adding_to_the_stream_is_adding_to_the_update_to_the_bit(sampler):
     """Whole and replayed, alone and in subsets, beside requests on the update."""
     (original,) = recorded(sampler, seeds=(3,))
@@ -104,6 +107,7 @@ def ends(requests):
     return [(i, requests[i]) for i in (1, 2, 3, len(requests) - 1)]
 
 
+@pytest.mark.slow
 def test_an_edit_of_update_stream_and_neurons_at_once(sampler):
     (original,) = recorded(sampler, seeds=(3,), kinds=("update", "neurons"))
     update, other = push(original), as_stream(push(original, seed=5))
@@ -115,6 +119,7 @@ def test_an_edit_of_update_stream_and_neurons_at_once(sampler):
     assert all(not torch.equal(a, b) for a, b in itertools.combinations(images, 2))
 
 
+@pytest.mark.slow
 def test_update_and_stream_add_up_alike_in_any_order_company_and_capture(sampler):
     """Floating-point sums depend on their order, and images may not: not on the order in which sites were given, on
     what else is in the batch, or on what is traced."""
@@ -130,6 +135,7 @@ def test_update_and_stream_add_up_alike_in_any_order_company_and_capture(sampler
     assert all(torch.equal(image, images[0]) for image in images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("branch", ["cond", "uncond", "both"])
 def test_steps_and_guidance(sampler, branch):
     backbone = Backbone("guided@3", "tinyworld/turbo", 3, 4.0, "tinyworld", "tinyworld")
@@ -143,6 +149,7 @@ def test_steps_and_guidance(sampler, branch):
     agree_exactly(guided, requests, [originals[0]] * len(requests))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", [0.0, 4.0])
 @pytest.mark.parametrize("names", [("down.2.0", "up.0.2"), ("down.1.0", "up.1.2"), ("up.1.1",)], ids="+".join)
 def test_other_blocks_than_the_four_are_traced_edited_and_replayed(sampler, names, guidance):
@@ -186,6 +193,7 @@ def test_a_block_that_no_model_has_is_refused(sampler):
         sampler.trace([Request(PROMPTS[0], 3)], [Site("mid.1")])
 
 
+@pytest.mark.slow
 def test_no_trace_of_a_replay_is_left_on_the_model(sampler):
     before = {name: (set(vars(m)), len(m._forward_hooks)) for name, m in sampler.denoiser.named_modules()}
     originals = recorded(sampler)
@@ -235,6 +243,7 @@ def cost(sdxl, subsets):
     return counter.get_total_flops() / whole, replay.forwards - before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("subsets", "most"),
     [

@@ -26,6 +26,7 @@ def zero_intervention(sampler, steps=1):
     return Intervention({site: torch.zeros_like(value) for site, value in trace.items()})
 
 
+@pytest.mark.slow
 def test_alone_and_in_a_batch_of_eight_agree(sampler):
     alone = Sampler(sampler.backbone, sampler.pipeline, batch_size=1)
     requests = [Request(PROMPTS[i % 3], i) for i in range(8)]
@@ -167,6 +168,7 @@ def test_under_guidance_the_two_rows_are_traced_apart(guided):
         torch.testing.assert_close(trace[site][0], expected, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_branch_says_which_row_is_edited(guided):
     site = guided.blocks.sites(("up.0.0",), "update")[0]
     later = guided.blocks.sites(("up.0.1",), "update")[0]

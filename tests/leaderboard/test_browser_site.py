@@ -13,6 +13,8 @@ from site_entries import CONTROLS, PLANTED, write_entry, write_leaderboard
 from riebench.edits.edit import CATEGORY_NAMES
 from riebench.leaderboard.site import render_site
 
+pytestmark = pytest.mark.slow  # what it runs takes a while, or the run that all its tests look at
+
 expect = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright").expect
 TURBO = "tinyworld-turbo@1"
 

@@ -146,6 +146,7 @@ def copy(entry, tmp_path, change=None, rows=None):
 # ---- submit
 
 
+@pytest.mark.slow
 def test_every_method_and_strength_becomes_an_entry_that_is_valid(board):
     names = ["noop", "oracle-prompt", "random@1", "random@2", "sae@1", "sae@2", "text-selected"]
     assert [entry.name for entry in read_entries(board)] == names
@@ -202,6 +203,7 @@ def test_an_entry_keeps_its_method_no_intervention_and_the_controls_near_its_str
         assert {"code", "recipe"}.isdisjoint(rows) and set(rows["image"]) == set(rows["original"]) == {""}
 
 
+@pytest.mark.slow
 def test_examples_do_not_depend_on_scores(run, board, entry, tmp_path):
     shown = [(case["category"], case["edit"], case["seed"]) for case in read_entry(entry).content["images"]]
     assert [category for category, *_ in shown] == list(CATEGORY_NAMES)
@@ -218,6 +220,7 @@ def test_examples_do_not_depend_on_scores(run, board, entry, tmp_path):
         assert (entry / "images" / case[kind]).read_bytes() == (run / "images" / f"{source}.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_large_pictures_are_made_small(tmp_path):
     (folder,) = submit(write_run(tmp_path / "run", side=512), tmp_path / "board", methods=["sae@2"])
     assert validate(folder) == []
@@ -225,6 +228,7 @@ def test_large_pictures_are_made_small(tmp_path):
         assert max(image.size) == 256
 
 
+@pytest.mark.slow
 def test_failed_cases_are_counted_and_are_no_gap(tmp_path):
     failed = [("add_object-0", 42, "sae"), ("add_object-0", 43, "sae"), ("change_pose-1", 44, "noop")]
     (folder,) = submit(write_run(tmp_path / "run", make_frame(failed=failed)), tmp_path / "board", methods=["sae@1"])
@@ -235,6 +239,7 @@ def test_failed_cases_are_counted_and_are_no_gap(tmp_path):
     assert all((case["edit"], case["seed"], "sae") not in failed for case in content["images"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("frame", "manifest", "said"),
     [
@@ -269,6 +274,7 @@ def test_what_cannot_be_an_entry_is_refused_and_leaves_nothing(tmp_path, frame, 
     assert not list((tmp_path / "board").rglob("*.*"))
 
 
+@pytest.mark.slow
 def test_asking_for_what_is_not_there_or_is_there_already(tmp_path, run, board):
     with pytest.raises(UserError, match="no method 'sea'.*did you mean 'sae@"):
         submit(run, tmp_path, methods=["sea"])
@@ -289,6 +295,7 @@ def test_asking_for_what_is_not_there_or_is_there_already(tmp_path, run, board):
 # ---- validate
 
 
+@pytest.mark.slow
 def test_every_figure_edited_by_hand_is_named_with_what_the_scores_say(entry, tmp_path):
     true = json.loads((entry / "entry.json").read_text())
 
@@ -354,6 +361,7 @@ def test_an_entry_that_cannot_be_read_is_one_line(entry, tmp_path, change, said)
     assert said in problem and "\n" not in problem
 
 
+@pytest.mark.slow
 def test_files_must_be_those_that_were_submitted(entry, tmp_path):
     folder = copy(entry, tmp_path)
     images = sorted((folder / "images").iterdir())
@@ -383,6 +391,7 @@ def on_all_blocks(frame):
     return (frame["method"] == "sae") & (frame["blocks"] == EVERY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
@@ -407,6 +416,7 @@ def test_scores_that_are_not_those_of_the_entry(entry, tmp_path, rows, said):
     assert not any("\n" in problem for problem in problems)
 
 
+@pytest.mark.slow
 def test_an_entry_of_another_place_edit_set_or_backbone(entry, tmp_path):
     def change(content):
         content["backbone"], content["name"] = "tinyworld-turbo@2", "mine"
@@ -497,6 +507,7 @@ def test_entries_are_ranked_in_the_direction_of_the_metric(board):
     assert rank_entries(entries, "psnr", resamples=500) == []
 
 
+@pytest.mark.slow
 def test_entries_are_ranked_on_the_cases_that_all_of_them_have(tmp_path, board):
     run = write_run(tmp_path / "run", make_frame(failed=[("add_object-0", 42, "text-selected")]))
     submit(run, tmp_path / "board", methods=["text-selected", "sae@1"])
@@ -528,6 +539,7 @@ def test_unlike_entries_are_not_ranked_together(entry, tmp_path):
 # ---- splits
 
 
+@pytest.mark.slow
 def test_of_a_set_with_splits_the_test_split_is_what_counts(tmp_path):
     tagged = [replace(edit, tags={"split": "dev" if edit.id.endswith("0") else "test"}) for edit in EDITS]
     write_edits(tagged, files.data_folder() / "edits" / "parted" / "all.jsonl")

@@ -25,6 +25,8 @@ from riebench.leaderboard.site_words import web_address
 from riebench.report.figures import Point
 from riebench.report.rendering import environment
 
+pytestmark = pytest.mark.slow  # what it runs takes a while, or the run that all its tests look at
+
 TURBO = "tinyworld-turbo@1"
 
 

@@ -246,6 +246,7 @@ def test_the_autoencoder_keeps_the_largest_that_are_positive():
 # ---- whole cases -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_trace(pipe):
     image, updates = trace(pipe, ORIGINAL, 2, BLOCKS)
     assert image.shape == (3, 512, 512) and 0 <= image.min() < image.max() <= 1
@@ -260,6 +261,7 @@ def test_a_trace(pipe):
     assert hook_count(pipe) == 0
 
 
+@pytest.mark.slow
 def test_neurons_are_in_the_order_of_the_grid_s_cells(pipe):
     """What is added to one token of the last layer stays in that cell of the block's update."""
     place = ("up.0.1", 1)
@@ -280,6 +282,7 @@ def test_neurons_are_in_the_order_of_the_grid_s_cells(pipe):
     assert changed.nonzero().tolist() == [[3, 5]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sae", "sae_adaptive", "steering", "neurons"])
 @pytest.mark.parametrize("placement", ["edited", "original"])
 def test_zero_strength_gives_the_original_image(pipe, case, mode, placement):
@@ -295,6 +298,7 @@ def test_zero_strength_gives_the_original_image(pipe, case, mode, placement):
         assert not delta[:, ~touched.flatten()].any()
 
 
+@pytest.mark.slow
 def test_each_cell_gets_its_own_value(pipe, case, saes):
     """One cell of one step worked out by itself: (7, 3) is in the original's region alone, (4, 10) the edited's."""
     found = case("sae", strength=2.0)
@@ -309,6 +313,7 @@ def test_each_cell_gets_its_own_value(pipe, case, saes):
             torch.testing.assert_close(found.deltas[block][1, :, cell[0], cell[1]], wanted)
 
 
+@pytest.mark.slow
 def test_adaptive_and_static_differ_in_what_was_changed_before(case, saes):
     """The first block of the first step runs before anything is changed: there the off parts differ by the ratio."""
     static, adaptive = case("sae"), case("sae_adaptive")
@@ -325,6 +330,7 @@ def test_adaptive_and_static_differ_in_what_was_changed_before(case, saes):
         torch.testing.assert_close(adaptive.deltas[block][..., only_on], static.deltas[block][..., only_on])
 
 
+@pytest.mark.slow
 def test_add_object_has_one_region(case):
     found = case("sae", category="add object")
     same = case("sae", mask_o=MASK_E)
@@ -332,6 +338,7 @@ def test_add_object_has_one_region(case):
     assert in_lists(found.off) != in_lists(case("sae").off)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sae", "sae_adaptive", "steering", "neurons"])
 @pytest.mark.parametrize("category", ["add object", "delete_object"])
 def test_objects_that_come_or_go_are_moved_in_place(case, mode, category):
@@ -343,6 +350,7 @@ def test_objects_that_come_or_go_are_moved_in_place(case, mode, category):
     assert (mode == "steering") or all(len(off) == 0 for off in added.off.values()) == (category == "add object")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sae", "steering"])
 def test_delete_object_takes_the_edited_image_inside_the_original_s_region(pipe, case, saes, mode):
     found = case(mode, category="delete_object")
@@ -395,6 +403,7 @@ def test_the_pipeline_s_weights_are_the_same_every_time(pipe):
         assert all(torch.equal(weights[key], value) for key, value in getattr(pipe, name).state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_pipeline_of_full_width():
     """Updates of order one, that differ by prompt."""
     pipe = sdxl_shaped_pipeline()

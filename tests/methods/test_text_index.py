@@ -222,6 +222,7 @@ def test_an_index_is_found_in_the_cache_and_a_missing_one_says_how_to_build_it(t
     assert torch.equal(find_text_index(fingerprint).typical, small_index().typical)
 
 
+@pytest.mark.slow
 def test_index_text_writes_a_file_for_each_dictionary(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "prompts.txt").write_text("\n".join(world_prompts(6, 1)) + "\n\n")
@@ -241,6 +242,7 @@ def test_other_backbones_need_a_file_of_prompts(tmp_path):
         index_text("sdxl-turbo@1", tmp_path / "none.txt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", BLOCK_NAMES)
 def test_the_shipped_index_is_that_of_its_dictionary(sampler, block):
     entry = index.find("tinyworld-turbo@1", block)
@@ -373,6 +375,7 @@ def successes(engine, references, plans) -> list[float]:
     return [row["oracle_success"] for row in engine.scorer.score(rows)]
 
 
+@pytest.mark.slow
 def test_chosen_features_make_more_of_tinyworlds_edits_than_others_of_equal_norm_do(engine):
     kinds = ("change_object", "change_content", "change_pose")
     edits = [edit for kind in kinds for edit in load_edits() if edit.category == kind][::5]

@@ -154,6 +154,7 @@ def foreign(request, tmp_path, monkeypatch):
     return request.param, peer
 
 
+@pytest.mark.slow
 def test_other_nets_are_lpips_own_with_torchvision_s_weights(foreign):
     network, peer = foreign
     ours = Lpips(network, batch_size=2)
@@ -240,6 +241,7 @@ def old_numpy_pickle(value):
     return pickle.dumps(value, protocol=3).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
 
 
+@pytest.mark.slow
 def test_a_pickle_of_arrays_is_converted_to_torchvisions_layout(tmp_path):
     parameters = foreign_parameters()
     data = old_numpy_pickle(parameters)

@@ -346,6 +346,7 @@ def together(metrics, varied):
     return score_batch(metrics, make_batch(**varied))
 
 
+@pytest.mark.slow
 def test_a_row_has_the_same_scores_in_any_company(metrics, varied, together):
     assert set(together) == set(EVERY)
     shuffled = [5, 0, 3, 6, 2, 4, 1]
@@ -369,6 +370,7 @@ def test_scores_that_every_result_has_are_defined_everywhere_and_the_others_say_
             assert np.flatnonzero(np.isnan(together[name])).tolist() == [3], name
 
 
+@pytest.mark.slow
 def test_no_change_is_the_best_preservation_and_more_change_is_worse(metrics, varied, together):
     same = score_batch(metrics, make_batch(**varied | {"intervened": varied["original"]}))
     of_preservation = [
@@ -387,6 +389,7 @@ def test_no_change_is_the_best_preservation_and_more_change_is_worse(metrics, va
     assert np.isnan(same["edit_efficiency"]).all() and np.isnan(same["clip_directional"]).all()
 
 
+@pytest.mark.slow
 def test_the_edited_image_itself_is_the_best_edit_on_every_score_against_it(metrics, varied, together):
     edited = score_batch(metrics, make_batch(**varied | {"intervened": varied["edited"]}))
     against = [
@@ -446,6 +449,7 @@ def test_a_twin_s_networks_are_its_own_and_share_their_weights(metrics):
     assert weights == others
 
 
+@pytest.mark.slow
 def test_two_twins_in_two_threads_score_as_one_after_the_other(networks, varied, monkeypatch):
     """The threads meet in the midst of DINO, where a hook of either is on the module that it runs."""
     model, meetings = small_vit(), []

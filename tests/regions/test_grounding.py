@@ -135,6 +135,7 @@ def test_a_mask_file_that_does_not_fit_is_named(tmp_path):
         ground(LeftHalf(), torch.zeros(1, 3, 3, 2), [f"mask:{path}"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [64, 512])
 def test_touched_is_any_pixel_of_the_cell_after_a_scaled_square_dilation(size):
     generator = torch.Generator().manual_seed(size)
@@ -207,6 +208,7 @@ def lanczos_matrix(pixels: int, cells: int) -> np.ndarray:
     return matrix
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "grid", "count"),
     [
@@ -245,6 +247,7 @@ def any_pixel(masks: np.ndarray, reach: int, cell: int = 32) -> np.ndarray:
     return cells
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("side", "count"), [(512, 44), (1024, 14)])
 def test_published_lies_between_a_cell_s_inside_and_3_px_around_it_far_below_touched(side, count):
     """Cells of 32 px, of which the resize looks at the 8 x 8 px in the middle, after a dilation of 15 px: it reaches
@@ -308,6 +311,7 @@ def published_slowly(masks: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     return union
 
 
+@pytest.mark.slow
 def test_published_cells_resize_each_detection_and_complement_on_the_grid():
     masks = shapes(512, 512, 34)[2:]
     grounder = Given({"one": masks[4:5], "many": masks[[0, 7, 12]], "foreground": masks[[5, 9]]})
@@ -381,6 +385,7 @@ def shaded(top: int, left: int) -> torch.Tensor:
     return image
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("look", [masks_of, whole_cells])
 def test_a_category_says_whose_region_counts_whatever_the_look(look):
     original, edited = shaded(64, 64), shaded(256, 320)

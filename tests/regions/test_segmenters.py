@@ -214,6 +214,7 @@ def sure(name: str) -> dict[str, float]:
     return dict.fromkeys(THRESHOLDS[name], 0.01)
 
 
+@pytest.mark.slow
 def test_every_grounder_is_tested_here_and_has_its_settings():
     assert set(GROUNDERS.names()) == set(THRESHOLDS) == {*STAND_INS, *SHIPPED_WEIGHTS, "everything"}
     assert set(GROUNDER_WEIGHTS) == set(STAND_INS)
@@ -247,6 +248,7 @@ def test_nothing_is_found_above_every_score(name, images):
     assert all(masks.dtype == torch.bool for masks in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STAND_INS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_models_of_another_precision_work(name, dtype, images):
@@ -257,6 +259,7 @@ def test_models_of_another_precision_work(name, dtype, images):
     assert all(len(masks) for masks in grounder.detections(images.to(dtype), PHRASES))
 
 
+@pytest.mark.slow
 def test_weights_are_loaded_in_float32_and_for_inference():
     for name in STAND_INS:
         models = [model for model in vars(load(name)).values() if isinstance(model, torch.nn.Module)]
@@ -322,6 +325,7 @@ def test_grounding_dino_gets_several_nouns_as_sentences_in_lower_case(images):
     assert seen == [[ids[word] for word in sentence.split()] for sentence in sentences]
 
 
+@pytest.mark.slow
 def test_every_box_of_grounding_dino_becomes_sam_s_mask_of_that_box(images):
     """The boxes and masks worked out here from the models' raw outputs."""
     grounder, shown = load(DINO_SAM2), [_pil(images[0])]
@@ -352,6 +356,7 @@ def test_every_box_of_grounding_dino_becomes_sam_s_mask_of_that_box(images):
     assert all((mask == more).all(dim=2).all(dim=1).any() for mask in found)
 
 
+@pytest.mark.slow
 def test_sam3_finds_the_instances_of_each_noun_above_its_thresholds(images):
     """Scores and masks worked out here from the model's raw outputs."""
     grounder = load("sam3", threshold=0.01)

@@ -19,6 +19,8 @@ from riebench.analysis import summarise
 from riebench.core.scores import describe_scores, scores_of
 from riebench.report import write_report
 
+pytestmark = pytest.mark.slow  # what it runs takes a while, or the run that all its tests look at
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SEEDS = (42, 43)
 CASES = 3 * 6 * len(SEEDS)

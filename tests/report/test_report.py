@@ -177,6 +177,7 @@ def numbers_of(text):
     return np.frombuffer(base64.b64decode(text), "<f4")
 
 
+@pytest.mark.slow
 def test_the_page_asks_for_nothing_outside_its_folder(run, page):
     text = run[3].read_text()
     known = {"http://www.w3.org/2000/svg"}  # a name, which is not fetched
@@ -328,6 +329,7 @@ def test_the_index_begins_with_the_setting_of_the_block_effects(index):
     assert sum(setting["single"] for setting in index["settings"]) == 4
 
 
+@pytest.mark.slow
 def test_without_masks_none_are_shown(tmp_path):
     scores = make_run(tmp_path, num_edits=1, masks=False)
     index = strips_index(summarise(scores, BLOCKS, resamples=20), scores, tmp_path, {})
@@ -335,6 +337,7 @@ def test_without_masks_none_are_shown(tmp_path):
     assert index["settings"][0]["files"]["between"][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["../outside.png", "images/../../outside.png", "{absolute}", "missing.png", ""])
 def test_pictures_outside_the_folder_or_missing_are_not_named(tmp_path, name):
     folder = tmp_path / "run"
@@ -359,6 +362,7 @@ def test_the_index_stays_small(run, index):
     assert len(text) < 16 * results + 6 * numbers + 400 * len(index["settings"])
 
 
+@pytest.mark.slow
 def test_hostile_text_is_escaped(tmp_path):
     scores = make_run(tmp_path, num_edits=1, rename={"change_object": HOSTILE}, reason=HOSTILE)
     scores["edit"] = scores["edit"] + HOSTILE
@@ -415,6 +419,7 @@ def test_a_run_without_images_subsets_or_valid_categories_still_has_a_page(tmp_p
     assert "were not measured" in page.text and "kept no images" in page.text
 
 
+@pytest.mark.slow
 def test_a_category_without_a_valid_case_has_a_row(tmp_path):
     scores = make_run(tmp_path, num_edits=2)
     scores.loc[scores["category"] == "change_style", ["status", "reason"]] = ["failed", "no region"]

@@ -56,6 +56,7 @@ def of_four(tmp_path_factory):
     return run(build_config(SMALL, "here"), tmp_path_factory.mktemp("four"), device="cpu")
 
 
+@pytest.mark.slow
 def test_a_run_of_one_block_knows_no_other(of_one):
     scores = of_one.scores
     assert (scores.status == "ok").all() and len(scores) == 2 * 2
@@ -66,6 +67,7 @@ def test_a_run_of_one_block_knows_no_other(of_one):
     assert of_one.report.is_file()
 
 
+@pytest.mark.slow
 def test_its_scores_are_those_of_a_run_of_four_blocks(of_one, of_four):
     assert of_four.manifest["blocks"] == list(BLOCK_NAMES)
     assert set(of_four.scores[of_four.scores.method == "sae"].blocks) == {
@@ -142,6 +144,7 @@ def test_a_site_that_is_none_is_refused_before_anything_is_made(tmp_path):
         Setup(site="neurons")
 
 
+@pytest.mark.slow
 def test_methods_that_need_no_dictionary_run_on_the_stream(tmp_path):
     methods = ["noop", "dense", "region-means"]
     words = SMALL | {"methods": methods, "subsets_of": "dense", "blocks": [ONE, "mid.0"]}
@@ -178,6 +181,7 @@ def streams_by_hand(sampler, prompt: str, seed: int, change=None) -> torch.Tenso
     return seen[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [Dense(), RegionMeans()])
 def test_a_stream_is_what_the_block_puts_out(engine, method):
     """With the whole image as region, the dense patch makes the stream the edited image's own."""

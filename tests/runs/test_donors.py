@@ -61,6 +61,7 @@ def test_the_donor_is_part_of_the_key():
     assert recipes(SAE(), [*case, (EDITS[1], 42)])[0] == recipes(SAE(), [*case, (other, 42)])[0]
 
 
+@pytest.mark.slow
 def test_the_engine_chooses_on_the_donor(engine):
     chosen = []
     methods = [SAE(k=5), OtherSeed(k=5), Mismatched(k=5)]
@@ -75,6 +76,7 @@ def test_the_engine_chooses_on_the_donor(engine):
     assert by_seed == sae_of_seed and by_edit == sae_of_edit and sae not in (by_seed, by_edit)
 
 
+@pytest.mark.slow
 def test_a_run_has_them_beside_the_others(tmp_path):
     values = {
         "methods": ["noop", "sae", "other-seed", "mismatched", "text-selected", "pca", "region-means"],
@@ -92,6 +94,7 @@ def test_a_run_has_them_beside_the_others(tmp_path):
     assert (images == 6).all() and (whole.injected_norm > 0).all()
 
 
+@pytest.mark.slow
 def test_a_donor_without_a_region_is_a_failure_with_its_reason(tmp_path):
     edits = [edit for edit in load_edits() if edit.category == "change_colour"][:1]
     nowhere = Edit("n", "change_pose", edits[0].original_prompt, edits[0].edited_prompt, "crown", "crown")

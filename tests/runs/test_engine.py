@@ -93,6 +93,7 @@ def test_an_image_needs_neither_grounder_nor_judges(engine, judgeless):
         alone.load()
 
 
+@pytest.mark.slow
 def test_an_engine_that_is_opened_loads_judges_when_they_are_asked_for(judgeless):
     opened = open_engine("tinyworld-turbo@1", "cpu", batch_size=2)
     assert opened._regions is None and opened._scorer is None
@@ -133,6 +134,7 @@ def test_features_go_where_they_are_asked_to(engine):
 # ---------------------------------------------------------------- references that are held
 
 
+@pytest.mark.slow
 def test_a_reference_is_used_again_for_other_interventions(engine):
     alone = fresh(engine)
     edit = EDITS[5]
@@ -154,6 +156,7 @@ def test_a_reference_is_used_again_for_other_interventions(engine):
     assert alone._scorer is None
 
 
+@pytest.mark.slow
 def test_a_reference_gives_the_same_rows_every_time(engine):
     (held,) = engine.references([(EDITS[5], 9)])
     variants = [Variant(SAE(k=8), ("up.0.1",)), Variant(SAE(k=8, strength=2.0), ("mid.0", "up.0.1"))]
@@ -165,6 +168,7 @@ def test_a_reference_gives_the_same_rows_every_time(engine):
         assert a.row["status"] == "ok"
 
 
+@pytest.mark.slow
 def test_what_a_method_does_to_a_reference_is_its_plan(engine):
     methods = [SAE(k=6), Neurons(k=9)]
     (held,) = engine.references([(EDITS[5], 9)], methods)
@@ -228,6 +232,7 @@ def places(*things) -> set[int]:
     return {weight.data_ptr() for weight in weights if weight.numel()}
 
 
+@pytest.mark.slow
 def test_a_twin_shares_every_weight_of_all_three_parts(engine):
     one = fresh(engine).load()
     one.generation.dictionary("up.0.1")
@@ -251,6 +256,7 @@ def test_a_twin_shares_every_weight_of_all_three_parts(engine):
     assert twin.setup is one.setup and twin.regions.look is one.regions.look
 
 
+@pytest.mark.slow
 def test_two_twins_in_two_threads_score_as_one_engine_to_the_bit(engine):
     one = fresh(engine).load()
     variants = [Variant(SAE(), ("up.0.1",)), Variant(SAE(mode="adaptive"), engine.backbone.blocks)]

@@ -155,9 +155,10 @@ CASES = [
 
 
 WIDTHS = [(CHANNELS, *case) for case in CASES]
-WIDTHS += [pytest.param(FULL, *CASES[number], marks=pytest.mark.slow) for number in (0, 7, 14)]  # one of each kind
+WIDTHS += [(FULL, *CASES[number]) for number in (0, 14)]  # features of SAEs, and neurons
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("channels", "category", "mode", "k", "settings"), WIDTHS, indirect=["channels"], scope="module"
 )
@@ -186,6 +187,7 @@ def test_same_features_same_additions_same_image(
     torch.testing.assert_close(shown.image, expected.image, atol=IMAGE, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stat", "keep_spatial", "placement", "aggregate"),
     itertools.product(["mean", "quantile", "max"], [True, False], ["edited", "original"], ["first", "mean"]),
@@ -248,6 +250,7 @@ def painted(y: int, x: int) -> torch.Tensor:
     return image
 
 
+@pytest.mark.slow
 def test_regions_of_reference_mode_are_whole_cells_and_objects_that_come_or_go_have_one_on_both_images():
     edit = replace(EDIT, edited_region="heart")
     original, edited = painted(100, 200), painted(300, 50)
@@ -276,6 +279,7 @@ def test_a_region_that_is_not_there_is_empty_and_no_cell_stands_in_for_it():
     assert not regions.any()
 
 
+@pytest.mark.slow
 def test_the_engine_gives_methods_both_images_of_a_deletion_in_the_original_s_region(engine):
     reference = of_mode(engine, "reference")
     delete = next(edit for edit in load_edits() if edit.category == "delete_object")
@@ -298,6 +302,7 @@ def test_the_engine_gives_methods_both_images_of_a_deletion_in_the_original_s_re
     assert strict.mode is MODES["strict"] and torch.equal(strict.edited_cells["mid.0"], strict.original_cells["mid.0"])
 
 
+@pytest.mark.slow
 def test_a_run_in_reference_mode_says_so_in_every_row(tmp_path):
     config = build_config(
         {

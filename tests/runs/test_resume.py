@@ -44,6 +44,8 @@ from riebench.runs.run import CACHE_MODES, Run, run
 from riebench.runs.scoring import Scorer
 from riebench.runs.store import PENDING, WRITER, Batch, Store
 
+pytestmark = pytest.mark.slow  # what it runs takes a while, or the run that all its tests look at
+
 KILLS = 20
 PATIENCE = 60.0  # seconds until something that is waited for has failed to come
 PER_CASE = 3 + 3  # every subset of two blocks, and three more methods

@@ -99,6 +99,7 @@ def test_a_subset_of_blocks_is_restricted_to_it(small_run):
         assert not np.array_equal(picture(small_run, row), picture(small_run, original))
 
 
+@pytest.mark.slow
 def test_the_same_command_twice_gives_equal_scores(small_run, small_config, tmp_path):
     import dataclasses
 
@@ -116,6 +117,7 @@ def test_the_same_command_twice_gives_equal_scores(small_run, small_config, tmp_
     pd.testing.assert_frame_equal(second, third.scores.sort_values(keys))
 
 
+@pytest.mark.slow
 def test_a_region_that_is_not_there_is_a_recorded_failure_of_its_case_alone(tmp_path, small_config):
     import dataclasses
 
@@ -174,6 +176,7 @@ def test_regions_follow_the_category(engine):
     assert 0.3 < background.case.original_cells["mid.0"].float().mean() <= 1
 
 
+@pytest.mark.slow
 def test_scores_are_the_same_alone_and_in_company(engine):
     from baselines.sae import SAE
     from riebench.runs.plan import Variant
@@ -187,6 +190,7 @@ def test_scores_are_the_same_alone_and_in_company(engine):
         assert a.row == b.row and torch.equal(a.image, b.image)
 
 
+@pytest.mark.slow
 def test_all_subsets_are_made_by_replay_and_references_once(tmp_path, small_config, monkeypatch):
     """Counted where images are made: two per case, and every other one from the case's recorded first step."""
     import dataclasses
@@ -207,6 +211,7 @@ def test_all_subsets_are_made_by_replay_and_references_once(tmp_path, small_conf
     assert done.manifest["forwards"] == pytest.approx(cases * (2 + 7.69 + 3 * 0.7), rel=0.1)
 
 
+@pytest.mark.slow
 def test_what_cases_share_is_decoded_and_grounded_once_for_all_methods_also_of_later_runs(
     tmp_path, small_config, monkeypatch
 ):
@@ -237,6 +242,7 @@ def test_what_cases_share_is_decoded_and_grounded_once_for_all_methods_also_of_l
     pd.testing.assert_frame_equal(widened.scores, whole.scores, check_exact=True)
 
 
+@pytest.mark.slow
 def test_a_run_that_dies_keeps_what_it_had_done(tmp_path, small_config, monkeypatch):
     import dataclasses
 

@@ -59,6 +59,7 @@ def rewrite(folder, **columns):
     write_scores(read_scores(folder / "scores.parquet").assign(**columns), folder / "scores.parquet")
 
 
+@pytest.mark.slow
 def test_metrics_that_are_added_are_what_the_run_itself_would_have_had(finished, folder):
     before = read_scores(folder / "scores.parquet")
     found = score_run(folder, ADDED, "cpu")
@@ -116,6 +117,7 @@ def test_a_frame_that_does_not_say_what_its_scores_are_is_scored_all_the_same(fi
         np.testing.assert_allclose(found[name], own[name], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_is_scored_before_a_kill_is_not_scored_again(finished, folder, monkeypatch):
     monkeypatch.setattr(score, "RESCORED", 8)
     monkeypatch.setattr(score, "CHECKPOINT_ROWS", 16)

@@ -30,6 +30,7 @@ def scripts(monkeypatch):
         del sys.modules[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "count"), [("tinyworld-turbo@1", 3), ("tinyworld-turbo@4", 1)])
 def test_the_engine_s_scores_are_those_of_the_plain_loop(scripts, tmp_path, backbone, count):
     """To what batches of another size change: a pixel may fall on the other side of a rounding boundary."""

@@ -49,6 +49,7 @@ def made(groups, cores, monkeypatch):
     return rows, {path: array for batch in batches for path, array in batch.pictures.items()}
 
 
+@pytest.mark.slow
 def test_two_engines_make_what_one_makes(monkeypatch):
     before = torch.get_num_threads()
     groups = groups_of([SAE(), Neurons()])
@@ -82,11 +83,13 @@ class Failing:
         return Intervention()
 
 
+@pytest.mark.slow
 def test_an_error_in_one_engine_comes_out_and_ends_the_work(monkeypatch):
     with pytest.raises(RuntimeError, match="somebody's method"):
         made(groups_of([Failing()], size=1), 2, monkeypatch)
 
 
+@pytest.mark.slow
 def test_groups_are_taken_one_by_one_and_what_was_taken_is_finished(monkeypatch):
     taken = []
 
@@ -168,6 +171,7 @@ def test_outside_the_main_thread_signals_are_left_alone():
 # ---------------------------------------------------------------- compiled parts
 
 
+@pytest.mark.slow
 def test_compiled_parts_leave_tracing_editing_and_replay_as_they_are(engine):
     """With a compiler that does not change the arithmetic; what a real one makes of it is in docs/performance.md."""
     sampler = load_sampler(BACKBONE, torch.device("cpu"), engine.sampler.batch_size)
@@ -207,6 +211,7 @@ def assert_equal(scores, expected):
     pd.testing.assert_frame_equal(pd.DataFrame(scores), pd.DataFrame(expected), check_exact=True)
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_how_many_are_scored_at_once(engine, monkeypatch, capsys):
     references = engine.references([(edit, 42) for edit in load_edits()[:300:60]])
     rows = [(r.case.edit, r.pictures, r.pictures.edited) for r in references]

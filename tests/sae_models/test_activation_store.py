@@ -344,6 +344,7 @@ def test_rows_of_distant_shards_meet_in_a_window_and_order_within_chunks_is_lost
     assert sum(b - a == 1 for a, b in zip(order, order[1:], strict=False)) < 10, "in a file 48 of 63 follow each other"
 
 
+@pytest.mark.slow
 def test_memory_of_reading_is_as_stated_and_does_not_grow_with_the_store(tmp_path):
     """Tensors that live while batches are read, counted by the garbage collector."""
     count, width = 40_000, 32
@@ -388,6 +389,7 @@ def test_a_buffer_gives_every_row_once_and_is_a_function_of_seed_and_calls():
     assert run(0) == run(0) != run(1)
 
 
+@pytest.mark.slow
 def test_a_buffer_draws_uniformly():
     """How often each of 20 rows, added in two parts, is among the first 5 and in the last place; 4000 seeds."""
     among, last = np.zeros(20), np.zeros(20)

@@ -334,6 +334,7 @@ def test_missing_weights_say_how_to_fetch_them(hub_cache, no_network, name):
             ask(entry)
 
 
+@pytest.mark.slow
 def test_released_weights_in_the_cache_are_opened_without_the_network(hub_cache, no_network, tmp_path):
     entry = index.find(BACKBONE, "mid.0")
     tensors = random_tensors(1280, 5120)

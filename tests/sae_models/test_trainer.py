@@ -60,6 +60,7 @@ def same(first: list, second: list) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sparsity", "matryoshka"),
     [
@@ -82,6 +83,7 @@ def test_training_recovers_a_planted_dictionary(sparsity, matryoshka):
     assert (atoms_fd @ sae.W_dec.T).max(-1).values.median() > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("matryoshka", [None, Matryoshka(prefixes=(0.3, 0.6)), Matryoshka(ks=(1, 2))])
 @pytest.mark.parametrize("kind", [TopK, BatchTopK])
 def test_the_exported_l0_is_the_trained_one(kind, matryoshka, tmp_path):
@@ -121,6 +123,7 @@ def test_no_optimiser_step_sees_a_gradient_along_the_decoder_rows(monkeypatch):
     assert max(along) < 1e-5 * max(length)
 
 
+@pytest.mark.slow
 def test_those_trained_together_are_those_trained_alone():
     batches = shuffled_batches(planted_rows(500)[0], 64)
     together = train(batches, MANY, SMALL)
@@ -169,6 +172,7 @@ def test_more_features_than_rows_can_be_trained():
     torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.ones(48), atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_dead_features_are_revived(monkeypatch):
     """Half of the features start so far below the others that nothing else ever gives them a gradient."""
     plain_start = Stack.start
@@ -221,6 +225,7 @@ def test_a_restart_follows_residuals_and_touches_nothing_but_the_dead():
     assert torch.equal(moments["exp_avg_sq"][1, restarted], typical.expand(3, 16))
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_as_well_and_keeps_float32_weights():
     rows_nd, _ = planted_rows(8_000)
     found = []
@@ -240,6 +245,7 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_compiled_training_is_the_plain_one_but_for_rounding(tmp_path, monkeypatch):
     rows_nd, compiled = planted_rows(500)[0], []
@@ -259,6 +265,7 @@ def test_compiled_training_is_the_plain_one_but_for_rounding(tmp_path, monkeypat
         assert list(one) == list(other) and not any("_orig_mod" in name for name in one)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_compiling_leaves_torchs_limit_of_recompilations_and_is_not_stopped_by_it():
     torch._dynamo.reset()
@@ -271,6 +278,7 @@ def test_compiling_leaves_torchs_limit_of_recompilations_and_is_not_stopped_by_i
     assert limits == [1, 1]
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_compiled_run_resumes_exactly(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "CALIBRATION_ROWS", 200)
@@ -305,6 +313,7 @@ def stopped(batches: Iterator[torch.Tensor], after: int) -> Iterator[torch.Tenso
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("can_seek", [True, False])
 def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path, monkeypatch, can_seek):
     monkeypatch.setattr(trainer, "CALIBRATION_ROWS", 200)

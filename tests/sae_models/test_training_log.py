@@ -135,6 +135,7 @@ def test_values_that_cannot_be_drawn_leave_a_picture(value):
     assert svg.find(f"{SVG}title").text == "a < b & c"
 
 
+@pytest.mark.slow
 def test_a_long_log_makes_a_small_picture():
     lines = [{"step": s, "saes": [one_sae(loss=1 / s)] * 6} for s in range(1, 50_000)]
     svg = curves(lines, "long", "", ["an SAE"] * 6)

@@ -78,6 +78,7 @@ def test_calibration_error_is_the_gap_of_confidence_and_accuracy():
     assert calibration_error(said, torch.rand(20_000, generator=generator) < said) < 0.02
 
 
+@pytest.mark.slow
 def test_oracle_is_calibrated(judges):
     assert evaluate_oracle(judges.oracle, 5, 512)["calibration_error"] < 0.02
 
@@ -90,6 +91,7 @@ def test_oracle_probabilities_have_every_value_and_sum_to_one(judges, held_out):
         torch.testing.assert_close(probabilities[name].sum(dim=1), torch.ones(4))
 
 
+@pytest.mark.slow
 def test_grounder_finds_the_renderer_s_masks(judges, held_out):
     """IoU worked out here in numpy, from the renderer's own masks."""
     found = judges.grounder.masks(held_out.images, ["the object"] * 192).numpy()
@@ -164,6 +166,7 @@ def test_specks_are_dropped(num_pixels):
     assert mask.sum(dim=(1, 2)).tolist() == [num_pixels if num_pixels >= MIN_PIXELS else 0, 0]
 
 
+@pytest.mark.slow
 def test_clip_puts_the_right_caption_first_and_sees_single_attributes(judges, held_out):
     scores = evaluate_clip(judges.clip, 7, 128)
     assert scores["text_of_image"] >= 0.95

@@ -196,6 +196,7 @@ def judges():
     return load_oracle(), load_grounder()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "count"), [("tinyworld-turbo@1", 128), ("tinyworld-turbo@4", 64), ("tinyworld-base@25", 32)]
 )
@@ -213,6 +214,7 @@ def test_generations_follow_their_held_out_prompts(judges, name, count):
     assert found["grounder against oracle, IoU"] >= 0.75
 
 
+@pytest.mark.slow
 def test_the_judgement_of_generations_is_that_of_the_renderer_on_its_own_pictures(judges):
     """Renderings that do what prompt and noise say are right in everything; under other prompts or seeds, by chance."""
     from riebench.tinyworld.noise import starting_noise

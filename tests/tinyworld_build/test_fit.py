@@ -78,6 +78,7 @@ def test_a_part_without_what_it_needs_is_refused(tmp_path, part, need):
         train_world(tmp_path, [part], device="cpu")
 
 
+@pytest.mark.slow
 def test_trained_pipelines_are_written_whole_and_say_nothing_of_where_they_were_made(tmp_path, monkeypatch):
     from riebench.generation.sampler import Request, load_sampler
     from riebench.tinyworld_build import train
@@ -140,6 +141,7 @@ def test_euler_steps_walk_the_path_that_base_is_trained_on():
         torch.testing.assert_close(sample, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_pairs_are_base_s_own_generations_and_are_kept(tmp_path, sampler, monkeypatch):
     from riebench.generation.sampler import Request
     from riebench.tinyworld.captions import caption
