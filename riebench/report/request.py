@@ -61,7 +61,7 @@ def run_section(manifest: Mapping) -> Markup:
             for name, what in (("results", "in all"), ("made", "made by this command"))
             if name in manifest
         ),
-        "forwards": _text(manifest.get("forwards", "")),
+        "Forward passes": _text(manifest.get("forwards", "")),
     }
     whole = wrapped(table("The run’s manifest", ("what", "value"), _flat(manifest), file_name="manifest"))
     return definitions({key: text for key, text in said.items() if text}, kind="short") + details(
