@@ -11,6 +11,7 @@ import torch
 from rows import rows_of
 from safetensors.torch import save_file
 from sdxl_blocks import BLOCK_NAMES
+from slow_sae import slow_encode
 
 from baselines.text_selected import TextSelected
 from riebench.backbones.blocks import Blocks
@@ -93,15 +94,6 @@ def random_sae(seed: int = 0) -> TopKSAE:
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
         sae.b_enc[7] = -1e3  # never fires
     return sae
-
-
-def slow_encode(sae: TopKSAE, x: np.ndarray) -> np.ndarray:
-    w_enc, b_enc, b_dec = (p.detach().double().numpy() for p in (sae.W_enc, sae.b_enc, sae.b_dec))
-    before = (x - b_dec) @ w_enc + b_enc
-    z = np.zeros_like(before)
-    for i in np.argsort(-before)[: sae.config.k]:
-        z[i] = max(before[i], 0.0)
-    return z
 
 
 def test_the_index_equals_a_slow_regression():

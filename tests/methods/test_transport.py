@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from slow_sae import slow_encode
 
 from baselines import METHODS
 from baselines.dense import Dense
@@ -83,15 +84,6 @@ def random_sae(seed: int) -> TopKSAE:
         for parameter in sae.parameters():
             parameter.normal_()
     return sae
-
-
-def slow_encode(sae: TopKSAE, x: np.ndarray) -> np.ndarray:
-    w_enc, b_enc, b_dec = (p.detach().double().numpy() for p in (sae.W_enc, sae.b_enc, sae.b_dec))
-    before = (x - b_dec) @ w_enc + b_enc
-    z = np.zeros_like(before)
-    for i in np.argsort(-before)[: sae.config.k]:
-        z[i] = max(before[i], 0.0)
-    return z
 
 
 def slow_mu(sae: TopKSAE, trace: np.ndarray, cells: np.ndarray, steps: str) -> np.ndarray:
