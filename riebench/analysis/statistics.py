@@ -77,7 +77,7 @@ def _edits_of(cases: pd.MultiIndex) -> tuple[np.ndarray, pd.MultiIndex]:
     pairs = cases.droplevel("seed").reorder_levels(["category", "edit"])
     pair_n = pairs.codes[0].astype(np.int64) * len(pairs.levels[1]) + pairs.codes[1]
     edit_n, distinct = pd.factorize(pair_n)
-    first_e = np.empty(len(distinct), dtype=np.int64)
+    first_e: np.ndarray = np.empty(len(distinct), dtype=np.int64)
     first_e[edit_n[::-1]] = np.arange(len(edit_n))[::-1]
     return edit_n, pairs[first_e]
 
