@@ -34,9 +34,8 @@ from baselines.dense import Dense
 from riebench.cli import main
 from riebench.core.errors import UserError
 from riebench.core.interrupts import Interrupted
+from riebench.generation import sampler
 from riebench.generation.interventions import Intervention
-from riebench.metrics import build
-from riebench.metrics.models import ScoringModels
 from riebench.runs import plan
 from riebench.runs import run as runs
 from riebench.runs.config import MethodConfig, RunConfig, read_config
@@ -50,7 +49,7 @@ pytestmark = pytest.mark.slow  # what it runs takes a while, or the run that all
 KILLS = 20
 PATIENCE = 60.0  # seconds until something that is waited for has failed to come
 PER_CASE = 3 + 3  # every subset of two blocks, and three more methods
-WHOLE, WIDE, MANY = 2 * PER_CASE, 4 * PER_CASE, 16 * PER_CASE  # results of the runs that are compared with
+WHOLE, WIDE, MANY = 2 * PER_CASE, 4 * PER_CASE, 18 * PER_CASE  # results of the runs that are compared with
 
 
 def config_of(**changes) -> RunConfig:
@@ -71,22 +70,18 @@ def wide_config() -> RunConfig:
 
 def many_config() -> RunConfig:
     """Batches enough that twenty killed processes do not come to their end."""
-    return config_of(seeds=tuple(range(8)), batch_size=2)
-
-
-def read_four_at_once(patch: pytest.MonkeyPatch) -> None:
-    """The networks that score read batches as large as those that are made, which are else filled up to many more."""
-    patch.setattr(build, "ScoringModels", functools.partial(ScoringModels, batch_size=4))
+    return config_of(seeds=tuple(range(9)))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Sums differ in their last bits between one thread and two, and here every bit is compared."""
+    """Sums differ in their last bits between one thread and two, and here every bit is compared. The weights of the
+    backbone are read once for all runs of this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         before = torch.get_num_threads()
         torch.set_num_threads(1)
-        read_four_at_once(patch)
+        patch.setattr(sampler, "load_pipeline", functools.cache(sampler.load_pipeline))
         yield
         torch.set_num_threads(before)
 
@@ -113,7 +108,7 @@ def wide(tmp_path_factory, one_thread) -> Path:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory, one_thread) -> Path:
-    """The same two edits with eight seeds, never disturbed."""
+    """The same two edits with nine seeds, never disturbed."""
     return run(many_config(), tmp_path_factory.mktemp("undisturbed") / "many", device="cpu").folder
 
 
@@ -200,7 +195,6 @@ def go_on(config: RunConfig, out: Path, log: Path, engines: int) -> None:
     """What another process does: the same command, in small groups, which bring the first part sooner."""
     sys.stderr = log.open("a")
     torch.set_num_threads(engines)
-    read_four_at_once(pytest.MonkeyPatch())
     runs.GROUP = 1
     run(config, out, device="cpu")
 
@@ -212,7 +206,6 @@ def in_another_process(config: RunConfig, out: Path, engines: int = 1) -> CONTEX
 def command(words: list[str], log: Path) -> None:
     """What another process does: a command, and it exits as the command line does."""
     sys.stdout = sys.stderr = log.open("a")
-    read_four_at_once(pytest.MonkeyPatch())
     sys.exit(main(words))
 
 
