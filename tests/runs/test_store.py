@@ -208,6 +208,7 @@ def started(target: Callable[[Path, Connection], None], folder: Path) -> CONTEXT
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path):
     holder = started(hold, tmp_path)
@@ -229,6 +230,7 @@ def test_one_process_cannot_open_a_folder_twice(tmp_path):
     assert recipes_in(tmp_path) == [0]
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_process_that_is_killed_leaves_only_whole_things(tmp_path):
     chance, kept = random.Random(5), 0
