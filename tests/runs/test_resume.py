@@ -44,7 +44,8 @@ from riebench.runs.run import CACHE_MODES, Run, run
 from riebench.runs.scoring import Scorer
 from riebench.runs.store import PENDING, WRITER, Batch, Store
 
-pytestmark = pytest.mark.slow  # what it runs takes a while, or the run that all its tests look at
+# what it runs takes a while, or the run that all its tests look at
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_tables")]
 
 KILLS = 20
 PATIENCE = 60.0  # seconds until something that is waited for has failed to come
@@ -74,7 +75,7 @@ def many_config() -> RunConfig:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread():
+def one_thread(no_tables):
     """Sums differ in their last bits between one thread and two, and here every bit is compared. The weights of the
     backbone are read once for all runs of this process."""
     with pytest.MonkeyPatch.context() as patch:
