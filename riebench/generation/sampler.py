@@ -18,7 +18,7 @@ from riebench.core.batches import fixed_batches, halving
 from riebench.core.errors import UserError
 from riebench.edits.edit import strip_marks
 from riebench.generation.interventions import Addition, Intervention, window_steps
-from riebench.generation.lens import Lens, Live, RowAdditions
+from riebench.generation.lens import Lens, Live, Part, RowAdditions
 from riebench.generation.live import Rewrite
 from riebench.generation.replay import Edited, FirstAddition, FirstStep, Recorder, Replay, first_output
 from riebench.generation.sharing import twin_of
@@ -180,8 +180,9 @@ class Sampler:
         def first(added: Addition, sign: int) -> FirstAddition:
             key = (id(added), sign)
             if key not in signed:
-                cells, values = added.cells.to(self.device), sign * added.values[0].to(self.device)
-                signed[key] = FirstAddition(cells, values)
+                channels = None if added.channels is None else added.channels.to(self.device)
+                values = sign * added.values[0].to(self.device)
+                signed[key] = FirstAddition(added.cells.to(self.device), values, channels)
             return signed[key]
 
         rows = [
@@ -319,32 +320,21 @@ class Sampler:
     def _merged(self, rows: Sequence[Request]) -> tuple[dict[Site, RowAdditions], dict[Site, list[Live]]]:
         """Returns what is added in a batch: site -> additions, on the device, and site -> functions as `Lens` takes
         them. Under guidance each branch has all rows."""
-        found: dict[Site, list[tuple[int, int, Addition, list[int]]]] = {}
+        found: dict[Site, list[Part]] = {}
         live: dict[Site, list[Live]] = {}
         for index, row in enumerate(rows):
             intervention = self._checked(row)
-            steps = list(window_steps(intervention.window, self.backbone.steps))
+            steps = window_steps(intervention.window, self.backbone.steps)
             places = [(branch * len(rows) + index, sign) for branch, sign in enumerate(self._signs(row)) if sign]
             for site, added in intervention.additions.items():
-                found.setdefault(site, []).extend((place, sign, added, steps) for place, sign in places)
+                found.setdefault(site, []).extend(
+                    Part(torch.full_like(added.cells, place), added.cells, added.values, added.channels, sign, steps)
+                    for place, sign in places
+                )
             for site, items in intervention.rewrites.items():
                 live.setdefault(site, []).append(_rewriting(items, places, steps))
         batch = self._rows_each * len(rows)
-        return {site: self._row_additions(batch, parts) for site, parts in found.items()}, live
-
-    def _row_additions(self, batch: int, parts: Sequence[tuple[int, int, Addition, list[int]]]) -> RowAdditions:
-        """Returns the additions at one site. parts: (row, sign, addition, the steps at which it is added)."""
-        values = []
-        for _, sign, added, steps in parts:
-            windowed = torch.zeros_like(added.values)
-            windowed[steps] = sign * added.values[steps]
-            values.append(windowed)
-        return RowAdditions(
-            batch,
-            torch.cat([torch.full_like(added.cells, row) for row, _, added, _ in parts]).to(self.device),
-            torch.cat([added.cells for _, _, added, _ in parts]).to(self.device),
-            torch.cat(values, dim=1).to(self.device),
-        )
+        return {site: RowAdditions(batch, parts) for site, parts in found.items()}, live
 
 
 def _rewriting(rewrites: Sequence[Rewrite], places: Sequence[tuple[int, int]], steps: Sequence[int]) -> Live:
