@@ -166,6 +166,14 @@ class HostSampler(Sampler):
         with self.clock.part(NOT_COUNTED):
             return [Sample(self._picture(), {site: self._trace(site) for site in capture}) for _ in requests]
 
+    def read(self, requests, picks, steps: int | None = None) -> list[dict[Site, Tensor]]:
+        with self.clock.part(NOT_COUNTED):
+            return [{site: self._read(site, *wanted, steps) for site, wanted in of.items()} for of in picks]
+
+    def _read(self, site: Site, cells: Tensor, channels: Tensor | None, steps: int | None) -> Tensor:
+        width = self.blocks.width(site) if channels is None else len(channels)
+        return torch.randn(steps or self.backbone.steps, int(cells.sum()), width, generator=self._drawn).half()
+
     def regenerate(self, requests: Sequence[Request], originals: Sequence[Sample]) -> Iterator[Tensor]:
         for start in range(0, len(requests), self.batch_size):
             rows = list(requests[start : start + self.batch_size])
@@ -260,9 +268,9 @@ def measure(backbone: Backbone) -> dict[str, float]:
     """Returns the figures of one case: seconds of each part, bytes, results."""
     clock = Clock()
     engine, sampler = host_engine(backbone, clock)
-    engine._ask = clock.of(engine._ask, "planning")
+    engine._ask, engine._announce = (clock.of(part, "planning") for part in (engine._ask, engine._announce))
     with clock.part("pictures and the rest"):
-        batches = list(engine.work([task(quickstart(), backbone.blocks)]))
+        batches = list(engine.work([[task(quickstart(), backbone.blocks)]]))
     with tempfile.TemporaryDirectory() as folder, clock.part("writing"), Store(Path(folder) / "run") as store:
         for batch in batches:
             store.add(batch)
@@ -282,7 +290,7 @@ def measure_base() -> dict[str, float]:
     backbone = BACKBONES.get("sdxl-base@25")
     engine, _ = host_engine(backbone, Clock())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in engine.work([task(quickstart(), backbone.blocks)]):
+    for _ in engine.work([[task(quickstart(), backbone.blocks)]]):
         pass
     return {MEMORY: (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e9}
 
