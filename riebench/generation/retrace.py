@@ -91,23 +91,23 @@ class Group:
         self.sampler, self.sites = sampler, tuple(sites)
         self.dtype = sampler.denoiser.dtype  # asked once: diffusers walks through all weights for it
         self.widths = {site: sampler.blocks.width(site) for site in self.sites}
-        self._members: list[Retraced] = []
+        self.members: list[Retraced] = []
 
     def add(self, request: Request, cells: Mapping[str, Tensor]) -> Retraced:
         """Returns the trace of one more picture. cells: block -> the cells (bool) that will be asked for."""
-        self._members.append(Retraced(self, request, cells))
-        return self._members[-1]
+        self.members.append(Retraced(self, request, cells))
+        return self.members[-1]
 
     def read_first(self) -> None:
         """Reads the first step of every picture, at its cells."""
-        new = [member for member in self._members if not member.first]
+        new = [member for member in self.members if not member.first]
         picks = [{site: (member.cells[site.block], None) for site in self.sites} for member in new]
         for member, found in zip(new, self._read(new, picks, 1), strict=True):
             member.first = found
 
     def read_chosen(self) -> None:
         """Reads the channels that are expected of every picture, at its cells."""
-        new = [member for member in self._members if any(not found for _, found in member.chosen)]
+        new = [member for member in self.members if any(not found for _, found in member.chosen)]
         wanted = [{site: _united(member.chosen, site) for site in self.sites} for member in new]
         picks = [
             {site: (member.cells[site.block], numbers) for site, numbers in numbers_of.items()}
