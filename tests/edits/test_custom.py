@@ -26,7 +26,7 @@ from riebench.generation.sampler import Request, Sampler
 from riebench.runs import engine as engines
 from riebench.runs.config import build_config, read_config
 from riebench.runs.engine import Engine, open_engine
-from riebench.runs.reference import Generation, seen_by
+from riebench.runs.reference import Generation
 from riebench.runs.run import run
 from riebench.runs.setup import Setup
 from sae_models import index
@@ -232,7 +232,7 @@ def test_pictures_of_any_size_are_traced_edited_and_replayed(engine, height, wid
     assert set(reference.case.grids.values()) == {grid} and reference.pictures.original.shape == (3, height, width)
     assert {value.shape[1] for value in reference.sample.trace.values()} == {grid[0] * grid[1]}
     assert reference.case.original_cells["mid.0"].shape == (grid[0] * grid[1],) and not reference.failure
-    plan = method.plan(seen_by(reference.case, "neurons" if name == "neurons" else "update"))
+    plan = method.plan(reference.seen("neurons" if name == "neurons" else "update"))
     assert plan.norm == other.plan(reference, method).norm > 0
     request = Request(edit.original_prompt, 42, plan)
     whole = other.sampler.generate([request])[0].image

@@ -374,6 +374,9 @@ def test_additions_that_are_not_finite_or_of_other_shapes_are_refused(bad):
         Addition(torch.tensor([0, 1]), torch.zeros(2, 3))
     with pytest.raises(UserError, match=r"shape \[2, 3\] -> give \[steps, cells, C\]"):
         Addition.of(torch.zeros(2, 3))
+    for numbers, width in (([0, 1], 9), ([0, 1, 9], 9), ([-1, 0, 1], 9), ([0, 1, 2], 0)):
+        with pytest.raises(UserError, match=r"names \d of \d channels -> give values \[steps, n, m\]"):
+            Addition(torch.tensor([0]), torch.zeros(2, 1, 3), torch.tensor(numbers), width)
 
 
 @pytest.mark.slow
