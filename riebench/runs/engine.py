@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -17,7 +16,9 @@ from riebench.backbones.family import blocks_text
 from riebench.backbones.loading import choose_device, choose_dtype
 from riebench.backbones.table import BACKBONES, Backbone
 from riebench.core.errors import UserError
+from riebench.core.memory import free_memory
 from riebench.core.pictures import eight_bits, regions_to_array, to_array, unusable
+from riebench.core.precision import set_tf32
 from riebench.edits.edit import Edit
 from riebench.generation.compiling import compile_parts
 from riebench.generation.interventions import Intervention
@@ -134,7 +135,7 @@ class Engine:
         )
         looked_at = {kind_of_donor(method) for method in methods} | {""}
         each = one * (5 if self.backbone.guided else 3) * len(looked_at)
-        return max(1, int(TRACES_SHARE * psutil.virtual_memory().available / each))
+        return max(1, int(TRACES_SHARE * free_memory() / each))
 
     def _kinds(self, methods: Sequence[Method]) -> tuple[str, ...]:
         """Returns the kinds of sites that methods are to see traces of, the blocks' own first."""
@@ -282,11 +283,13 @@ def open_engine(
     """Returns an engine of a backbone, by name. What judges its pictures is loaded when it is first asked for.
 
     setup: strict mode in the backbone's own dtype where nothing else is asked for. batch_size: 0 takes what suits the
-    device. compiled: with torch.compile. Raises `UserError` where something is missing.
+    device. compiled: with torch.compile. On a GPU the mode decides on TF32 for the whole process: do not use engines of
+    both modes in turns. Raises `UserError` where something is missing.
     """
     found = BACKBONES.get(backbone) if isinstance(backbone, str) else backbone
     where = choose_device(device)
     setup = setup or Setup(dtype=dtype_name(choose_dtype(found, where)))
+    set_tf32(where.type, products=setup.rules.tf32_products)
     sampler = load_sampler(found, where, batch_size, getattr(torch, setup.dtype))
     if compiled:
         compile_parts(found.family, sampler.pipeline)
