@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from importlib.metadata import version
 
+import control_groups
 import open_clip
 import psutil
 import pytest
@@ -12,7 +13,9 @@ import torch
 from huggingface_hub import constants
 
 from riebench.backbones.table import BACKBONES
+from riebench.core import groups
 from riebench.core.hub import weights_folder
+from riebench.core.memory import host_memory
 from riebench.doctor import examine, fetch_names, format_doctor
 from riebench.metrics.networks.clip import OPENAI_CLIP
 from riebench.regions.grounders import GROUNDER_WEIGHTS, GROUNDERS
@@ -49,7 +52,7 @@ def test_the_machine_is_described(cache):
     found = examine()
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     assert found["libraries"]["torch"] == version("torch") and "not installed" not in found["libraries"].values()
-    assert found["memory"]["total"] == pytest.approx(psutil.virtual_memory().total / 1e9)
+    assert found["memory"]["total"] == pytest.approx(host_memory().total / 1e9)
     assert 0 < found["memory"]["free"] < found["memory"]["total"]
     assert len(found["cuda"]) == (torch.cuda.device_count() if torch.cuda.is_available() else 0)
     assert found["hub"]["disk_free"] > 0  # of a folder that is not there yet
@@ -98,31 +101,40 @@ def test_a_started_download_counts_as_missing(cache):
     assert item["missing"] == len(GROUNDER_WEIGHTS["clipseg"][0].files) - 2 and item["fetch"][0] == "clipseg"
 
 
-def test_memory_is_set_beside_what_is_free(cache, monkeypatch):
+def test_memory_is_set_beside_what_is_free(cache, monkeypatch, tmp_path):
+    """With what the grounder, CLIP and the SAEs take: 0.69 + 0.9 + 1.71 + 0.21 GB."""
+
     class Memory:
-        total, available = 32e9, 15.5e9
+        total, available = 64e9, 48e9
 
     monkeypatch.setattr(psutil, "virtual_memory", Memory)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    text = format_doctor(examine())
-    assert "15.5 of 32.0 GB memory free" in text and "GPU: none" in text
-    assert "15 GB in float32: fits" in line_of(text, "sdxl-turbo@1")
-    assert "17 GB in float32: does not fit" in line_of(text, "sdxl-base@25")
+    limit = {"memory.max": "32000000000", "memory.current": "13000000000"}
+    control_groups.make(tmp_path, 2, "/", limit)
+    monkeypatch.setattr(groups, "ROOT", tmp_path)
+    found = examine()
+    text = format_doctor(found)
+    assert "19.0 of 32.0 GB memory free" in text and "GPU: none" in text
+    assert "18 GB in float32: fits" in line_of(text, "sdxl-turbo@1")
+    assert "21 GB in float32: does not fit" in line_of(text, "sdxl-base@25")
+    turbo, tiny = BACKBONES.get("sdxl-turbo@1"), BACKBONES.get("tinyworld-turbo@1")
+    assert found["backbones"]["sdxl-turbo@1"]["needs"] == pytest.approx(turbo.gigabytes("float32") + 3.51)
+    assert found["backbones"]["tinyworld-turbo@1"]["needs"] == pytest.approx(tiny.gigabytes("float32"))
 
 
 def test_a_gpu_is_described_and_half_precision_is_what_counts(cache, monkeypatch):
     for name, value in {
         "is_available": True,
         "device_count": 1,
-        "mem_get_info": (9.0e9, 12.0e9),
+        "mem_get_info": (12.0e9, 16.0e9),
         "get_device_capability": (7, 5),
         "get_device_name": "Turing",
     }.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
     text = format_doctor(examine())
-    assert "GPU: Turing, 9.0 of 12.0 GB free, no bfloat16" in text
-    assert "7.7 GB in float16: fits" in line_of(text, "sdxl-turbo@1")
-    assert "10 GB in float16: does not fit" in line_of(text, "sdxl-base@25")
+    assert "GPU: Turing, 12.0 of 16.0 GB free, no bfloat16" in text
+    assert "11 GB in float16: fits" in line_of(text, "sdxl-turbo@1")
+    assert "14 GB in float16: does not fit" in line_of(text, "sdxl-base@25")
     assert line_of(text, "sdxl-base@25").endswith("riebench fetch sdxl-base (6.94 GB)")
 
 

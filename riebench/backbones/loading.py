@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from riebench.backbones.folders import backbone_folder, fetch_name, is_shipped, vae_folder
 from riebench.backbones.table import DTYPES, Backbone
 from riebench.core.errors import UserError, did_you_mean
+from riebench.core.memory import is_out_of_memory, room_for
 from sae_models.tensors import dtype_name
 
 VARIANT = "fp16"  # as diffusers calls half-precision files: `diffusion_pytorch_model.fp16.safetensors`
@@ -70,6 +71,13 @@ def load_pipeline(backbone: Backbone, device: torch.device, dtype: torch.dtype) 
     precision is read from half-precision files where the folder has them. Raises `UserError` when weights are missing
     or broken, or there is no room for them.
     """
+    name = dtype_name(dtype)
+    with room_for(backbone.name, device, backbone.gigabytes(name), "free some, use dtype float16, or another device"):
+        return _read_pipeline(backbone, dtype).to(device)
+
+
+def _read_pipeline(backbone: Backbone, dtype: torch.dtype) -> DiffusionPipeline:
+    """Returns the pipeline in the host's memory. Raises `UserError` when weights are missing or broken."""
     folder, other = backbone_folder(backbone, dtype_name(dtype)), vae_folder(backbone)
     family = backbone.family
     variant = _variant(folder, dtype, family.denoiser)
@@ -80,6 +88,8 @@ def load_pipeline(backbone: Backbone, device: torch.device, dtype: torch.dtype) 
             types = {"default": dtype, "vae": getattr(torch, own) if own else dtype}
             pipeline = _load(_named(family.pipeline), folder, types, variant=variant, **family.options, **given)
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         file, what = _find_broken(folder, variant) or (other and _find_broken_part(other, None)) or (None, str(error))
         raise UserError(
             f"the weights of {backbone.name} cannot be loaded: {f'{file} {what}' if file else what}",
@@ -87,14 +97,7 @@ def load_pipeline(backbone: Backbone, device: torch.device, dtype: torch.dtype) 
         ) from error
     pipeline.set_progress_bar_config(disable=True)  # of this pipeline alone
     family.prepare(pipeline, other is not None)
-    try:
-        return pipeline.to(device)
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"{backbone.name} does not fit into the memory of {device}: it takes about"
-            f" {backbone.gigabytes(dtype_name(dtype)):.1f} GB",
-            remedy="free some, use dtype float16, or another device",
-        ) from error
+    return pipeline
 
 
 def _named(place: str) -> type:

@@ -24,6 +24,7 @@ from riebench.core import files
 from riebench.core.errors import UserError, did_you_mean
 from riebench.core.interrupts import Interrupted, stopping
 from riebench.core.keys import describe
+from riebench.core.precision import describe_float32, set_tf32
 from riebench.core.progress import Progress
 from riebench.core.scores import EDITS_KEY, Score, describe_scores
 from riebench.edits.checks import check_edits
@@ -75,6 +76,7 @@ def run(
             raise UserError(f"unknown {name} {value!r}{did_you_mean(value, known)}", remedy=f"use {', '.join(known)}")
     clock = time.monotonic()
     asked = _asked(config, device, methods, edits)
+    set_tf32(asked.device.type, products=asked.setup.rules.tf32_products)
     with Store(out) as store, stopping() as wish:
         for folder in reuse:
             items = (item for task in asked.tasks for item in (*task.shared, *task.wanted))
@@ -160,12 +162,14 @@ def _asked(config: RunConfig, device: str, methods: Sequence[Method], edits: Seq
         shown = ", ".join(f"{name} at {strength}" for name, strength in settings)
         raise UserError(f"two methods share name and strength: {shown}", remedy="give one a label, or its own name")
     cases = [(edit, seed) for edit in chosen for seed in config.seeds]
-    tasks = plan(backbone, cases, plan_variants(all_methods, config.subsets_of, backbone.blocks), setup, known)
+    variants = plan_variants(all_methods, config.subsets_of, backbone.blocks)
+    tasks = plan(backbone, cases, variants, setup, known, where.type)
     names = setup.metric_names(backbone.judges)
     described = describe_metrics(names, backbone.judges, keep_marks=setup.keeps_marks)
     scoring = judge_version(names, backbone.judges, keep_marks=setup.keeps_marks)
     manifest = _describe(config, about, chosen, all_methods, backbone.blocks, where.type)
     manifest |= {"scoring": scoring, "setup": _words(setup, backbone)}
+    manifest |= describe_float32(where.type, products=setup.rules.tf32_products)
     return _Asked(backbone, where, setup, chosen, about, tasks, names, described, scoring, manifest)
 
 

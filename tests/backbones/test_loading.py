@@ -260,12 +260,16 @@ def test_a_broken_file_of_ones_own_is_named(tmp_path, name, harm, said):
         load_pipeline(backbone, CPU, torch.float32)
 
 
-def test_no_room_on_the_device_is_said(tiny, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: out of memory"), MemoryError()]
+)
+@pytest.mark.parametrize("place", ["to", "from_pretrained"])
+def test_no_room_on_the_device_is_said(tiny, monkeypatch, place, error):
     def full(*_args, **_kwargs):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
-    monkeypatch.setattr(StableDiffusionXLPipeline, "to", full)
-    with pytest.raises(UserError, match="does not fit into the memory of cpu: it takes about 7.0 GB"):
+    monkeypatch.setattr(StableDiffusionXLPipeline, place, full)
+    with pytest.raises(UserError, match="does not fit into the memory of cpu: it takes about 7.0 GB -> free some"):
         load_pipeline(dataclasses.replace(tiny, parameters=3.5), CPU, torch.float16)
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from memory import OUT_OF_MEMORY
 from metric_batches import images, make_batch, make_edit
 from torch import nn
 from torch.nn import functional as F
@@ -30,6 +31,7 @@ from riebench.metrics import (
     score_batch,
     scorers,
 )
+from riebench.metrics.models import ScoringModels
 from riebench.metrics.networks import dino, key_similarity, lpips_distance, openclip
 from riebench.metrics.networks.lpips import ALEX, VGG
 from riebench.metrics.networks.table import NETWORKS
@@ -102,6 +104,26 @@ def test_unknown_names_and_families():
         scorers(["oracle_success"], "sdxl")
     with pytest.raises(UserError, match="named twice"):
         scorers(["psnr", "psnr"])
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: str(error)[:30])
+def test_no_room_for_a_network_that_scores_is_one_line(error, monkeypatch):
+    """Whatever is raised, and though loading has errors of its own to tell of."""
+
+    def full(*_args, **_kwargs):
+        raise error
+
+    monkeypatch.setattr(openclip.open_clip, "create_model", full)
+    monkeypatch.setattr(lpips_distance, "load", full)
+    models = ScoringModels("sdxl", "cpu")
+    with pytest.raises(
+        UserError, match="CLIP, which scores, does not fit into the memory of cpu: it takes about 1.7 GB"
+    ):
+        models["clip"]
+    with pytest.raises(
+        UserError, match="LPIPS.*, which scores, does not fit into the memory of cpu -> free some of it"
+    ):
+        models["lpips"]
 
 
 @pytest.mark.parametrize(

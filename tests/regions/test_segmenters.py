@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
+from memory import OUT_OF_MEMORY
 from torch.nn import functional as F
 from transformers import BertTokenizerFast, CLIPTokenizerFast
 
@@ -274,6 +276,20 @@ def test_missing_weights_are_named_with_the_command_that_fetches_them(name, monk
         load(name)
     assert f"riebench fetch {name}`" in str(error.value)
     assert GROUNDER_WEIGHTS[name][0].repo in str(error.value)
+
+
+@pytest.mark.parametrize("name", STAND_INS)
+def test_no_room_for_a_grounder_is_one_line(name, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise OUT_OF_MEMORY[1]
+
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    first = GROUNDER_WEIGHTS[name][0]
+    said = (
+        f"the grounder's {first.repo} does not fit into the memory of cpu: it takes about {first.gigabytes:.1f} GB ->"
+    )
+    with pytest.raises(UserError, match=re.escape(said)):
+        load(name)
 
 
 def test_the_second_model_of_a_grounder_is_missed_too(monkeypatch, tmp_path, hub_cache):

@@ -16,6 +16,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from riebench.core.errors import UserError, did_you_mean
+from riebench.core.memory import is_out_of_memory
 
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # in the order in which open_clip looks
 
@@ -96,6 +97,8 @@ class Encoder:
             model = open_clip.create_model(architecture, pretrained=weights, device=device)
             self._tokenizer = open_clip.get_tokenizer(architecture)
         except (OSError, RuntimeError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
             raise UserError(f"CLIP {name} cannot be loaded: {str(error).splitlines()[0]}", remedy=remedy) from error
         self._model, self._device = model.eval().requires_grad_(False), device
         self.preprocessing = Preprocessing.from_config(open_clip.get_model_preprocess_cfg(model))
