@@ -54,8 +54,9 @@ class Method(Protocol):
     whatever the run does, or "" where it adds nothing to any block. `sites` and `select_on` are no settings: a class
     has them.
 
-    A method may also have `uses_sae`, False where it does not ask for `Case.sae`, so that none need be there; and
-    `select_on`, see `Case.select_on` and `Case.text_index`."""
+    A method may also have `uses_sae`, False where it does not ask for `Case.sae`, so that none need be there;
+    `select_on`, see `Case.select_on` and `Case.text_index`; and `needs`, names out of `riebench.runs.needs.NEEDS` of
+    what a machine may lack: where it does, a run leaves the method out and says so. None of them is a setting."""
 
     name: str
     strength: float
