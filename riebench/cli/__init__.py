@@ -19,10 +19,11 @@ GROUPS = {world.NAME: world.SUMMARY}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a verb and returns the exit status. A user's error is one line on stderr and 2; Ctrl-C is 130."""
+    """Runs a verb and returns the exit status, which is 1 where the doctor finds that something is missing. A user's
+    error is one line on stderr and 2; Ctrl-C is 130."""
     arguments = build_parser().parse_args(argv)
     try:
-        arguments.verb.run(arguments)
+        return arguments.verb.run(arguments)
     except UserError as error:
         print(f"riebench: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -32,7 +33,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         print(f"riebench: {str(stopped) or 'stopped'}", file=sys.stderr)
         return 130
-    return 0
 
 
 def build_parser() -> argparse.ArgumentParser:

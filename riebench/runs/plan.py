@@ -23,6 +23,7 @@ from riebench.generation.interventions import window_steps
 from riebench.methods.method import Method
 from riebench.methods.text_index import find_text_index
 from riebench.regions.grounders import GROUNDER_WEIGHTS, GROUNDERS, SHIPPED_WEIGHTS, grounder_settings
+from riebench.runs.needs import index_remedy
 from riebench.runs.setup import Setup
 from riebench.runs.store import picture_path
 from riebench.runs.versions import code_of, code_of_family, code_version
@@ -149,7 +150,8 @@ def plan(
             "dictionaries": dictionaries if variant.blocks and _uses_sae(variant.method) else {},
         }
         if getattr(variant.method, "select_on", "") == TEXT:
-            words["text_index"] = {block: find_text_index(of) for block, of in dictionaries.items()}
+            remedy = index_remedy(backbone, setup)
+            words["text_index"] = {block: find_text_index(of, remedy) for block, of in dictionaries.items()}
         settings.append((variant, digest(words), digest([code, code_of(variant.method)])))
     kinds = sorted({kind_of_donor(variant.method) for variant in variants} - {""})
     pool = list(others) or list(dict.fromkeys(edit for edit, _ in cases))
