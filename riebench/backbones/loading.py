@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from riebench.backbones.folders import backbone_folder, fetch_name, is_shipped, vae_folder
 from riebench.backbones.table import DTYPES, Backbone
+from riebench.core.checkpoints import Incomplete, load_whole, remedy_for
 from riebench.core.errors import UserError, did_you_mean
 from sae_models.tensors import dtype_name
 
@@ -75,10 +76,20 @@ def load_pipeline(backbone: Backbone, device: torch.device, dtype: torch.dtype) 
     variant = _variant(folder, dtype, family.denoiser)
     try:
         with quiet():
-            given = {"vae": _load(_named(family.autoencoder), other, dtype)} if other else {}
             own = family.autoencoder_dtype
             types = {"default": dtype, "vae": getattr(torch, own) if own else dtype}
+            given = {"vae": _load_model(_named(family.autoencoder), other, dtype)} if other else {}
+            for part, kind in _models(folder).items():
+                if part not in given:
+                    given[part] = _load_model(kind, folder / part, types.get(part, dtype), variant)
             pipeline = _load(_named(family.pipeline), folder, types, variant=variant, **family.options, **given)
+    except Incomplete as error:
+        name = backbone.vae if other and str(other) in str(error) else fetch_name(backbone, dtype_name(dtype))
+        hub = other if backbone.vae == name else folder
+        raise UserError(
+            f"{backbone.name} cannot be loaded: {error}",
+            remedy=remedy_for(name, hub) if backbone.weights else _remedy(backbone, None, ""),
+        ) from error
     except Exception as error:
         file, what = _find_broken(folder, variant) or (other and _find_broken_part(other, None)) or (None, str(error))
         raise UserError(
@@ -116,6 +127,28 @@ def quiet() -> Iterator[None]:
         for part, was in zip(parts, shown, strict=True):
             if was:
                 part.enable_progress_bar()
+
+
+def _models(folder: Path) -> dict[str, type]:
+    """Returns the parts of a pipeline that have weights, by the name of their folder, with their classes."""
+    found = {}
+    for part, value in json.loads((folder / "model_index.json").read_text()).items():
+        library, name = value if isinstance(value, list) else (None, None)
+        if library in ("diffusers", "transformers"):
+            kind = getattr(import_module(library), name)
+            if isinstance(kind, type) and issubclass(kind, nn.Module):
+                found[part] = kind
+    return found
+
+
+def _load_model(kind: type, folder: Path, dtype: torch.dtype, variant: str | None = None) -> nn.Module:
+    """Returns a part of a pipeline, with every tensor that it has and, where it is diffusers' own, no other."""
+    own = issubclass(kind, ModelMixin)
+    options = {"torch_dtype": dtype, "low_cpu_mem_usage": False} if own else {"dtype": dtype}
+    there = variant if any(folder.glob(f"*.{variant}*safetensors")) else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # from 0.40 on diffusers says `dtype` too, before only this
+        return load_whole(kind, folder, strict=own, variant=there, **options)
 
 
 def _load(kind: type, folder: Path, dtype, **options):

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from riebench.core.checkpoints import fetched, load_whole
 from riebench.core.hub import weights_folder
 from riebench.regions.grounders import GROUNDER_WEIGHTS
 
@@ -39,8 +40,10 @@ def to_model(inputs: Any, model: nn.Module) -> dict[str, Any]:
 def load_pair(name: str, index: int, model: type, processor: type, device: torch.device | str) -> tuple[Any, Any]:
     """Returns model and processor from the grounder's index-th weights, in float32, for inference.
 
-    name: the grounder's, as in `riebench fetch`. Raises `UserError` where files are missing.
+    name: the grounder's, as in `riebench fetch`. Raises `UserError` where files or tensors are missing, or cannot be
+    read.
     """
     folder = weights_folder(name, GROUNDER_WEIGHTS[name][index])
-    loaded = model.from_pretrained(folder, local_files_only=True, dtype=torch.float32, use_safetensors=True)
-    return loaded.to(device), processor.from_pretrained(folder, local_files_only=True)
+    with fetched(name, folder):
+        loaded = load_whole(model, folder, dtype=torch.float32, use_safetensors=True)
+        return loaded.to(device), processor.from_pretrained(folder, local_files_only=True)
