@@ -12,9 +12,10 @@ import hashlib
 import os
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 
 import huggingface_hub
 import pytest
@@ -92,10 +93,37 @@ def shared_hub(base: Path) -> Path:
     return home
 
 
-def use(home: Path, patch: pytest.MonkeyPatch, pixels: int = PIXELS) -> None:
-    """Has this process take all weights from the cache, and refuses it the network.
+def download_from(home: Path) -> Callable[..., str]:
+    """Returns what stands in for `huggingface_hub.snapshot_download`: it takes the files out of a cache."""
 
-    pixels: height and width of SDXL's pictures; 0 leaves them as they are.
+    def download(repo: str, *, revision: str, allow_patterns: Sequence[str]) -> str:
+        folder = f"models--{repo.replace('/', '--')}"
+        there, here = (Path(cache) / folder for cache in (home / "hub", huggingface_hub.constants.HF_HUB_CACHE))
+        commit = (there / "refs" / "main").read_text()
+        for file in allow_patterns:
+            source, link = (side / "snapshots" / commit / file for side in (there, here))
+            if source.exists() and not link.exists():
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(source.resolve())
+        (here / "refs").mkdir(exist_ok=True)
+        (here / "refs" / "main").write_text(commit)
+        return str(here / "snapshots" / commit)
+
+    return download
+
+
+def use(
+    home: Path,
+    patch: pytest.MonkeyPatch,
+    *,
+    pixels: int = PIXELS,
+    dtype: str = "auto",
+    steps: Mapping[str, int] = MappingProxyType({}),
+) -> None:
+    """Has this process take all weights from a cache, and refuses it the network.
+
+    pixels: height and width of SDXL's pictures; 0 leaves them as they are. dtype: what SDXL is computed in where
+    nothing is asked for. steps: backbone -> its steps, where they are to be fewer.
     """
     for name, value in {"HF_HOME": home, "HF_HUB_CACHE": home / "hub"}.items():
         patch.setattr(huggingface_hub.constants, name, str(value))
@@ -103,8 +131,9 @@ def use(home: Path, patch: pytest.MonkeyPatch, pixels: int = PIXELS) -> None:
     patch.setattr("socket.socket.connect", lambda *_: pytest.fail("asked the network"))
     small_judges.narrow_open_clip(patch)
     patch.setattr(released, "WIDTH", small_pipelines.CHANNELS)
-    for name in BACKBONES.names() if pixels else ():
+    for name in BACKBONES.names():
         if name.startswith("sdxl-"):
             entry = BACKBONES._entry(name)
-            small = dataclasses.replace(entry.target, height=pixels, width=pixels)
-            patch.setitem(BACKBONES._entries, name, dataclasses.replace(entry, target=small))
+            size = {"height": pixels, "width": pixels} if pixels else {}
+            row = dataclasses.replace(entry.target, dtype=dtype, steps=steps.get(name, entry.target.steps), **size)
+            patch.setitem(BACKBONES._entries, name, dataclasses.replace(entry, target=row))

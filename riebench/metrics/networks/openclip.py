@@ -94,7 +94,7 @@ class Encoder:
         architecture, _, weights = name.partition("/")
         try:
             model = open_clip.create_model(architecture, pretrained=weights, device=device)
-            self._tokenizer = open_clip.get_tokenizer(architecture)
+            self._tokenizer = _tokenizer(architecture)
         except (OSError, RuntimeError, ValueError) as error:
             raise UserError(f"CLIP {name} cannot be loaded: {str(error).splitlines()[0]}", remedy=remedy) from error
         self._model, self._device = model.eval().requires_grad_(False), device
@@ -109,6 +109,17 @@ class Encoder:
     def encode_texts(self, texts: list[str]) -> torch.Tensor:
         """Returns the unit embeddings `[b, e]` of texts, cut off at the model's context."""
         return self._model.encode_text(self._tokenizer(texts).to(self._device), normalize=True)
+
+
+def _tokenizer(architecture: str):
+    """Returns a model's tokenizer. One that lies on the Hub is read from its folder on this machine where it is there:
+    by its name, transformers also asks for files that the repository has not, which fails without a network."""
+    repo = open_clip.get_model_config(architecture)["text_cfg"].get("hf_tokenizer_name", "")
+    files = ("open_clip_config.json", "tokenizer_config.json", "tokenizer.json")
+    found = [try_to_load_from_cache(repo, file) for file in files if repo]
+    if found and all(isinstance(path, str) for path in found):
+        return open_clip.get_tokenizer(f"local-dir:{Path(found[0]).parent}")
+    return open_clip.get_tokenizer(architecture)
 
 
 def check_model(name: str) -> None:
