@@ -20,10 +20,10 @@ from types import MappingProxyType
 import huggingface_hub
 import pytest
 import torch
-import transformers
 from filelock import FileLock
 from rehearsal import small_grounders, small_judges, small_pipelines, small_saes
 
+from riebench.backbones.loading import quiet
 from riebench.backbones.table import BACKBONES
 from riebench.core.hub import Weights
 from riebench.doctor import fetch_names
@@ -74,7 +74,9 @@ def _put(folder: Path, revision: str, made: Path) -> None:
     (folder / "blobs").mkdir()
     for path in sorted(path for path in made.rglob("*") if path.is_file()):
         content = path.read_bytes()
-        digest = hashlib.sha256(content) if path.suffix in BULKY else hashlib.sha1(b"blob %d\0" % len(content) + content)
+        digest = (
+            hashlib.sha256(content) if path.suffix in BULKY else hashlib.sha1(b"blob %d\0" % len(content) + content)
+        )
         blob, link = folder / "blobs" / digest.hexdigest(), folder / "snapshots" / commit / path.relative_to(made)
         path.replace(blob)
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -86,10 +88,11 @@ def shared_hub(base: Path) -> Path:
     home = base / "fake-hub"
     with FileLock(base / "fake-hub.lock"):
         if not home.exists():
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(transformers.utils.logging, "_tqdm_active", False)
-                build(home.with_suffix(".part"))
-            home.with_suffix(".part").rename(home)
+            part = home.with_suffix(".part")
+            shutil.rmtree(part, ignore_errors=True)
+            with quiet():
+                build(part)
+            part.rename(home)
     return home
 
 

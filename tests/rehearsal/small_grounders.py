@@ -88,7 +88,8 @@ def sam2(folder: Path) -> None:
     }
     write_json(folder / "preprocessor_config.json", looks | _LOOKS | _IMAGENET)
     write_json(
-        folder / "processor_config.json", {"point_pad_value": -10, "processor_class": "Sam2Processor", "target_size": 64}
+        folder / "processor_config.json",
+        {"point_pad_value": -10, "processor_class": "Sam2Processor", "target_size": 64},
     )
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import open_clip
 import pytest
 import timm
-import torch
 import transformers
 from open_clip import factory
 from rehearsal import small_tokenizers as words_of
@@ -50,7 +49,9 @@ def siglip2(folder: Path) -> None:
     words_of.gemma(folder)
     _save_open_clip(folder, SIGLIP2)
     looks = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
-    write_json(folder / "open_clip_config.json", {"model_cfg": open_clip.get_model_config(SIGLIP2), "preprocess_cfg": looks})
+    write_json(
+        folder / "open_clip_config.json", {"model_cfg": open_clip.get_model_config(SIGLIP2), "preprocess_cfg": looks}
+    )
 
 
 def _save_open_clip(folder: Path, name: str) -> None:

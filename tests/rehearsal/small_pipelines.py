@@ -84,8 +84,7 @@ def _pipeline(folder: Path, sample_size: int, scheduler: dict, index: dict) -> N
     encoders = build_text_encoders(_TEXT | count, _TEXT_2 | count, "cpu")
     for name, encoder in zip(("text_encoder", "text_encoder_2"), encoders, strict=True):
         # the true files have the names of transformers 4, where the first encoder has an outer module too
-        tensors = {f"text_model.{key}".replace("text_model." * 2, "text_model."): v for key, v in encoder.state_dict().items()}
-        tensors = {key.replace("text_model.text_projection", "text_projection"): value for key, value in tensors.items()}
+        tensors = {_outer(key): value for key, value in encoder.state_dict().items()}
         tensors["text_model.embeddings.position_ids"] = torch.arange(77)[None]
         _save(encoder, folder / name, tensors, ("", ".fp16"))
     vae, unet = build_vae(_VAE, "cpu"), build_unet(_UNET | {"sample_size": sample_size}, "cpu")
@@ -98,6 +97,10 @@ def _pipeline(folder: Path, sample_size: int, scheduler: dict, index: dict) -> N
     _save(unet, folder / "unet", unet.state_dict(), ("", ".fp16"))
 
 
+def _outer(key: str) -> str:
+    return key if key.startswith(("text_model.", "text_projection.")) else f"text_model.{key}"
+
+
 def _save(model: torch.nn.Module, folder: Path, tensors: dict[str, torch.Tensor], variants: tuple[str, ...]) -> None:
     """Writes a model's configuration, as it was written when the true one was, and its weights in each precision."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +109,9 @@ def _save(model: torch.nn.Module, folder: Path, tensors: dict[str, torch.Tensor]
     name = "diffusion_pytorch_model" if hasattr(model, "save_config") else "model"
     for variant in variants:
         kept = {key: v.half() if variant and v.is_floating_point() else v for key, v in tensors.items()}
-        save_file({key: v.contiguous() for key, v in kept.items()}, folder / f"{name}{variant}.safetensors", {"format": "pt"})
+        save_file(
+            {key: v.contiguous() for key, v in kept.items()}, folder / f"{name}{variant}.safetensors", {"format": "pt"}
+        )
 
 
 def as_before_five(path: Path) -> None:

@@ -39,7 +39,9 @@ def clip(folder: Path, pad: str = "<|endoftext|>", length: int = 77, whole: bool
     write_json(folder / "vocab.json", ids)
     lines = ["#version: 0.2", *map(" ".join, merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n")
-    write_json(folder / "special_tokens_map.json", {"bos_token": bos, "eos_token": eos, "pad_token": pad, "unk_token": eos})
+    write_json(
+        folder / "special_tokens_map.json", {"bos_token": bos, "eos_token": eos, "pad_token": pad, "unk_token": eos}
+    )
     added = {ids[word]: token(word, special=True) for word in (*words[-2:], pad)}
     settings = {
         "add_prefix_space": False,

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import huggingface_hub
-import pandas as pd
 import pytest
 from rehearsal import fake_hub
 from rehearsal.readme import README, sdxl_commands
@@ -36,7 +35,11 @@ SMALL = {
     ("train",): ("--batch-size", "16"),
     ("evaluate",): ("--count", "4", "--images", "1"),
 }
-PROMPTS = [f"a {colour} {thing} in the sky" for colour in ("red", "blue") for thing in "heart cat dog tree car star man house".split()]
+PROMPTS = [
+    f"a {colour} {thing} in the sky"
+    for colour in ("red", "blue")
+    for thing in ["heart", "cat", "dog", "tree", "car", "star", "man", "house"]
+]
 
 
 @dataclass
@@ -77,7 +80,9 @@ def write_few_edits(data: Path) -> None:
     for edit in few:
         with (folder / f"{edit.category}.jsonl").open("a") as file:
             file.write(json.dumps(vars(edit)) + "\n")
-    write_set_file(folder, few, name="riebench", version="few", licence="CC-BY-4.0", source="riebench", checked="riebench")
+    write_set_file(
+        folder, few, name="riebench", version="few", licence="CC-BY-4.0", source="riebench", checked="riebench"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +105,33 @@ def test_a_command_of_the_readme_runs(rehearsal, number):
     status, out, err = rehearsal.upto(number)
     assert status == 0, err
     assert out and "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_what_the_commands_leave_is_whole(rehearsal):
+    """Every run has a report and results of every method in order, with pictures that are not of one colour."""
+    folder = rehearsal.all()
+    for name, backbone in {
+        "turbo-4": "sdxl-turbo@4",
+        "turbo-1": "sdxl-turbo@1",
+        "reference": "sdxl-turbo@4",
+        "base": "sdxl-base@25",
+        "entry": "sdxl-turbo@4",
+    }.items():
+        run = Run.open(folder / "runs" / name)
+        assert (run.folder / "report.html").stat().st_size > 100_000
+        scores = run.scores
+        assert set(scores["backbone"]) == {backbone}
+        assert set(scores["dtype"]) == {"float32" if name == "reference" else "float16"}
+        works = scores[scores["status"] == "ok"].groupby("method").size()
+        assert set(works.index) == set(scores["method"]) >= {"sae", "dense", "neurons", "text-selected"}, name
+        assert len(works) and works["noop"] >= len(scores[scores["method"] == "noop"]) / 2
+        changed = scores[(scores["status"] == "ok") & (scores["method"] == "sae")]
+        assert (changed["lpips_original"] > 0).all()
+        case = next(iter(changed[["edit", "seed"]].itertuples(index=False, name=None)))
+        original = run.images(case)["original"]
+        assert original.size == (fake_hub.PIXELS, fake_hub.PIXELS)
+        assert all(high - low > 50 for low, high in original.getextrema())
+    assert Run.open(folder / "runs" / "turbo-4").scores["siglip2_text_edited"].notna().any()
+    assert json.loads((folder / "saes" / "index.json").read_text())
+    assert (folder / "edit.png").is_file()
