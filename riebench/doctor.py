@@ -14,7 +14,7 @@ from riebench.backbones.folders import backbone_folder, fetch_name, is_shipped, 
 from riebench.backbones.released import VAES
 from riebench.backbones.table import BACKBONES, Backbone
 from riebench.core.errors import UserError
-from riebench.core.hub import Weights, missing_files
+from riebench.core.hub import Weights, fetched_revision, missing_files
 from riebench.core.text_tables import aligned
 from riebench.metrics.networks.table import METRIC_WEIGHTS
 from riebench.regions.grounders import GROUNDER_WEIGHTS, GROUNDERS, SHIPPED_WEIGHTS
@@ -156,13 +156,16 @@ def _examine_grounder(name: str) -> dict[str, Any]:
 
 
 def _presence(weights: Sequence[Weights], name: str) -> dict[str, Any]:
-    """Returns what `_examine_backbone` does of weights, of files that are all of one name."""
+    """Returns what `_examine_backbone` does of weights, of files that are all of one name; revisions: the commits of
+    those that are there."""
+    revisions = {"revisions": [fetched_revision(item) for item in weights]}
     lacking = [(item, len(missing_files(item))) for item in weights]
     missing = sum(count for _, count in lacking)
     if not missing:
-        return {"weights": "present", "missing": 0, "fetch": None}
+        return {"weights": "present", "missing": 0, "fetch": None} | revisions
     words = f"missing ({missing} of {sum(len(item.files) for item in weights)} files)"
-    return {"weights": words, "missing": missing, "fetch": (name, sum(item.gigabytes for item, n in lacking if n))}
+    fetch = name, sum(item.gigabytes for item, n in lacking if n)
+    return {"weights": words, "missing": missing, "fetch": fetch} | revisions
 
 
 def _memory_words(item: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import open_clip
 import psutil
@@ -15,7 +16,9 @@ from riebench.backbones.table import BACKBONES
 from riebench.core.hub import weights_folder
 from riebench.doctor import examine, fetch_names, format_doctor
 from riebench.metrics.networks.clip import OPENAI_CLIP
+from riebench.metrics.networks.siglip import SIGLIP2
 from riebench.regions.grounders import GROUNDER_WEIGHTS, GROUNDERS
+from sae_models.released import RELEASED_WEIGHTS
 
 CLIP, (CLIP_WEIGHTS,) = OPENAI_CLIP.fetch_name, OPENAI_CLIP.weights
 
@@ -144,11 +147,29 @@ def test_every_name_to_fetch_stands_for_weights():
         assert weights and all(item.files and item.gigabytes > 0 for item in weights)
 
 
-def test_the_clip_is_where_open_clip_looks_for_it(cache, monkeypatch):
-    architecture, _, tag = OPENAI_CLIP.model.partition("/")
+@pytest.mark.parametrize("network", [OPENAI_CLIP, SIGLIP2], ids=["CLIP", "SigLIP 2"])
+def test_the_clips_are_open_clip_s_own_files(cache, monkeypatch, network):
+    """open_clip finds the same file in the same repository, where the branch "main" stands at our commit."""
+    (weights,) = network.weights
+    architecture, _, tag = network.model.partition("/")
     entry = open_clip.get_pretrained_cfg(architecture, tag)
-    assert entry["hf_hub"].strip("/") == CLIP_WEIGHTS.repo
-    put(cache, CLIP_WEIGHTS)
+    assert entry["hf_hub"].strip("/") == weights.repo
+    put(cache, weights)
+    refs = weights_folder(network.fetch_name, weights).parents[1] / "refs"
+    refs.mkdir()
+    (refs / "main").write_text(weights.revision)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     found = open_clip.download_pretrained(entry)
-    assert found == str(weights_folder(CLIP, CLIP_WEIGHTS) / CLIP_WEIGHTS.files[0])
+    assert found == str(weights_folder(network.fetch_name, weights) / weights.files[0])
+    assert network.describe().files == [Path(found)]
+
+
+def test_what_moves_is_told_with_the_commit_that_was_fetched(cache):
+    (weights,) = RELEASED_WEIGHTS["released-k160-x4"]
+    assert examine()["SAEs"]["released-k160-x4"]["revisions"] == [""]
+    put(cache, weights)
+    assert not any("mean.pt" in file for file in weights.files)
+    found = examine()["SAEs"]["released-k160-x4"]
+    assert (found["weights"], found["missing"], found["fetch"]) == ("present", 0, None)
+    assert found["revisions"] == ["c0ffee"]
+    assert "missing" not in line_of(format_doctor(examine()), "released-k160-x4")

@@ -126,11 +126,6 @@ def test_the_command_fetches_by_name_whatever_the_steps(cache, monkeypatch, caps
 
 
 def test_every_pinned_revision_is_a_commit_or_said_to_be_none():
-    """Names that move are those whose commit could not be looked up, and the two where open_clip looks."""
+    """Names that move are those whose commit could not be looked up."""
     moving = {w.repo for parts in doctor.fetch_names().values() for w in parts if len(w.revision) != 40}
-    assert moving == {
-        "timm/vit_large_patch14_clip_224.openai",
-        "timm/ViT-B-16-SigLIP2",
-        "wendlerc/sdxl-turbo-saes",
-        "surokpro2/sdxl-saes",
-    }
+    assert moving == {"wendlerc/sdxl-turbo-saes", "surokpro2/sdxl-saes"}

@@ -254,7 +254,7 @@ def test_the_description_says_where_prompts_keep_their_marks():
 class RandomClip:
     """A CLIP of random weights in open_clip's place."""
 
-    def __init__(self, name, device, remedy):
+    def __init__(self, name, device, **_):
         generator = torch.Generator().manual_seed(len(name))
         self.weight = torch.randn(16, 3 * 8 * 8, generator=generator)
         self.words = torch.randn(128, 16, generator=generator)
@@ -404,9 +404,9 @@ def test_the_edited_image_itself_is_the_best_edit_on_every_score_against_it(metr
 def test_metrics_of_one_other_clip_share_it_and_bear_its_name(networks, monkeypatch):
     built = []
 
-    def build(name, device, remedy):
+    def build(name, device, **_):
         built.append(name)
-        return RandomClip(name, device, remedy)
+        return RandomClip(name, device)
 
     monkeypatch.setattr(openclip, "Encoder", build)
     names = [f"{name}@ViT-B-32/laion2b_s34b_b79k" for name in ANY_CLIP]

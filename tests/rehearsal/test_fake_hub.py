@@ -158,7 +158,7 @@ def test_siglip_s_tokenizer_needs_no_network(hub):
 @pytest.mark.parametrize(("backbone", "size"), [("sdxl-turbo@1", 512), ("sdxl-base@25", 1024)])
 def test_a_picture_has_the_size_of_the_table(hub_home, monkeypatch, backbone, size):
     fake_hub.use(hub_home, monkeypatch, pixels=0, steps={"sdxl-base@25": 1})
-    sampler = load_sampler(BACKBONES.get(backbone), "cpu", 1)
+    sampler = load_sampler(BACKBONES.get(backbone), torch.device("cpu"), 1)
     (made,) = sampler.generate([Request("a cat on a road", 0)])
     assert made.image.shape == (3, size, size) and made.image.std() > 0.1
 
