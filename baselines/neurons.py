@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
+from riebench.backbones.family import Site
 from riebench.core.values import Range
 from riebench.generation.interventions import Intervention
 from riebench.methods.method import Case
+from riebench.methods.selection import Selected
 from riebench.methods.transport import Transport, select_features, transport
 from sae_models.dictionary import Identity
 
@@ -23,10 +25,17 @@ class Neurons(Transport):
     sites: ClassVar[str] = "neurons"
     uses_sae: ClassVar[bool] = False
 
+    def select(self, case: Case) -> dict[Site, Selected]:
+        """Returns the k neurons with the highest and the k with the lowest scores (protocol §5), each divided by its L2
+        norm over the cells before it is scored."""
+        if self not in case.latents:  # asked when they are to be read, and again when they are moved
+            how = {"k": self.k, "pool": self.pool, "aggregation": self.aggregation}
+            case.latents[self] = select_features(case, self._neurons(case), **how, unit_norm=True)
+        return case.latents[self]
+
     def plan(self, case: Case) -> Intervention:
-        """Returns the transport of the k neurons with the highest and the k with the lowest scores (protocol §5), each
-        divided by its L2 norm over the cells before it is scored."""
-        neurons = {site: Identity(trace.shape[-1]) for site, trace in case.original.items()}
-        how = {"k": self.k, "pool": self.pool, "aggregation": self.aggregation}
-        selected = select_features(case, neurons, **how, unit_norm=True)
-        return transport(case, neurons, selected, self)
+        """Returns the transport of the neurons that `select` chooses."""
+        return transport(case, self._neurons(case), self.select(case), self)
+
+    def _neurons(self, case: Case) -> dict[Site, Identity]:
+        return {site: Identity(width) for site, width in case.widths.items()}

@@ -20,18 +20,22 @@ class Shuffled:
     """A dictionary whose features decode through other features' directions."""
 
     def __init__(self, dictionary, generator: torch.Generator) -> None:
-        self.dictionary, self.num_features, self.width = dictionary, dictionary.num_features, dictionary.width
+        self.encoder, self.num_features, self.width = dictionary, dictionary.num_features, dictionary.width
         self.order = torch.randperm(self.num_features, generator=generator)
 
     def encode(self, x_nd):
         """Returns the dictionary's own features `[n, F]` of rows `[n, C]`."""
-        return self.dictionary.encode(x_nd)
+        return self.encoder.encode(x_nd)
 
     def decode_linear(self, z_nf):
         """Returns rows `[n, C]` of features `[n, F]`, each in another feature's direction, without bias."""
         shuffled = torch.empty_like(z_nf)
         shuffled[:, self.order] = z_nf
-        return self.dictionary.decode_linear(shuffled)
+        return self.encoder.decode_linear(shuffled)
+
+    def directions(self, numbers):
+        """Returns the directions `[k, C]` that features of k numbers decode through here."""
+        return self.encoder.directions(self.order[numbers.cpu()])
 
 
 @dataclass(frozen=True)
@@ -70,4 +74,4 @@ class RandomFeatures(Transport):
 
 def _norm(added: Addition, num_cells: int) -> Tensor:
     """Returns the L2 norm of an addition, summed channel by channel."""
-    return added.dense(num_cells).mT.contiguous().norm()
+    return added.dense(num_cells).float().mT.contiguous().norm()

@@ -17,11 +17,12 @@ from riebench.backbones.family import Site
 from riebench.core.errors import UserError
 from riebench.core.values import Range
 from riebench.generation.interventions import Addition, Intervention
+from riebench.methods.latents import Region
 from riebench.methods.method import Case
 from riebench.methods.selection import Selected
 from riebench.methods.text_index import TextIndex, score_features
 from riebench.methods.transport import Transport, count_features
-from sae_models.dictionary import Dictionary
+from sae_models.dictionary import Dictionary, decode_some
 
 SUPPORTED = ("strength", "only_add", "window", "branch")  # of Transport's settings
 
@@ -61,22 +62,23 @@ class TextSelected(Transport):
         saes = {site: case.sae(site.block) for site in case.original}
         indices = {site: _fitting(case.text_index(site.block), sae, site) for site, sae in saes.items()}
         cells = {site: case.original_cells[site.block] for site in saes}
-        features = {
-            site: sae.encode(case.original[site][:, cells[site]].float().flatten(0, 1)) for site, sae in saes.items()
-        }
+        region = Region(case, "original", saes)
+        features = {site: latents.flatten(0, 1) for site, latents in region.first(case.steps).items()}
         vectors = [case.text(prompt) for prompt in (case.edit.edited_prompt, case.edit.original_prompt)]
-        scores = {site: score_features(index, *vectors) for site, index in indices.items()}
+        scores = {s: score_features(index, *vectors).to(features[s].device) for s, index in indices.items()}
         present = {site: (z_nf > 0).any(dim=0) for site, z_nf in features.items()}
-        on = self._highest({site: score.where(indices[site].active > 0, 0) for site, score in scores.items()})
+        on = self._highest(
+            {site: score.where(indices[site].active.to(score.device) > 0, 0) for site, score in scores.items()}
+        )
         off = self._highest({site: -score.where(present[site], 0) for site, score in scores.items()})
         selected = {site: Selected(on[site], off[site][:0] if self.only_add else off[site]) for site in saes}
         additions = {}
         for site, sae in saes.items():
-            change_nf = torch.zeros_like(features[site])
-            change_nf[:, selected[site].on] = indices[site].typical[selected[site].on]
-            change_nf[:, selected[site].off] = -features[site][:, selected[site].off]
-            rows_tnc = self.strength * sae.decode_linear(change_nf).unflatten(0, (len(case.original[site]), -1))
-            additions[site] = Addition(cells[site].nonzero().flatten(), rows_tnc.to(case.original[site]))
+            on, off = selected[site].on, selected[site].off
+            added_n1k = indices[site].typical[on.cpu()].to(features[site]).expand(len(features[site]), -1)
+            both = torch.cat([on, off]), torch.cat([added_n1k, -features[site][:, off]], dim=1)
+            rows_tnc = self.strength * decode_some(sae, *both).unflatten(0, (case.steps, -1))
+            additions[site] = Addition(cells[site].nonzero().flatten(), rows_tnc.to(case.original[site].dtype))
         return Intervention(
             additions,
             features=count_features(selected),

@@ -123,7 +123,7 @@ def edit(
     if result.image is None:
         raise UserError(f"this edit cannot be made: {result.row['reason']}", remedy="change the region or the seed")
     pictures = reference.pictures
-    in_original, in_edited = (Image.fromarray(mask.numpy()).convert("L") for mask in pictures.regions)
+    in_original, in_edited = (Image.fromarray(mask.cpu().numpy()).convert("L") for mask in pictures.regions)
     return Edited(
         to_picture(pictures.original),
         to_picture(pictures.edited),

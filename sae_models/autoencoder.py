@@ -51,6 +51,10 @@ class Autoencoder(nn.Module):
         """Returns the part of `decode` that is linear in the latents."""
         return z_nf @ self.W_dec
 
+    def directions(self, numbers: Tensor) -> Tensor:
+        """Returns the decoder's rows `[k, d]` of k features."""
+        return self.W_dec[numbers.to(self.W_dec.device)]
+
     def forward(self, x_nd: Tensor) -> Tensor:
         """Returns the reconstruction `[n, d]` of rows `[n, d]`."""
         return self.decode(self.encode(x_nd))

@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from torch import Tensor
 
+#: Multiplications up to which latents are written out with all their zeros before they are decoded: at 800 rows, 768
+#: features and a width of 96 the one product is as fast as gathering directions.
+WRITTEN_OUT = 2**27
+
 
 @runtime_checkable
 class Dictionary(Protocol):
@@ -39,6 +43,21 @@ class Dictionary(Protocol):
         this."""
         ...
 
+    def directions(self, numbers: Tensor) -> Tensor:
+        """Returns what a latent of 1 adds to a row, `[k, d]`, for the features of k numbers."""
+        ...
+
+
+def decode_some(dictionary: Dictionary, numbers: Tensor, z_nk: Tensor) -> Tensor:
+    """Returns `decode_linear` of latents `[..., n, k]` of k features, all others being zero. Many rows are multiplied
+    with the directions of these features alone."""
+    rows = z_nk[..., 0].numel() if z_nk.shape[-1] else 0
+    if rows * dictionary.num_features * dictionary.width > WRITTEN_OUT:
+        return z_nk @ dictionary.directions(numbers).to(z_nk)
+    z_nf = z_nk.new_zeros(*z_nk.shape[:-1], dictionary.num_features)
+    z_nf[..., numbers] = z_nk
+    return dictionary.decode_linear(z_nf)
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -58,3 +77,7 @@ class Identity:
 
     def decode_linear(self, z_nf: Tensor) -> Tensor:
         return z_nf
+
+    def directions(self, numbers: Tensor) -> Tensor:
+        rows_kd = numbers.new_zeros(len(numbers), self.width).float()
+        return rows_kd.scatter_(1, numbers[:, None], 1.0)

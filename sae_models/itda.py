@@ -53,6 +53,9 @@ class ITDA:
     def decode_linear(self, z_nf: Tensor) -> Tensor:
         return z_nf @ self.atoms_fd
 
+    def directions(self, numbers: Tensor) -> Tensor:
+        return self.atoms_fd[numbers.to(self.atoms_fd.device)]
+
     def save(self, folder: Path, metadata: dict[str, Any]) -> str:
         """Saves as `pca.save_decoder` does."""
         return save_decoder(folder, "itda", {"W_dec": self.atoms_fd}, {"k": self.k}, metadata)

@@ -60,6 +60,9 @@ class PCA:
     def decode_linear(self, z_nf: Tensor) -> Tensor:
         return z_nf @ self.components_fd
 
+    def directions(self, numbers: Tensor) -> Tensor:
+        return self.components_fd[numbers.to(self.components_fd.device)]
+
     def save(self, folder: Path, metadata: dict[str, Any]) -> str:
         """Saves as `save_decoder` does."""
         return save_decoder(folder, "pca", {"W_dec": self.components_fd, "b_dec": self.mean_d}, {}, metadata)

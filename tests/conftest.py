@@ -6,6 +6,7 @@ share is made once; those that start, kill or signal processes are one group, so
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -13,12 +14,19 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # two processes with two threads each w
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-import torch
 
-from riebench.generation.sampler import Sampler
 from riebench.runs.config import read_config
 
 SETTINGS = str(Path(__file__).parents[1] / "benchmarks" / "settings.yaml")  # six methods, one of them on all subsets
+
+
+# torch and diffusers are imported where they are needed: the process that shares out the tests needs neither
+
+
+def pytest_collection_finish(session):
+    """What was imported is no garbage: it is not looked through again, which takes a second each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_itemcollected(item):  # before xdist looks at the groups
@@ -26,10 +34,16 @@ def pytest_itemcollected(item):  # before xdist looks at the groups
         item.add_marker(pytest.mark.browser)
     if any("Ray is not installed" in str(mark.kwargs.get("reason")) for mark in item.iter_markers("skipif")):
         item.add_marker(pytest.mark.ray)
-    if "gpu" in item.keywords and not torch.cuda.is_available():
+    if "gpu" in item.keywords and not _has_gpu():
         item.add_marker(pytest.mark.skip(reason="needs a GPU that torch can use"))
     group = "processes" if item.get_closest_marker("process") else item.path.name
     item.add_marker(pytest.mark.xdist_group(group))
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +61,8 @@ def sampler(engine):
 @pytest.fixture(scope="session")
 def of_four(sampler):
     """The shared sampler in batches of four."""
+    from riebench.generation.sampler import Sampler
+
     return Sampler(sampler.backbone, sampler.pipeline, 4)
 
 

@@ -27,7 +27,7 @@ from riebench.backbones.sdxl import SDXL, cast_decoder_input
 from riebench.backbones.table import Backbone
 from riebench.core.files import data_folder
 from riebench.generation.interventions import Intervention
-from riebench.generation.lens import Lens, RowAdditions
+from riebench.generation.lens import Lens, Part, RowAdditions
 from riebench.generation.sampler import Request, Sampler
 
 UNET = {
@@ -201,7 +201,7 @@ def cost_of_hooks(unet: UNet2DConditionModel, height: int, width: int, repeats: 
     high, wide = blocks.grids(["up.0.1"], height, width, 8)["up.0.1"]
     cells = torch.arange(high * wide, device=unet.device)
     values = torch.ones(1, len(cells), unet.config.block_out_channels[-1], device=unet.device, dtype=unet.dtype)
-    addition = {Site("up.0.1"): RowAdditions(1, torch.zeros_like(cells), cells, values)}
+    addition = {Site("up.0.1"): RowAdditions(1, [Part(torch.zeros_like(cells), cells, values)])}
     seconds: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(repeats + 1):
         for hooked, taken in seconds.items():

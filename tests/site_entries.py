@@ -88,9 +88,9 @@ def scores_frame(backbone: str, method: str, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def interval(values: pd.Series) -> dict | None:
+def interval(by_edit: pd.Series) -> dict | None:
     """Mean over edits, and an interval that is wide enough to be seen; for tests of drawing, not of statistics."""
-    by_edit = values.dropna().groupby(level="edit").mean()
+    by_edit = by_edit.dropna()
     if by_edit.empty:
         return None
     half = 2 * by_edit.std(ddof=0) / len(by_edit) ** 0.5
@@ -100,12 +100,14 @@ def interval(values: pd.Series) -> dict | None:
 def aggregate(frame: pd.DataFrame, names: list[str], method: str, category: str | None) -> dict:
     rows = (frame if category is None else frame[frame["category"] == category]).set_index(["edit", "seed"])
     own, noop = rows[rows["method"] == method], rows[rows["method"] == "noop"]
-    gains = {name: interval(own[name] - noop[name]) if method != "noop" else None for name in names}
+    scores_by_edit = own[names].groupby(level="edit").mean()
+    gains_by_edit = (own[names] - noop[names]).groupby(level="edit").mean()
+    gains = {name: interval(gains_by_edit[name]) if method != "noop" else None for name in names}
     return {
         **{"method": method, "strength": float(own["strength"].iloc[0]), "blocks": own["blocks"].iloc[0]},
         "edits": int(own.index.get_level_values("edit").nunique()),
         "cases": len(own),
-        "scores": {name: interval(own[name]) for name in names},
+        "scores": {name: interval(scores_by_edit[name]) for name in names},
         "gains": {name: cell and {**cell, "p_holm": 0.004} for name, cell in gains.items()},
         "seed_spread": {name: 0.01 for name in names},
     }

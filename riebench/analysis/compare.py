@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from riebench.analysis.frames import one_of_each, score_table, settings_of
+from riebench.analysis.frames import one_of_each, score_tables, settings_of
 from riebench.analysis.run import Run
 from riebench.analysis.statistics import (
     ValidCases,
@@ -350,16 +350,16 @@ def _cells(
 ) -> list[dict]:
     """Returns a cell for each metric, category and method, with its verdict."""
     found: list[tuple[dict, np.ndarray]] = []
-    for score in scores:
-        table = score_table(frame, score.name)
+    for score, table in score_tables(frame, [score.name for score in scores]).items():
         in_category = table.index.get_level_values("category")
         for category in (ALL, *categories):
             of_category = table if category == ALL else table[in_category == category]
             for other in others:
                 pair = of_category[[_placed(other), _placed(base)]]
-                by_edit = edit_means(pair.dropna()).to_numpy()
-                about = {"metric": score.name, "category": category, "method": other.label, "against": base.label}
-                found.append((about | _counted(pair, by_edit), by_edit[:, 0] - by_edit[:, 1]))
+                both = pair.dropna()
+                by_edit = edit_means(both).to_numpy()
+                about = {"metric": score, "category": category, "method": other.label, "against": base.label}
+                found.append((about | _counted(len(pair), len(both), by_edit), by_edit[:, 0] - by_edit[:, 1]))
     _judge([(cell, column) for cell, column in found if len(column) > 1], scores, resamples, seed)
     for cell, column in found:
         if len(column) == 1:
@@ -368,15 +368,14 @@ def _cells(
     return [cell for cell, _ in found]
 
 
-def _counted(pair: pd.DataFrame, by_edit: np.ndarray) -> dict:
-    """Returns what a cell says before it is tested. pair: a metric under a method and under that compared with, by
-    case; by_edit: the means of each edit on which both have it, `[edits, 2]`."""
-    num_cases = len(pair.dropna())
+def _counted(of_all: int, num_cases: int, by_edit: np.ndarray) -> dict:
+    """Returns what a cell says before it is tested. num_cases: of `of_all` cases those on which a metric is defined
+    under a method and under that compared with; by_edit: the means of each of their edits under both, `[edits, 2]`."""
     means = [float(mean) for mean in by_edit.mean(axis=0)] if len(by_edit) else [None, None]
     return {
         "edits": len(by_edit),
         "cases": num_cases,
-        "dropped": len(pair) - num_cases,
+        "dropped": of_all - num_cases,
         "mean": means[0],
         "mean_against": means[1],
         "difference": None,

@@ -86,7 +86,7 @@ def subset_gains(scores: pd.DataFrame, game: Game) -> pd.DataFrame:
     """Returns v(S) of each case: rows (category, edit, seed), columns the masks of `game.coalitions`; cases without a
     score under some subset are left out.
 
-    scores: a `score_table`. v(S) is the score of the case under the game's method on S less its score under no
+    scores: one of `score_tables`. v(S) is the score of the case under the game's method on S less its score under no
     intervention. For `lpips_original`, which is 0 under no intervention, that is the preservation cost.
     """
     noop = scores.xs(NOOP, axis=1, level="method").mean(axis=1)
@@ -145,7 +145,7 @@ def dominance_table(
     """Returns the name of each group of cases -> `edits`, `cases`, and by value `effects`, the verdict (`dominant`) and
     the `lead`.
 
-    tables: score of the frame -> its `score_table`. edit_weights: number of edits -> `statistics.edit_weights`. The
+    tables: of `score_tables`. edit_weights: number of edits -> `statistics.edit_weights`. The
     values are those of `SCORED` that there are, and `efficiency`. A value that no case of a group has is not there.
     """
     scored = [name for name in SCORED if name in tables and frame[name].notna().any()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -101,9 +102,13 @@ def settings_of(frame: pd.DataFrame) -> list[Setting]:
     return [Setting(*row) for row in frame[SETTING].drop_duplicates().itertuples(index=False, name=None)]
 
 
-def score_table(frame: pd.DataFrame, score: str) -> pd.DataFrame:
-    """Returns one score as a table: rows (category, edit, seed), columns (method, strength, blocks)."""
-    return frame.pivot(index=CASE, columns=SETTING, values=score)
+def score_tables(frame: pd.DataFrame, scores: Iterable[str]) -> dict[str, pd.DataFrame]:
+    """Returns each score as a table: rows (category, edit, seed), columns (method, strength, blocks), the same of all.
+    NaN where the frame has no such row."""
+    places = frame[[*CASE, *SETTING]].assign(place=np.arange(len(frame)))
+    places = places.pivot(index=CASE, columns=SETTING, values="place").fillna(-1).astype(int)
+    values = {score: np.append(frame[score].to_numpy(dtype=float), np.nan)[places.to_numpy()] for score in scores}
+    return {score: pd.DataFrame(of_score, places.index, places.columns) for score, of_score in values.items()}
 
 
 def feature_counts(features: str) -> dict[str, int]:

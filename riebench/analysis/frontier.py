@@ -43,7 +43,7 @@ def sweeps_of(
     """Returns the sweep of each method that was run on all blocks at several strengths, in the order of `settings`;
     none without a case.
 
-    tables: score -> its `score_table`.
+    tables: of `score_tables`.
     """
     whole = ("", "+".join(blocks))
     found: dict[str, list[Setting]] = {setting.method: [] for setting in settings if setting.method != NOOP}

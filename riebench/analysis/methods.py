@@ -26,7 +26,7 @@ def method_rows(
     """Returns a row for each setting: `scores`, `gains` over no-op with Holm's p over all cells of the table,
     `seed_spread`.
 
-    tables: score -> its `score_table`. edit_weights: number of edits -> `statistics.edit_weights`. All settings of a
+    tables: of `score_tables`. edit_weights: number of edits -> `statistics.edit_weights`. All settings of a
     score are compared on the cases that have it under every setting that has it at all; where no-op has it not, as a
     direction where nothing changes, there are no gains. A number that does not exist is None.
     """
@@ -39,12 +39,16 @@ def method_rows(
     ]
     noop = next(i for i, setting in enumerate(settings) if setting.method == NOOP)
     tested: dict[int, list[tuple[dict, np.ndarray]]] = {}
+    first = next(iter(tables.values()))
+    inside, columns = np.flatnonzero(first.index.isin(cases)), first.columns.get_indexer(list(settings))
     for score, whole in tables.items():
-        table = whole.loc[whole.index.isin(cases), list(settings)]
-        scored = np.flatnonzero(table.notna().any()).tolist()
-        table = table.iloc[:, scored].dropna()
-        if table.empty:
+        values_cs = whole.to_numpy()[np.ix_(inside, columns)]
+        there_cs = ~np.isnan(values_cs)
+        scored = np.flatnonzero(there_cs.any(axis=0)).tolist()
+        complete = there_cs[:, scored].all(axis=1)
+        if not scored or not complete.any():
             continue
+        table = pd.DataFrame(values_cs[complete][:, scored], first.index[inside[complete]])
         values_ek = edit_means(table).to_numpy()
         weights_we = edit_weights(len(values_ek))
         spreads = seed_spread(table)

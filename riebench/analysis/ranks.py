@@ -141,8 +141,11 @@ def _alike(entries: Sequence[Ranked], metric: str) -> Score:
 
 
 def _column(entry: Ranked, metric: str, category: str) -> pd.Series:
-    values = entry.values[metric].dropna()
-    return values if category == ALL else values[values.index.get_level_values("category") == category]
+    values = entry.values[metric]
+    if category != ALL:
+        at = values.index.names.index("category")
+        values = values[values.index.codes[at] == values.index.levels[at].get_indexer([category])[0]]
+    return values.dropna()
 
 
 @lru_cache(maxsize=16)

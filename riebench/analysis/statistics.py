@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -65,7 +66,20 @@ def valid_cases(frame: pd.DataFrame, settings: Iterable[Setting]) -> ValidCases:
 
 def edit_means(table: pd.DataFrame) -> pd.DataFrame:
     """Returns means of a table of (category, edit, seed) rows over the seeds of each edit: rows (category, edit)."""
-    return table.groupby(level=["category", "edit"], sort=False).mean()
+    edit_n, edits = _edits_of(table.index)
+    means = table.groupby(edit_n, sort=False).mean()
+    means.index = edits
+    return means
+
+
+def _edits_of(cases: pd.MultiIndex) -> tuple[np.ndarray, pd.MultiIndex]:
+    """Returns the number of each case's edit, counted from its first case on, and the edits (category, edit)."""
+    pairs = cases.droplevel("seed").reorder_levels(["category", "edit"])
+    pair_n = pairs.codes[0].astype(np.int64) * len(pairs.levels[1]) + pairs.codes[1]
+    edit_n, distinct = pd.factorize(pair_n)
+    first_e: np.ndarray = np.empty(len(distinct), dtype=np.int64)
+    first_e[edit_n[::-1]] = np.arange(len(edit_n))[::-1]
+    return edit_n, pairs[first_e]
 
 
 def bootstrap_weights(num_edits: int, resamples: int, generator: np.random.Generator) -> np.ndarray:
@@ -74,12 +88,15 @@ def bootstrap_weights(num_edits: int, resamples: int, generator: np.random.Gener
     return generator.multinomial(num_edits, np.full(num_edits, 1 / num_edits), size=resamples) / num_edits
 
 
+@lru_cache(maxsize=8)
 def edit_weights(num_edits: int, resamples: int, seed: int) -> np.ndarray:
     """Returns the weighings of edits that an interval needs, `[1 + num_edits + resamples, num_edits]`: all edits alike,
     each of them left out in turn, then `bootstrap_weights`. Every row sums to one, but for the second with a single
-    edit, which is zero."""
+    edit, which is zero. The array is kept for the next who asks for it, and cannot be written to."""
     generator = np.random.default_rng([seed, num_edits])
-    return with_jackknife(bootstrap_weights(num_edits, resamples, generator))
+    weights_we = with_jackknife(bootstrap_weights(num_edits, resamples, generator))
+    weights_we.flags.writeable = False
+    return weights_we
 
 
 def with_jackknife(weights_re: np.ndarray) -> np.ndarray:
@@ -206,7 +223,7 @@ def seed_spread(table: pd.DataFrame) -> pd.Series:
     Only edits that have all seeds of the table count, so that the seeds are compared on the same edits. NaN with one
     seed, and where no edit has all seeds.
     """
-    by_edit = table.groupby(level=["category", "edit"], sort=False)
-    num_seeds = table.index.get_level_values("seed").nunique()
-    complete = table[by_edit.transform("size") == num_seeds]
-    return complete.groupby(level="seed").mean().reindex(columns=table.columns).std(ddof=1)
+    edit_n, _ = _edits_of(table.index)
+    seed_n = table.index.get_level_values("seed").to_numpy()
+    complete = np.bincount(edit_n)[edit_n] == len(np.unique(seed_n))
+    return table[complete].groupby(seed_n[complete]).mean().reindex(columns=table.columns).std(ddof=1)

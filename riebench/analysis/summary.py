@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from riebench.analysis.dominance import COST, GAIN, dominance_table, games_of
-from riebench.analysis.frames import one_of_each, score_table, settings_of, validate_scores
+from riebench.analysis.frames import one_of_each, score_tables, settings_of, validate_scores
 from riebench.analysis.frontier import curves, sweeps_of
 from riebench.analysis.methods import method_rows
 from riebench.analysis.statistics import ValidCases, edit_weights, valid_cases
@@ -131,7 +131,7 @@ def _valid_part(frame: pd.DataFrame, resamples: int, seed: int) -> _ValidPart:
     of_category = valid.cases.get_level_values("category")
     planned = frame[CASE].drop_duplicates()["category"]
     groups = {str(category): valid.cases[of_category == category] for category in planned.unique()}
-    tables = {score.name: score_table(rows, score.name) for score in scores}
+    tables = score_tables(rows, [score.name for score in scores])
     weights = cache(lambda num_edits: edit_weights(num_edits, resamples, seed))
     return _ValidPart(frame, scores, kept, valid, rows, tables, groups, weights)
 

@@ -5,6 +5,7 @@ What is scored is what is written, so a picture is rounded to 8 bits before anyt
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -17,25 +18,48 @@ from riebench.core.errors import UserError
 
 def eight_bits(images: Tensor) -> Tensor:
     """Returns float images in [0, 1], of any shape, as they are after they were written and read."""
-    return (images.clamp(0, 1) * 255).round() / 255
+    return _levels(images).div_(255)
 
 
-def is_black(image_chw: Tensor) -> bool:
-    """Returns whether no pixel of an image in [0, 1] is above 0 once rounded to 8 bits: what an autoencoder makes that
-    overflowed, whose NaN become black in a file."""
-    return not bool(((image_chw * 255).round() > 0).any())
+def rounded(images_bchw: Tensor) -> tuple[Tensor, np.ndarray]:
+    """Returns float images in [0, 1] as `eight_bits` does, and as arrays, uint8 `[b, h, w, 3]`; NaN becomes 0."""
+    levels_bchw = _levels(images_bchw.nan_to_num())
+    arrays_bhwc = levels_bchw.byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return levels_bchw.div_(255), arrays_bhwc
 
 
-def unusable(image_chw: Tensor, what: str) -> str:
-    """Returns why an image cannot be scored; empty where it can. what: the image's name in that sentence."""
-    if not torch.isfinite(image_chw).all():
-        return f"{what} holds NaN: half precision overflowed; use dtype bfloat16 or float32"
-    return f"{what} is black: the decoder overflowed; use dtype bfloat16 or float32" if is_black(image_chw) else ""
+def _levels(images: Tensor) -> Tensor:
+    """Returns the levels 0 to 255 of images in [0, 1]."""
+    return images.clamp(0, 1).mul_(255).round_()
+
+
+def unusable(images_bchw: Tensor, what: str) -> list[str]:
+    """Returns for each image in [0, 1] why it cannot be scored; empty where it can. what: an image's name in that
+    sentence.
+
+    An image is black where no pixel is above 0 once rounded to 8 bits: what an autoencoder makes that overflowed, whose
+    NaN become black in a file.
+    """
+    flat = images_bchw.flatten(1)
+    # a sum is not finite where a value is not; 255 times the largest value rounds to 0 where all do
+    checks = torch.isfinite(flat.sum(dim=1)), (flat.amax(dim=1) * 255).round() > 0
+    found = []
+    for finite, seen in torch.stack(checks, dim=1).tolist():
+        if not finite:
+            found.append(f"{what} holds NaN: half precision overflowed; use dtype bfloat16 or float32")
+        else:
+            found.append("" if seen else f"{what} is black: the decoder overflowed; use dtype bfloat16 or float32")
+    return found
+
+
+def picture_digest(array_hwc: np.ndarray) -> bytes:
+    """Returns what tells a picture of 8 bits from others."""
+    return hashlib.sha256(repr(array_hwc.shape).encode() + array_hwc.tobytes()).digest()
 
 
 def to_array(image_chw: Tensor) -> np.ndarray:
     """Returns uint8 `[h, w, 3]` of an image of 8 bits in [0, 1]."""
-    return (image_chw * 255).round().byte().permute(1, 2, 0).numpy()
+    return (image_chw * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
 
 
 def from_array(array_hwc: np.ndarray) -> Tensor:
@@ -51,7 +75,7 @@ def to_picture(image_chw: Tensor) -> Image.Image:
 def regions_to_array(regions_2hw: Tensor) -> np.ndarray:
     """Returns uint8 `[h, w]` of the regions in the original and in the edited image: 85 where only the original's is,
     170 the edited's, 255 both."""
-    return (85 * regions_2hw[0].byte() + 170 * regions_2hw[1].byte()).numpy()
+    return (85 * regions_2hw[0].byte() + 170 * regions_2hw[1].byte()).cpu().numpy()
 
 
 def regions_from_array(array_hw: np.ndarray) -> Tensor:

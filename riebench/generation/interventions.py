@@ -15,6 +15,7 @@ from torch import Tensor
 from riebench.backbones.family import Site
 from riebench.core.errors import UserError
 from riebench.core.files import write_bytes
+from riebench.generation.lens import add_at
 from riebench.generation.live import Rewrite
 from sae_models.dictionary import Dictionary
 
@@ -45,19 +46,31 @@ def window_steps(window: str, steps: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Addition:
-    """Says what is added at one site: a vector for some of its cells, at each step. Raises `UserError` for other
-    shapes, and for values that are not finite."""
+    """Says what is added at one site: a vector for some of its cells, at each step, in all channels or in some.
+    Raises `UserError` for other shapes, and for values that are not finite."""
 
     cells: Tensor
     """int64 `[n]`: numbers of cells, in reading order, each once."""
     values: Tensor
-    """`[steps, n, C]`."""
+    """`[steps, n, C]`, or `[steps, n, m]` where m channels are named."""
+    channels: Tensor | None = None
+    """int64 `[m]`: the numbers of the channels that the values are for, each once; None for all."""
+    width: int = 0
+    """C, where channels are named."""
 
     def __post_init__(self) -> None:
         if self.values.ndim != 3 or self.cells.shape != self.values.shape[1:2]:
             raise UserError(
                 f"an addition of shape {list(self.values.shape)} is for {list(self.cells.shape)} cells",
                 remedy="give values [steps, n, C] and the numbers of n cells",
+            )
+        if self.channels is not None and (
+            self.channels.shape != self.values.shape[2:]
+            or bool(((self.channels < 0) | (self.channels >= self.width)).any())
+        ):
+            raise UserError(
+                f"an addition of shape {list(self.values.shape)} names {len(self.channels)} of {self.width} channels",
+                remedy="give values [steps, n, m], the numbers of m channels, and how many channels the site has",
             )
         if len(self.cells.unique()) < len(self.cells) or bool((self.cells < 0).any()):
             raise UserError("an addition names a cell twice, or one below 0", remedy="give each cell once, from 0 on")
@@ -77,8 +90,9 @@ class Addition:
 
     def dense(self, num_cells: int) -> Tensor:
         """Returns `[steps, num_cells, C]`, zero where nothing is added."""
-        dense_tnc = self.values.new_zeros(len(self.values), num_cells, self.values.shape[-1])
-        dense_tnc[:, self.cells] = self.values
+        dense_tnc = self.values.new_zeros(len(self.values), num_cells, self.width or self.values.shape[-1])
+        for dense_nc, values_nm in zip(dense_tnc, self.values, strict=True):
+            add_at(dense_nc, self.cells, self.channels, values_nm)
         return dense_tnc
 
     def scaled(self, factor: float) -> Addition:
@@ -152,7 +166,7 @@ class Intervention:
             if site not in dictionaries or site.block not in cells:
                 raise UserError(f"there is no dictionary, or no cell, for {site.name}", remedy="give both")
             dictionary = dictionaries[site]
-            latents_tf = torch.zeros(steps, dictionary.num_features)
+            latents_tf = torch.zeros(steps, dictionary.num_features, device=cells[site.block].device)
             for number, push in pushes.items():
                 if not 0 <= number < dictionary.num_features:
                     raise UserError(
@@ -223,11 +237,13 @@ class Intervention:
     def save(self, path: Path) -> None:
         """Writes the intervention as safetensors, whole: also the dictionaries of its rewrites; what is not a tensor
         goes into the header. Raises `UserError` for a dictionary of a kind that is not ours."""
-        words = {name: getattr(self, name) for name in _WORDS}
+        words = {name: getattr(self, name) for name in _WORDS} | {"rewrites": {}, "widths": {}}
         tensors = {}
         for site, added in self.additions.items():
             tensors |= {f"{site.name}{_CELLS}": added.cells, f"{site.name}{_VALUES}": added.values}
-        words["rewrites"] = {}
+            if added.channels is not None:
+                tensors[f"{site.name}{_CHANNELS}"] = added.channels
+                words["widths"][site.name] = added.width
         for site, rewrites in self.rewrites.items():
             described = []
             for i, rewrite in enumerate(rewrites):
@@ -251,7 +267,13 @@ class Intervention:
                 parts = [{n.removeprefix(s): tensors.pop(n) for n in list(tensors) if n.startswith(s)} for s in starts]
                 rewrites[Site.parse(name)] = tuple(map(Rewrite.rebuild, described, parts))
             names = [name.removesuffix(_CELLS) for name in tensors if name.endswith(_CELLS)]
-            additions = {Site.parse(n): Addition(tensors[n + _CELLS], tensors[n + _VALUES]) for n in names}
+            widths = words.pop("widths")
+            additions = {
+                Site.parse(n): Addition(
+                    tensors[n + _CELLS], tensors[n + _VALUES], tensors.get(n + _CHANNELS), widths.get(n, 0)
+                )
+                for n in names
+            }
             return cls(additions=additions, rewrites=rewrites, **words)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(
@@ -260,7 +282,7 @@ class Intervention:
 
 
 _WORDS = ("features", "chosen", "prompt", "branch", "window")
-_CELLS, _VALUES = "/cells", "/values"  # behind a site's name, in a saved file
+_CELLS, _VALUES, _CHANNELS = "/cells", "/values", "/channels"  # behind a site's name, in a saved file
 _REWRITE = "/rewrite."  # between a site's name and the number of a rewrite, in a saved file
 
 

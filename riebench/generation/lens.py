@@ -21,24 +21,54 @@ from riebench.backbones.family import Site
 Live = Callable[[Tensor, int], Tensor]
 
 
+def add_at(view_nc: Tensor, cells: Tensor, channels: Tensor | None, values_nm: Tensor) -> None:
+    """Adds values `[n, m]` in place at some cells of `[cells, C]`, in all channels (None) or in m of them; each cell
+    and each channel is named once."""
+    where = (cells,) if channels is None else (cells[:, None], channels)
+    view_nc[where] += values_nm.to(view_nc)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Says what is added at some rows and cells of a batch, each pair once."""
+
+    rows: Tensor
+    """int64 `[n]`."""
+    cells: Tensor
+    """int64 `[n]`."""
+    values: Tensor
+    """`[steps, n, C]`, or `[steps, n, m]` where m channels are named."""
+    channels: Tensor | None = None
+    """int64 `[m]`; None for all."""
+    sign: int = 1
+    """What the values are multiplied with."""
+    steps: tuple[int, ...] | None = None
+    """At which it is added; None for all."""
+
+
 @dataclass(frozen=True)
 class RowAdditions:
-    """Says what is added at one site of a batch: m pairs of a row and a cell, each pair once, with a vector a step."""
+    """Says what is added at one site of a batch, in parts. Each part's values are read where they lie, step by step:
+    nothing is as large as the batch's sites."""
 
     batch: int
     """How many rows there are."""
-    rows: Tensor
-    """int64 `[m]`."""
-    cells: Tensor
-    """int64 `[m]`."""
-    values: Tensor
-    """`[steps, m, C]`."""
+    parts: Sequence[Part]
 
     def add_to(self, stream_bnc: Tensor, step: int) -> None:
         """Adds in place, to a tensor or a view of one. Raises `ValueError` for a batch of another size."""
         if len(stream_bnc) != self.batch:
             raise ValueError(f"additions for {self.batch} rows meet a batch of {len(stream_bnc)}")
-        stream_bnc[self.rows, self.cells] += self.values[step].to(stream_bnc)
+        now = [part for part in self.parts if part.steps is None or step in part.steps]
+        there = stream_bnc.device
+        whole = [part for part in now if part.channels is None]
+        if whole:  # together: on a GPU each operation has its price
+            rows, cells = (torch.cat([getattr(part, name) for part in whole]).to(there) for name in ("rows", "cells"))
+            stream_bnc[rows, cells] += torch.cat([part.sign * part.values[step].to(stream_bnc) for part in whole])
+        for part in now:
+            if part.channels is not None:
+                places = part.rows.to(there)[:, None], part.cells.to(there)[:, None], part.channels.to(there)
+                stream_bnc[places] += part.sign * part.values[step].to(stream_bnc)
 
 
 def in_order(sites: Iterable[Site]) -> list[Site]:
@@ -50,7 +80,8 @@ def in_order(sites: Iterable[Site]) -> list[Site]:
 class Lens:
     """Captures sites, and adds to sites, while active. The sampler sets `step`; nothing here counts calls.
 
-    capture: sites to record, as the denoiser itself made them: what is recorded does not hold what the lens adds there.
+    capture: sites to record, as the denoiser itself made them: what is recorded does not hold what the lens adds there;
+    or site -> function of the value there, of what is kept of it.
     additions: site -> what is added, at the step that the sampler says it is at. live: site -> functions of the value
     there. Raises `UserError` on entering where the denoiser has no such site.
     """
@@ -58,15 +89,16 @@ class Lens:
     def __init__(
         self,
         blocks: Blocks,
-        capture: Sequence[Site] = (),
+        capture: Sequence[Site] | Mapping[Site, Callable[[Tensor], Any]] = (),
         additions: Mapping[Site, RowAdditions] | None = None,
         live: Mapping[Site, Sequence[Live]] | None = None,
     ) -> None:
-        self.blocks, self.capture = blocks, tuple(capture)
+        self.blocks = blocks
+        self.capture = capture if isinstance(capture, Mapping) else dict.fromkeys(capture, Tensor.detach)
         self.additions, self.live = dict(additions or {}), dict(live or {})
         self.step = 0
-        self.seen: dict[Site, list[Tensor]] = {}
-        """Site -> `[batch, cells, C]` of each call so far."""
+        self.seen: dict[Site, list[Any]] = {}
+        """Site -> `[batch, cells, C]`, or what is kept of it, of each call so far."""
         self._handles: list = []
 
     def __enter__(self) -> Lens:
@@ -86,7 +118,7 @@ class Lens:
         """Returns site -> `[batch, steps, cells, C]` of the calls so far, each of which is taken for a step."""
         return {site: torch.stack(steps, dim=1) for site, steps in self.seen.items()}
 
-    def take(self) -> dict[Site, list[Tensor]]:
+    def take(self) -> dict[Site, list[Any]]:
         """Returns what was `seen`, and forgets it."""
         seen, self.seen = self.seen, {}
         return seen
@@ -138,7 +170,7 @@ class Lens:
         """
         for site, value in values.items():
             if site in self.capture:
-                self.seen.setdefault(site, []).append(value().detach())
+                self.seen.setdefault(site, []).append(self.capture[site](value()))
         edited = stream
         for site in values:
             if site not in self.additions and not self.live.get(site):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from riebench.core.errors import UserError
-from sae_models.dictionary import Dictionary
+from sae_models.dictionary import Dictionary, decode_some
 from sae_models.saved import describe_dictionary, rebuild_dictionary
 
 _DICTIONARY = "dictionary."  # before the names of a dictionary's tensors
@@ -51,15 +51,15 @@ class Rewrite:
     @torch.no_grad()
     def delta(self, value_nc: Tensor, step: int) -> Tensor:
         """Returns what is added to the running value `[cells, C]` at a step, of its dtype and on its device."""
+        here = self.cells.device  # where the dictionary is too
         cells = self.cells.to(value_nc.device)
-        z_nf = self.dictionary.encode(value_nc[cells].float().cpu())
-        chosen = z_nf[:, self.features]
+        chosen = self.dictionary.encode(value_nc[cells].float().to(here))[:, self.features]
         if self.mean and len(chosen):
             chosen = chosen.mean(dim=0, keepdim=True)
-        change = torch.zeros_like(z_nf)
-        change[:, self.features] = self.strength * ((0 if self.target is None else self.target[step]) - chosen)
+        change = self.strength * ((0 if self.target is None else self.target[step]) - chosen)
+        change = change.expand(int(cells.sum()), -1)
         added = torch.zeros_like(value_nc)
-        added[cells] = self.dictionary.decode_linear(change).to(value_nc)
+        added[cells] = decode_some(self.dictionary, self.features, change).to(value_nc)
         return added
 
     def describe(self) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from riebench.backbones.blocks import Blocks, to_cells
 from riebench.backbones.family import Site
 from riebench.core.batches import fixed_batches
-from riebench.generation.lens import Lens, RowAdditions, in_order
+from riebench.generation.lens import Lens, Part, RowAdditions, add_at, in_order
 
 _WHOLE = ""  # the denoiser itself, among the names of its units
 
@@ -45,7 +45,9 @@ class FirstAddition:
     cells: Tensor
     """int64 `[n]`."""
     values: Tensor
-    """`[n, C]`."""
+    """`[n, C]`, or `[n, m]` where m channels are named."""
+    channels: Tensor | None = None
+    """int64 `[m]`; None for all."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,7 @@ class Replay:
         stream = self._blocks.stream_of(block, output).clone()
         view = to_cells(stream, self._blocks.family.place(block))
         for added in additions.values():
-            view[0, added.cells.to(view.device)] += added.values.to(view)
+            add_at(view[0], added.cells, added.channels, added.values)
         return node.edited(additions, {self._paths[block]: self._blocks.with_stream(block, output, stream)})
 
 
@@ -275,19 +277,12 @@ def first_output(denoiser: nn.Module, output: Tensor) -> Iterator[None]:
 
 def _stacked(additions: Sequence[Mapping[Site, FirstAddition]]) -> dict[Site, RowAdditions]:
     """Returns what is added at each site of a batch; its step is the first."""
-    found: dict[Site, list[tuple[int, FirstAddition]]] = {}
+    found: dict[Site, list[Part]] = {}
     for row, by_site in enumerate(additions):
         for site, added in by_site.items():
-            found.setdefault(site, []).append((row, added))
-    return {
-        site: RowAdditions(
-            len(additions),
-            torch.cat([torch.full_like(added.cells, row) for row, added in rows]),
-            torch.cat([added.cells for _, added in rows]),
-            torch.cat([added.values for _, added in rows])[None],
-        )
-        for site, rows in found.items()
-    }
+            rows = torch.full_like(added.cells, row)
+            found.setdefault(site, []).append(Part(rows, added.cells, added.values[None], added.channels))
+    return {site: RowAdditions(len(additions), parts) for site, parts in found.items()}
 
 
 def _join(*values: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +18,7 @@ from riebench.core.batches import fixed_batches, halving
 from riebench.core.errors import UserError
 from riebench.edits.edit import strip_marks
 from riebench.generation.interventions import Addition, Intervention, window_steps
-from riebench.generation.lens import Lens, Live, RowAdditions
+from riebench.generation.lens import Lens, Live, Part, RowAdditions
 from riebench.generation.live import Rewrite
 from riebench.generation.replay import Edited, FirstAddition, FirstStep, Recorder, Replay, first_output
 from riebench.generation.sharing import twin_of
@@ -28,6 +28,12 @@ BATCH_SIZES = {"cpu": 16, "cuda": 32}
 REMEMBERED_PROMPTS = 256  # whose embeddings are kept
 #: Branch of an intervention -> branch of a row -> the sign that additions go to it with.
 SIGNS = {"cond": {"cond": 1}, "uncond": {"uncond": 1}, "both": {"cond": 1, "uncond": -1}}
+
+
+#: Site -> (cells, bool `[cells]`; numbers of channels, None for all) that are read there.
+Picks = Mapping[Site, tuple[Tensor, Tensor | None]]
+#: Site -> `[steps, n, m]` at n cells and m channels.
+Values = dict[Site, Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,11 @@ class Sample:
     """The same of the row without a prompt, under guidance; empty without guidance."""
     first_steps: tuple[FirstStep, ...] = ()
     """The recorded first step of each of its rows, in the order of `Backbone.branches`, where it was to be recorded."""
+
+    def on_cpu(self) -> Sample:
+        """Returns the same with image and traces on the CPU."""
+        traces = ({site: value.cpu() for site, value in side.items()} for side in (self.trace, self.uncond_trace))
+        return Sample(self.image.cpu(), *traces, self.first_steps)
 
 
 class Sampler:
@@ -107,28 +118,54 @@ class Sampler:
         return self._whole_forwards + self._replay.forwards
 
     def generate(
-        self, requests: Sequence[Request], capture: Sequence[Site] = (), *, decode: bool = True, record: bool = False
+        self,
+        requests: Sequence[Request],
+        capture: Sequence[Site] = (),
+        *,
+        decode: bool = True,
+        record: bool = False,
+        branches: Sequence[str] = ("cond", "uncond"),
+        keep_here: bool = False,
     ) -> list[Sample]:
         """Returns images of the requests, in their order.
 
         capture: sites to trace. Without decode, images are the latents. record: keep the first step of each sample, so
-        that `regenerate` may start from it.
+        that `regenerate` may start from it. branches: whose rows are traced. keep_here: leave images and traces on the
+        device, in place of the CPU.
         """
 
         def work(size: int) -> list[Sample]:
             samples: list[Sample] = []
             for rows, count in fixed_batches(requests, size):
-                samples += self._batch(rows, capture, decode, record=record)[:count]
+                made = self._batch(rows, capture, decode, count=count, record=record, branches=branches)
+                samples += made if keep_here else [sample.on_cpu() for sample in made]
                 self._whole_forwards += count * self.backbone.steps * self._rows_each
             return samples
 
         return self._shrinking(work)
 
+    @torch.no_grad()
+    def read(self, requests: Sequence[Request], picks: Sequence[Picks], steps: int | None = None) -> list[Values]:
+        """Returns what the rows that see the prompts have at some cells and channels of sites, and nothing else, on the
+        device; equal to the same values of a whole trace.
+
+        picks: for each request, site -> (its cells, bool `[cells]`; numbers of its channels, None for all). steps: how
+        many of the first steps are computed and read; None for all.
+        """
+
+        def work(size: int) -> list[Values]:
+            found: list[Values] = []
+            for batch, count in fixed_batches(list(zip(requests, picks, strict=True)), size):
+                found += self._read(*zip(*batch, strict=True), count, steps or self.backbone.steps)
+            return found
+
+        return self._shrinking(work)
+
     def regenerate(self, requests: Sequence[Request], originals: Sequence[Sample]) -> Iterator[Tensor]:
-        """Yields images `[3, height, width]` of requests, each equal to what `generate` makes of it, faster: the
-        first step is computed from the earliest edit on, but where an intervention rewrites. originals: for each
-        request the recorded sample of the same prompt and seed without an intervention; requests of one original
-        share what they have in common."""
+        """Yields images `[3, height, width]` of requests, on the device, each equal to what `generate` makes of it,
+        faster: the first step is computed from the earliest edit on, but where an intervention rewrites. originals:
+        for each request the recorded sample of the same prompt and seed without an intervention; requests of one
+        original share what they have in common."""
         if not all(original.first_steps for original in originals):
             raise ValueError("the first step of an original was not recorded")
         live = [bool(request.intervention and request.intervention.rewrites) for request in requests]
@@ -146,7 +183,7 @@ class Sampler:
         """Yields images of requests whose edits depend on what is computed at that moment: nothing is replayed."""
         done = 0
         while done < len(requests):
-            samples = self.generate(requests[done : done + self.batch_size])
+            samples = self.generate(requests[done : done + self.batch_size], keep_here=True)
             yield from (sample.image for sample in samples)
             done += len(samples)
 
@@ -180,8 +217,9 @@ class Sampler:
         def first(added: Addition, sign: int) -> FirstAddition:
             key = (id(added), sign)
             if key not in signed:
-                cells, values = added.cells.to(self.device), sign * added.values[0].to(self.device)
-                signed[key] = FirstAddition(cells, values)
+                channels = None if added.channels is None else added.channels.to(self.device)
+                values = sign * added.values[0].to(self.device)
+                signed[key] = FirstAddition(added.cells.to(self.device), values, channels)
             return signed[key]
 
         rows = [
@@ -200,7 +238,7 @@ class Sampler:
         rows, given = zip(*batch, strict=True)
         first = torch.cat([prediction for branch in zip(*given, strict=True) for prediction in branch])
         self._whole_forwards += count * (self.backbone.steps - 1) * self._rows_each
-        return [sample.image for sample in self._batch(list(rows), (), True, first=first)[:count]]
+        return [sample.image for sample in self._batch(list(rows), (), True, count=count, first=first)]
 
     @torch.no_grad()
     def _batch(
@@ -209,37 +247,83 @@ class Sampler:
         capture: Sequence[Site],
         decode: bool,
         *,
+        count: int,
         record: bool = False,
+        branches: Sequence[str] = (),
         first: Tensor | None = None,
     ) -> list[Sample]:
-        """Returns one batch that went through the pipeline. first: the denoiser's output at the first step, where it is
-        known."""
-        texts = [self._text(row.prompt) for row in rows]
+        """Returns the first `count` of a batch that went through the pipeline. branches: whose rows are traced. first:
+        the denoiser's output at the first step, where it is known."""
         additions, live = self._merged(rows) if first is None or self.backbone.steps > 1 else ({}, {})
         recorder = Recorder(self.blocks, self.backbone.blocks)
+        starts = {branch: i * len(rows) for i, branch in enumerate(self.backbone.branches)}
+        traced = [branch for branch in starts if branch in branches]
+        kept = torch.cat(
+            [torch.arange(starts[branch], starts[branch] + count) for branch in traced] or [torch.arange(0)]
+        )
         with (
-            Lens(self.blocks, capture, additions, live) as lens,
+            Lens(self.blocks, dict.fromkeys(capture, lambda value: value.detach()[kept]), additions, live) as lens,
             recorder if record else nullcontext(),
             nullcontext() if first is None else first_output(self.denoiser, first),
         ):
-            images = self.run_pipeline(
-                {name: torch.cat([text[name] for text in texts]) for name in texts[0]},
-                [row.seed for row in rows],
-                lens,
-                output_type="pt" if decode else "latent",
-            )
-        traces = {site: value.cpu() for site, value in lens.trace().items()}
-        starts = {branch: i * len(rows) for i, branch in enumerate(self.backbone.branches)}
-        uncond = starts.get("uncond")
+            images = self._piped(rows, lens, output_type="pt" if decode else "latent")
+        seen = lens.take()
+        traces = {site: torch.stack(seen.pop(site), dim=1) for site in list(seen)}
+        of = {
+            branch: [{site: value[i * count + row] for site, value in traces.items()} for row in range(count)]
+            for i, branch in enumerate(traced)
+        }
+        nothing: list[dict[Site, Tensor]] = [{}] * count
         return [
             Sample(
                 image,
-                {site: value[starts["cond"] + i] for site, value in traces.items()},
-                {site: value[uncond + i] for site, value in traces.items()} if uncond is not None else {},
+                of.get("cond", nothing)[i],
+                of.get("uncond", nothing)[i],
                 tuple(recorder.row(i + start) for start in starts.values()) if record else (),
             )
-            for i, image in enumerate(images.float().cpu())
+            for i, image in enumerate(images[:count].float())
         ]
+
+    def _read(self, rows: Sequence[Request], picks: Sequence[Picks], count: int, steps: int) -> list[Values]:
+        """Returns what `read` does, of the first `count` of one batch."""
+        start = self.backbone.branches.index("cond") * len(rows)
+
+        def reader(site: Site) -> Callable[[Tensor], list[Tensor | None]]:
+            def read(value_bnc: Tensor) -> list[Tensor | None]:
+                found: list[Tensor | None] = []
+                for row, wanted in enumerate(picks[:count], start):
+                    cells, channels = wanted.get(site, (None, None))
+                    value = None if cells is None else value_bnc[row][cells.to(value_bnc.device)]
+                    found.append(value if value is None or channels is None else value[:, channels.to(value.device)])
+                return found
+
+            return read
+
+        sites = dict.fromkeys(site for wanted in picks[:count] for site in wanted)
+        with Lens(self.blocks, {site: reader(site) for site in sites}) as lens, suppress(_Enough):
+            self._piped(rows, lens, output_type="latent", stop_after=steps)
+        self._whole_forwards += count * steps * self._rows_each
+        seen = lens.take()
+        return [
+            {site: torch.stack([step[i] for step in seen[site]]) for site in wanted}
+            for i, wanted in enumerate(picks[:count])
+        ]
+
+    def _piped(self, rows: Sequence[Request], lens: Lens, *, output_type: str, stop_after: int = 0) -> Tensor:
+        """Returns what the pipeline makes of requests. Raises `_Enough` behind so many steps, 0 for never."""
+        texts = [self._text(row.prompt) for row in rows]
+
+        def after_step() -> None:
+            if lens.step + 1 == stop_after:
+                raise _Enough
+
+        return self.run_pipeline(
+            {name: torch.cat([text[name] for text in texts]) for name in texts[0]},
+            [row.seed for row in rows],
+            lens,
+            output_type=output_type,
+            after_step=after_step,
+        )
 
     def run_pipeline(
         self,
@@ -319,32 +403,25 @@ class Sampler:
     def _merged(self, rows: Sequence[Request]) -> tuple[dict[Site, RowAdditions], dict[Site, list[Live]]]:
         """Returns what is added in a batch: site -> additions, on the device, and site -> functions as `Lens` takes
         them. Under guidance each branch has all rows."""
-        found: dict[Site, list[tuple[int, int, Addition, list[int]]]] = {}
+        found: dict[Site, list[Part]] = {}
         live: dict[Site, list[Live]] = {}
         for index, row in enumerate(rows):
             intervention = self._checked(row)
-            steps = list(window_steps(intervention.window, self.backbone.steps))
+            steps = window_steps(intervention.window, self.backbone.steps)
             places = [(branch * len(rows) + index, sign) for branch, sign in enumerate(self._signs(row)) if sign]
             for site, added in intervention.additions.items():
-                found.setdefault(site, []).extend((place, sign, added, steps) for place, sign in places)
+                found.setdefault(site, []).extend(
+                    Part(torch.full_like(added.cells, place), added.cells, added.values, added.channels, sign, steps)
+                    for place, sign in places
+                )
             for site, items in intervention.rewrites.items():
                 live.setdefault(site, []).append(_rewriting(items, places, steps))
         batch = self._rows_each * len(rows)
-        return {site: self._row_additions(batch, parts) for site, parts in found.items()}, live
+        return {site: RowAdditions(batch, parts) for site, parts in found.items()}, live
 
-    def _row_additions(self, batch: int, parts: Sequence[tuple[int, int, Addition, list[int]]]) -> RowAdditions:
-        """Returns the additions at one site. parts: (row, sign, addition, the steps at which it is added)."""
-        values = []
-        for _, sign, added, steps in parts:
-            windowed = torch.zeros_like(added.values)
-            windowed[steps] = sign * added.values[steps]
-            values.append(windowed)
-        return RowAdditions(
-            batch,
-            torch.cat([torch.full_like(added.cells, row) for row, _, added, _ in parts]).to(self.device),
-            torch.cat([added.cells for _, _, added, _ in parts]).to(self.device),
-            torch.cat(values, dim=1).to(self.device),
-        )
+
+class _Enough(Exception):
+    """The steps that were to be read are computed."""
 
 
 def _rewriting(rewrites: Sequence[Rewrite], places: Sequence[tuple[int, int]], steps: Sequence[int]) -> Live:

@@ -10,12 +10,30 @@ from riebench.edits.edit import Edit
 from riebench.methods.modes import MODES, Mode
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from riebench.backbones.family import Site
     from riebench.generation.interventions import Intervention
     from riebench.methods.text_index import TextIndex
     from sae_models.dictionary import Dictionary
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """A trace that is not held whole: some of its values are had without the others."""
+
+    dtype: torch.dtype
+    steps: int
+    widths: Mapping[Site, int]
+    """Site -> its channels C."""
+
+    def rows(
+        self, cells: Mapping[str, Tensor], steps: int | None, channels: Mapping[Site, Tensor] | None
+    ) -> dict[Site, Tensor]:
+        """Returns site -> `[steps, n, C]` at the cells of its block (bool), of the first steps (None: all), in some
+        channels (None: all)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -25,7 +43,8 @@ class Case:
     edit: Edit
     seed: int
     original: Mapping[Site, Tensor]
-    """Trace of the original image: site -> `[steps, cells, C]`, cells in reading order."""
+    """Trace of the original image: site -> `[steps, cells, C]`, cells in reading order. One that is too large to be
+    held is a `Rows` too, and read when it is asked for."""
     edited: Mapping[Site, Tensor]
     """Trace of the edited image, from the same noise."""
     original_cells: Mapping[str, Tensor]
@@ -45,6 +64,22 @@ class Case:
     """Block -> which features go with which words, for a method whose `select_on` is "text"."""
     grids: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Block -> its cells (high, wide)."""
+    latents: dict = field(default_factory=dict, compare=False, repr=False)
+    """What was encoded of it, so that no method does so again (`riebench.methods.latents`)."""
+
+    @property
+    def steps(self) -> int:
+        """Returns how many steps its traces have; 0 where it has none."""
+        if isinstance(self.original, Rows):
+            return self.original.steps
+        return next((len(trace) for trace in self.original.values()), 0)
+
+    @property
+    def widths(self) -> Mapping[Site, int]:
+        """Returns site -> its channels C, of the sites that are traced."""
+        if isinstance(self.original, Rows):
+            return self.original.widths
+        return {site: trace.shape[-1] for site, trace in self.original.items()}
 
 
 @runtime_checkable
@@ -54,8 +89,9 @@ class Method(Protocol):
     whatever the run does, or "" where it adds nothing to any block. `sites` and `select_on` are no settings: a class
     has them.
 
-    A method may also have `uses_sae`, False where it does not ask for `Case.sae`, so that none need be there; and
-    `select_on`, see `Case.select_on` and `Case.text_index`."""
+    A method may also have `uses_sae`, False where it does not ask for `Case.sae`, so that none need be there;
+    `select_on`, see `Case.select_on` and `Case.text_index`; and, where it works on neurons, `select(case)`, which
+    returns site -> `Selected`, so that those of all cases are read together."""
 
     name: str
     strength: float

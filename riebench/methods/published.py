@@ -56,9 +56,5 @@ def _mean(features_tnf: Tensor, aggregation: str, unit_norm: bool) -> Tensor:
 
 def norm_ratio(dictionary: Dictionary, on: Tensor, off: Tensor) -> float:
     """Returns the sum of the on features' decoder norms over that of the off features; 0 where there are none."""
-    norms = []
-    for numbers in (on, off):
-        units_nf = torch.zeros(len(numbers), dictionary.num_features)
-        units_nf[torch.arange(len(numbers)), numbers] = 1
-        norms.append(dictionary.decode_linear(units_nf).norm(dim=-1).sum())
+    norms = [dictionary.directions(numbers).norm(dim=-1).sum() for numbers in (on, off)]
     return float(norms[0] / norms[1]) if norms[1] > 0 else 0.0

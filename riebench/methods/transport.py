@@ -12,9 +12,10 @@ from riebench.backbones.family import Site
 from riebench.core.errors import UserError, did_you_mean
 from riebench.generation.interventions import BRANCHES, Addition, Intervention
 from riebench.generation.live import Rewrite
+from riebench.methods.latents import Region
 from riebench.methods.method import Case
 from riebench.methods.selection import Selected
-from sae_models.dictionary import Dictionary
+from sae_models.dictionary import Dictionary, Identity, decode_some
 
 MODES = ("static", "adaptive", "replace")
 PLACEMENTS = ("edited", "original")
@@ -74,38 +75,20 @@ def _or(known) -> str:
     return f"{', '.join(most)} or {last}"
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """Features `[steps, cells, F]` of a case at each site, at the cells of each image's region."""
-
-    edited: Mapping[Site, Tensor]
-    original: Mapping[Site, Tensor]
-
-
 @torch.no_grad()
-def encode_regions(case: Case, dictionaries: Mapping[Site, Dictionary]) -> Encoded:
-    """Returns the features of both images' traces, each in its own region."""
-    sides = (case.edited, case.edited_cells), (case.original, case.original_cells)
-    return Encoded(
-        *(
-            {site: _encode(dictionary, trace[site][:, cells[site.block]]) for site, dictionary in dictionaries.items()}
-            for trace, cells in sides
-        )
-    )
-
-
-def _encode(dictionary: Dictionary, rows_tnc: Tensor) -> Tensor:
-    return dictionary.encode(rows_tnc.flatten(0, 1).float()).unflatten(0, rows_tnc.shape[:2])
-
-
 def select_features(
     case: Case, dictionaries: Mapping[Site, Dictionary], *, k: int, pool: str, aggregation: str, unit_norm: bool = False
 ) -> dict[Site, Selected]:
     """Returns on and off features at every site (`riebench.methods.selection.select`), chosen on the case itself, or
     on the one that its method asked to choose on. pool: "block", "all", or "" for the mode's own: each block its k
     in strict mode, all blocks together in reference mode."""
-    encoded = encode_regions(case.select_on or case, dictionaries)
-    return case.mode.select(encoded.edited, encoded.original, k, pool, aggregation, unit_norm)
+    chosen_on = case.select_on or case
+    steps = 1 if aggregation == "first" else case.steps
+    edited, original = (
+        Region(chosen_on, side, dictionaries).first(steps, alone=chosen_on is not case)
+        for side in ("edited", "original")
+    )
+    return case.mode.select(edited, original, k, pool, aggregation, unit_norm)
 
 
 @torch.no_grad()
@@ -114,18 +97,20 @@ def transport(
 ) -> Intervention:
     """Returns the intervention that moves the selected features of each site, as `how` says. No bias is moved."""
     how = case.mode.settings(how, case.edit.category)
-    encoded = encode_regions(case, dictionaries)
+    to_original = how.placement == "original"
+    takes = how.mode == "static" and not how.only_add  # what is taken away is known now
+    edited, original = (Region(case, side, dictionaries) for side in ("edited", "original"))
+    on_values = edited.of({site: selected[site].on for site in dictionaries})
+    off_values = original.of({site: selected[site].off for site in dictionaries if takes})
     additions, rewrites = {}, {}
     for site, dictionary in dictionaries.items():
         on, off = selected[site].on, selected[site].off
         on_cells, off_cells = case.edited_cells[site.block], case.original_cells[site.block]
-        to_original = how.placement == "original"
-        on_tnk = _values(encoded.edited[site][..., on], how, how.keep_spatial and not to_original)
+        on_tnk = _values(on_values[site], how, how.keep_spatial and not to_original)
         if to_original:
             on_cells = off_cells
-        off_tnk = _values(encoded.original[site][..., off], how, how.keep_spatial)
         if how.only_add:
-            off, off_tnk = off[:0], off_tnk[..., :0]
+            off = off[:0]
         if how.mode == "replace":
             target = on_tnk.expand(-1, int(on_cells.sum()), -1)
             rewrites[site] = (
@@ -133,10 +118,11 @@ def transport(
                 Rewrite(dictionary, off, off_cells, None, how.strength),
             )
             continue
-        parts = [(on_cells, how.strength * decode_some(dictionary, on, on_tnk))]
-        if how.mode == "static":
-            parts.append((off_cells, -how.strength * decode_some(dictionary, off, off_tnk)))
-        additions[site] = _summed(parts, case.original[site])
+        parts = [(on_cells, on, how.strength * _moved(dictionary, on, on_tnk))]
+        if takes:
+            off_tnk = _values(off_values[site], how, how.keep_spatial)
+            parts.append((off_cells, off, -how.strength * _moved(dictionary, off, off_tnk)))
+        additions[site] = _summed(parts, dictionary, edited.like(site))
         if how.mode == "adaptive":
             scale = case.mode.off_scale(dictionary, on, off)
             rewrites[site] = (
@@ -158,23 +144,29 @@ def _values(features_tnk: Tensor, how: Transport, own: bool) -> Tensor:
     return features_tnk if own else STATISTICS[how.statistic](features_tnk).to(features_tnk)
 
 
-def decode_some(dictionary: Dictionary, numbers: Tensor, z_tnk: Tensor) -> Tensor:
-    """Returns z W_dec of some features, `[steps, cells, C]`."""
-    z_tnf = z_tnk.new_zeros(*z_tnk.shape[:2], dictionary.num_features)
-    z_tnf[..., numbers] = z_tnk
-    return dictionary.decode_linear(z_tnf.flatten(0, 1)).unflatten(0, z_tnf.shape[:2])
+def _moved(dictionary: Dictionary, numbers: Tensor, z_tnk: Tensor) -> Tensor:
+    """Returns what latents add, `[steps, cells, C]`; of channels themselves, just these: `[steps, cells, k]`."""
+    if isinstance(dictionary, Identity):
+        return z_tnk
+    return decode_some(dictionary, numbers, z_tnk.flatten(0, 1)).unflatten(0, z_tnk.shape[:2])
 
 
-def _summed(parts: Sequence[tuple[Tensor, Tensor]], like_tnc: Tensor) -> Addition:
-    """Returns the addition that is the sum of parts: (cells, bool `[cells]`; rows `[steps, cells or 1, C]`).
-
-    like_tnc: the trace of the site, whose dtype it gets.
-    """
-    touched = torch.stack([cells for cells, _ in parts]).any(dim=0)
-    values_tnc = like_tnc.new_zeros(len(like_tnc), int(touched.sum()), like_tnc.shape[-1])
-    for cells, rows_tnc in parts:
-        values_tnc[:, cells[touched]] += rows_tnc.to(values_tnc)
-    return Addition(touched.nonzero().flatten(), values_tnc)
+def _summed(parts: Sequence[tuple[Tensor, Tensor, Tensor]], dictionary: Dictionary, dtype: torch.dtype) -> Addition:
+    """Returns the addition that is the sum of parts: (cells, bool `[cells]`; features `[k]`; what `_moved` makes)."""
+    touched = torch.stack([cells for cells, _, _ in parts]).any(dim=0)
+    some = isinstance(dictionary, Identity)
+    channels = torch.cat([numbers for _, numbers, _ in parts]).unique() if some else None
+    steps, width = len(parts[0][2]), dictionary.width
+    shape = (steps, int(touched.sum()), width if channels is None else len(channels))
+    values_tnm = torch.zeros(shape, dtype=dtype, device=touched.device)
+    for cells, numbers, rows_tnk in parts:
+        rows = cells[touched].nonzero().flatten()
+        columns = slice(None) if channels is None else torch.searchsorted(channels, numbers)
+        where = (slice(None), rows) if channels is None else (slice(None), rows[:, None], columns)
+        values_tnm[where] += rows_tnk.to(values_tnm)
+    if channels is None or len(channels) == width:
+        return Addition(touched.nonzero().flatten(), values_tnm)
+    return Addition(touched.nonzero().flatten(), values_tnm, channels, width)
 
 
 def everything(dictionaries: Mapping[Site, Dictionary]) -> dict[Site, Selected]:

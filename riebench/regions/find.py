@@ -60,7 +60,8 @@ class Regions:
 
     def cells(self, region_hw: Tensor, grids: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
         """Returns block -> the cells `[cells]` (bool) of a region."""
-        return {block: region_cells(region_hw, grid, self.mask_rule) for block, grid in grids.items()}
+        found = {grid: region_cells(region_hw, grid, self.mask_rule) for grid in dict.fromkeys(grids.values())}
+        return {block: found[grid] for block, grid in grids.items()}
 
 
 def region_cells(region_hw: Tensor, grid: tuple[int, int], mask_rule: str) -> Tensor:

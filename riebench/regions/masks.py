@@ -20,9 +20,22 @@ def dilate(mask_bhw: Tensor, pixels: int) -> Tensor:
     """Returns boolean masks dilated squarely by `pixels` to every side (Chebyshev distance)."""
     if pixels < 1:
         return mask_bhw
-    size = 2 * pixels + 1
-    tall = F.max_pool2d(mask_bhw[:, None].float(), (size, 1), stride=1, padding=(pixels, 0))
-    return F.max_pool2d(tall, (1, size), stride=1, padding=(0, pixels))[:, 0] > 0
+    tall = _any_of_window(F.pad(mask_bhw, (0, 0, pixels, pixels)), 2 * pixels + 1, dim=1)
+    return _any_of_window(F.pad(tall, (pixels, pixels)), 2 * pixels + 1, dim=2)
+
+
+def _any_of_window(mask: Tensor, size: int, dim: int) -> Tensor:
+    """Returns whether any of `size` neighbours along a dimension is set, from every first one on that has them all.
+
+    A window is two of half its size, which may overlap: so many steps as the size has binary digits.
+    """
+    width = 1
+    while width < size:
+        step = min(width, size - width)
+        length = mask.shape[dim] - step
+        mask = mask.narrow(dim, 0, length) | mask.narrow(dim, step, length)
+        width += step
+    return mask
 
 
 def mask_to_grid(mask_bhw: Tensor, grid: tuple[int, int], rule: str = "touched") -> Tensor:

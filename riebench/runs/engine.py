@@ -6,9 +6,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 
+import numpy as np
 import psutil
 import torch
 from torch import Tensor
@@ -17,7 +21,7 @@ from riebench.backbones.family import blocks_text
 from riebench.backbones.loading import choose_device, choose_dtype
 from riebench.backbones.table import BACKBONES, Backbone
 from riebench.core.errors import UserError
-from riebench.core.pictures import eight_bits, regions_to_array, to_array, unusable
+from riebench.core.pictures import picture_digest, regions_to_array, rounded, to_array, unusable
 from riebench.edits.edit import Edit
 from riebench.generation.compiling import compile_parts
 from riebench.generation.interventions import Intervention
@@ -28,14 +32,15 @@ from riebench.regions.find import Regions
 from riebench.regions.grounders import GROUNDERS
 from riebench.runs.pictures import Pictures
 from riebench.runs.plan import Task, Variant, kind_of_donor, site_of
-from riebench.runs.reference import SIDES, Generation, Reference, seen_by
+from riebench.runs.reference import SIDES, Generation, Reference
 from riebench.runs.scoring import Scorer
 from riebench.runs.setup import Setup
 from riebench.runs.store import Batch
 from sae_models.tensors import dtype_name
 
 GROUP = 8  # the most cases whose results go through the denoiser together
-TRACES_SHARE = 0.25  # of the free memory, that the traces of a group may take
+TRACES_SHARE = 0.25  # of the free memory, that the traces and additions of a group may take, and those of donors again
+DONORS_KEPT = 512  # cases that others choose features on, at most
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,8 @@ class Result:
     row: dict[str, object]
     image: Tensor | None
     """`[3, h, w]` in [0, 1], of 8 bits; None for a failure."""
+    picture: np.ndarray | None
+    """The same, uint8 `[h, w, 3]`."""
     shows: str
     """As in `Planned.shows`."""
     chosen: Mapping[str, Mapping[str, list[int]]]
@@ -81,6 +88,11 @@ class Engine:
         self.generation, self.setup = generation, generation.setup
         self.sampler, self.backbone = generation.sampler, generation.backbone
         self._regions, self._scorer = regions, scorer
+        self.ahead = 1 if self.sampler.device.type == "cuda" else 0
+        """How many groups are planned beside the one whose images are made."""
+        self._counted = self.sampler.forwards
+        self._donors: dict[tuple[Edit, int], Reference] = {}
+        """Cases that others chose features on, or may, used longest ago first."""
 
     @property
     def regions(self) -> Regions:
@@ -111,62 +123,103 @@ class Engine:
         regions = Regions(twin_of(found.grounder), found.look, found.mask_rule)
         return Engine(self.generation.twin(), regions, self.scorer.twin())
 
-    def work(self, tasks: Sequence[Task], scoring: str = "") -> Iterator[Batch]:
-        """Yields everything that the tasks want, in batches to be written: first the reference pictures, then results;
-        in smaller groups where the traces of all tasks would not fit into memory. scoring: the version of what scores,
-        noted in every row."""
-        methods = list(
-            {id(wanted.variant.method): wanted.variant.method for t in tasks for wanted in t.wanted}.values()
-        )
-        size = self._cases_at_once(methods)
+    def work(self, groups: Iterable[Sequence[Task]], scoring: str = "") -> Iterator[Batch]:
+        """Yields everything that the tasks want, in batches to be written: of each group first the reference pictures,
+        then results; in smaller groups where the traces of one would not fit into memory. scoring: the version of what
+        scores, noted in every row. On a GPU the next group is planned, on this machine's cores, beside the current one.
+        """
+        self._counted = self.sampler.forwards
+        with ThreadPoolExecutor(1, "riebench-planning") as planner:
+            begun: deque[tuple[Sequence[Task], list[Reference], Callable[[], list[Planned]]]] = deque()
+            for group in groups:
+                for tasks in self._parts(group):
+                    begun.append(self._begin(tasks, planner))
+                    if len(begun) > self.ahead:
+                        yield from self._finish(*begun.popleft(), scoring)
+            while begun:
+                yield from self._finish(*begun.popleft(), scoring)
+
+    def _parts(self, tasks: Sequence[Task]) -> Iterator[Sequence[Task]]:
+        """Yields the tasks in parts whose traces fit into memory."""
+        size = self._cases_at_once(_methods(tasks))
         for start in range(0, len(tasks), size):
-            yield from self._work(tasks[start : start + size], methods, scoring)
+            yield tasks[start : start + size]
 
     def _cases_at_once(self, methods: Sequence[Method]) -> int:
-        """Returns how many cases' traces fit into the share of the free memory that is theirs: of two images each,
-        under guidance of two rows each, and an addition as large; as much again for each other case that is looked
-        at."""
-        sampler, blocks = self.sampler, self.backbone.blocks
-        size, pixels = (sampler.height, sampler.width), sampler.pipeline.vae_scale_factor
-        one = sum(
-            sampler.blocks.trace_bytes(blocks, kind, self.backbone.steps, size, pixels, sampler.denoiser.dtype)
-            for kind in self._kinds(methods)
-        )
+        """Returns how many cases fit into the share of the free memory that is theirs: the traces of two images each,
+        and as much for each other case that is looked at, and what every method adds, which is no larger than a
+        trace."""
+        generation = self.generation
+        traces = sum(generation.trace_bytes(kind) for kind in self._kinds(methods) if generation.holds(kind))
         looked_at = {kind_of_donor(method) for method in methods} | {""}
-        each = one * (5 if self.backbone.guided else 3) * len(looked_at)
-        return max(1, int(TRACES_SHARE * psutil.virtual_memory().available / each))
+        each = 2 * traces * len(looked_at) + generation.trace_bytes(generation.site) * len(methods)
+        return max(1, int(TRACES_SHARE * _free_bytes(self.sampler.device) / each))
 
     def _kinds(self, methods: Sequence[Method]) -> tuple[str, ...]:
         """Returns the kinds of sites that methods are to see traces of, the blocks' own first."""
         kinds = (site_of(method, self.generation.site) for method in methods if method.sites)
         return tuple(dict.fromkeys([self.generation.site, *kinds]))
 
-    def _work(self, tasks: Sequence[Task], methods: Sequence[Method], scoring: str) -> Iterator[Batch]:
-        before = self.sampler.forwards
+    def _begin(
+        self, tasks: Sequence[Task], planner: ThreadPoolExecutor
+    ) -> tuple[Sequence[Task], list[Reference], Callable[[], list[Planned]]]:
+        """Returns the tasks, their references, and a function that returns, or waits for, what is planned for them."""
+        methods = _methods(tasks)
         cases = [(task.edit, task.seed) for task in tasks]
-        donors = dict.fromkeys(donor for task in tasks for donor in task.donors.values() if donor not in cases)
-        pictures = [*(task.pictures for task in tasks), *([None] * len(donors))]
-        found = self.references([*cases, *donors], methods, pictures)
-        made = dict(zip([*cases, *donors], found, strict=True))
+        wanted = dict.fromkeys(donor for task in tasks for donor in task.donors.values() if donor not in cases)
+        new = [donor for donor in wanted if donor not in self._donors]
+        found = self.references([*cases, *new], methods, [*(task.pictures for task in tasks), *([None] * len(new))])
+        made = dict(zip([*cases, *new], found, strict=True))
+        donors = {case: self._donors.get(case) or made[case] for task in tasks for case in task.donors.values()}
         references = [
-            dataclasses.replace(made[case], donors={kind: made[donor] for kind, donor in task.donors.items()})
+            dataclasses.replace(made[case], donors={kind: donors[donor] for kind, donor in task.donors.items()})
             for case, task in zip(cases, tasks, strict=True)
         ]
-        yield _shared_batch(tasks, references, self.sampler.forwards - before)
+        if donors:
+            self._keep({**{case: reference.as_donor() for case, reference in made.items()}, **donors}, methods)
         asked = [(reference, [w.variant for w in t.wanted]) for t, reference in zip(tasks, references, strict=True)]
-        results = zip(((t, wanted) for t in tasks for wanted in t.wanted), self.results(asked), strict=True)
-        before = self.sampler.forwards
+        self._announce(asked)
+        if self.ahead and all(hasattr(method, "select") for method in methods if self._is_large(method)):
+            return tasks, references, planner.submit(self._plan_all, asked).result
+        return tasks, references, cache(lambda: self._plan_all(asked))
+
+    def _keep(self, references: Mapping[tuple[Edit, int], Reference], methods: Sequence[Method]) -> None:
+        """Keeps references for when features are to be chosen on them, and forgets those used longest ago."""
+        for case, reference in references.items():
+            self._donors.pop(case, None)
+            self._donors[case] = reference.as_donor()
+        each = 2 * sum(
+            self.generation.trace_bytes(kind) for kind in self._kinds(methods) if self.generation.holds(kind)
+        )
+        most = min(DONORS_KEPT, int(TRACES_SHARE * _free_bytes(self.sampler.device) / each))
+        for case in list(self._donors)[: -most or None]:
+            del self._donors[case]
+
+    def _finish(
+        self,
+        tasks: Sequence[Task],
+        references: Sequence[Reference],
+        planned: Callable[[], list[Planned]],
+        scoring: str,
+    ) -> Iterator[Batch]:
+        """Yields the batches of tasks that were begun."""
+        yield _shared_batch(tasks, references, self._forwards())
+        results = zip(((t, wanted) for t in tasks for wanted in t.wanted), self._generated(planned()), strict=True)
         while batch := list(itertools.islice(results, self.sampler.batch_size)):
             rows, pictures = [], {}
             for (task, wanted), result in batch:
                 path = getattr(task, result.shows, wanted).image if result.image is not None else ""
                 if path == wanted.image:
-                    pictures[path] = to_array(result.image)
+                    pictures[path] = result.picture
                 keys = {"recipe": wanted.recipe, "code": wanted.code, "scoring": scoring, "image": path}
                 shared = {side: getattr(task, side).image for side in (*SIDES, "regions")}
                 rows.append(result.row | keys | shared)
-            yield Batch(rows, pictures, self.sampler.forwards - before)
-            before = self.sampler.forwards
+            yield Batch(rows, pictures, self._forwards())
+
+    def _forwards(self) -> float:
+        """Returns the forwards that were computed since it was asked last."""
+        before, self._counted = self._counted, self.sampler.forwards
+        return self._counted - before
 
     def references(
         self,
@@ -186,11 +239,39 @@ class Engine:
 
     def results(self, asked: Sequence[tuple[Reference, Sequence[Variant]]]) -> Iterator[Result]:
         """Generates and scores every variant that is asked of each reference, in batches, in their order."""
-        planned = [item for reference, variants in asked for item in self._plan(reference, variants)]
+        self._announce(asked)
+        yield from self._generated(self._plan_all(asked))
+
+    def _generated(self, planned: Sequence[Planned]) -> Iterator[Result]:
+        """Generates and scores what is planned."""
         edited = [item for item in planned if item.shows == "intervened"]
         images = self.sampler.regenerate([item.request for item in edited], [item.reference.sample for item in edited])
         for start in range(0, len(planned), self.sampler.batch_size):
             yield from self._results(planned[start : start + self.sampler.batch_size], images)
+
+    def _plan_all(self, asked: Sequence[tuple[Reference, Sequence[Variant]]]) -> list[Planned]:
+        return [item for reference, variants in asked for item in self._plan(reference, variants)]
+
+    def _is_large(self, method: Method) -> bool:
+        """Returns whether a method sees traces that are not held."""
+        kind = site_of(method, self.generation.site)
+        return bool(kind) and not self.generation.holds(kind)
+
+    def _announce(self, asked: Sequence[tuple[Reference, Sequence[Variant]]]) -> None:
+        """Has the units that methods choose of traces that are not held read at once, for all references together."""
+        groups = []
+        for reference, variants in asked:
+            for method in {id(variant.method): variant.method for variant in variants}.values():
+                kind = site_of(method, self.generation.site)
+                if kind not in reference.large or not hasattr(method, "select"):
+                    continue
+                selected = method.select(reference.seen(kind))
+                original, edited = reference.large[kind]
+                edited.expect({site: chosen.on for site, chosen in selected.items()})
+                original.expect({site: chosen.off for site, chosen in selected.items()})
+                groups.append(original.group)
+        for group in dict.fromkeys(groups):
+            group.read_chosen()
 
     def _results(self, planned: list[Planned], images: Iterator[Tensor]) -> list[Result]:
         """Returns the results of one batch. images: those that are generated, in the order of the plan."""
@@ -198,21 +279,31 @@ class Engine:
             next(images) if item.shows == "intervened" else getattr(item.reference.pictures, item.shows, None)
             for item in planned
         ]
-        broken = ["" if image is None else unusable(image, "the image") for image in shown]
-        shown = [image if image is None or bad else eight_bits(image) for image, bad in zip(shown, broken, strict=True)]
-        whole = [i for i, image in enumerate(shown) if image is not None and not broken[i]]
-        rows = [(planned[i].reference.case.edit, planned[i].reference.pictures, shown[i]) for i in whole]
-        scores = dict(zip(whole, self.scorer.score(rows), strict=True))
+        there = [i for i, image in enumerate(shown) if image is not None]
+        broken, made, pictures = self._checked([shown[i] for i in there])
+        reasons, place = dict(zip(there, broken, strict=True)), {i: n for n, i in enumerate(there)}
+        whole = [i for i in there if not reasons[i]]
+        rows = [(planned[i].reference.case.edit, planned[i].reference.pictures, made[place[i]]) for i in whole]
+        found = self.scorer.score(rows, [picture_digest(pictures[place[i]]) for i in whole])
+        scores = dict(zip(whole, found, strict=True))
         unscored = dict.fromkeys(self.scorer.names, float("nan"))
         return [
             Result(
-                self._row(item, broken[i] or item.failure) | scores.get(i, unscored),
-                shown[i] if i in scores else None,
+                self._row(item, reasons.get(i) or item.failure) | scores.get(i, unscored),
+                made[place[i]] if i in scores else None,
+                pictures[place[i]] if i in scores else None,
                 item.shows,
                 item.intervention.chosen,
             )
             for i, item in enumerate(planned)
         ]
+
+    def _checked(self, images: Sequence[Tensor]) -> tuple[list[str], Sequence[Tensor], Sequence[np.ndarray]]:
+        """Returns of each image why it cannot be scored (""), the image in 8 bits, and as an array."""
+        if not images:
+            return [], [], []
+        stacked = torch.stack(list(images))
+        return unusable(stacked, "the image"), *rounded(stacked)
 
     def _row(self, item: Planned, reason: str) -> dict[str, object]:
         case, method = item.reference.case, item.variant.method
@@ -254,7 +345,7 @@ class Engine:
     def _ask(self, method: Method, reference: Reference) -> tuple[Intervention, str]:
         """Returns a method's plan of a case, of which it sees the sites it asked for; or why it has none."""
         kind = site_of(method, self.generation.site)
-        case = seen_by(reference.case, kind)
+        case = reference.seen(kind)
         if kind and not case.original:
             return Intervention(), f"{method.name}: the case has no trace of {kind}; name the method when it is made"
         donor_kind = kind_of_donor(method)
@@ -264,7 +355,7 @@ class Engine:
                 return Intervention(), f"{method.name}: there is no other case to choose features on"
             if donor.failure:
                 return Intervention(), f"{method.name}: the case to choose features on cannot be used: {donor.failure}"
-            case = dataclasses.replace(case, select_on=seen_by(donor.case, kind))
+            case = dataclasses.replace(case, select_on=donor.seen(kind))
         try:
             return method.plan(case), ""
         except UserError as error:
@@ -291,6 +382,16 @@ def open_engine(
     if compiled:
         compile_parts(found.family, sampler.pipeline)
     return Engine(Generation(sampler, setup))
+
+
+def _methods(tasks: Sequence[Task]) -> list[Method]:
+    """Returns the methods of tasks, each once."""
+    return list({id(wanted.variant.method): wanted.variant.method for t in tasks for wanted in t.wanted}.values())
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Returns the free memory of a device."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def _shared_batch(tasks: Sequence[Task], references: Sequence[Reference], forwards: float) -> Batch:

@@ -48,9 +48,9 @@ def _share(
     found: SimpleQueue[Batch | BaseException | Engine] = SimpleQueue()
     ended = Event()
 
-    def work(engine: Engine, group: Sequence[Task]) -> None:
+    def work(engine: Engine, some: Iterable[Sequence[Task]]) -> None:
         try:
-            for batch in engine.work(group, scoring):
+            for batch in engine.work(some, scoring):
                 found.put(batch)
                 if stop() or ended.is_set():
                     break
@@ -58,12 +58,14 @@ def _share(
             found.put(error)
         found.put(engine)
 
+    # one engine takes all groups itself, so that it can plan one beside another
+    shares = iter([groups]) if len(engines) == 1 else ([group] for group in groups)
     idle = list(engines)
     with ThreadPoolExecutor(len(engines), "riebench-engine") as pool:
         try:
             while True:
-                while idle and (group := next(groups, None)):
-                    pool.submit(work, idle.pop(), group)
+                while idle and (share := next(shares, None)):
+                    pool.submit(work, idle.pop(), share)
                 if len(idle) == len(engines):
                     return
                 match found.get():

@@ -71,7 +71,7 @@ class Worker:
 
     def work(self, tasks: Sequence[Task], scoring: str) -> list[Batch]:
         """Returns what `Engine.work` yields."""
-        return list(self._engine.work(tasks, scoring))
+        return list(self._engine.work([tasks], scoring))
 
 
 def work_on_cluster(

@@ -15,6 +15,7 @@ from riebench.backbones.family import Site
 from riebench.core.pictures import eight_bits, unusable
 from riebench.edits.edit import Edit
 from riebench.generation.interventions import Intervention, Push
+from riebench.generation.retrace import Group, Retraced
 from riebench.generation.sampler import Request, Sample, Sampler
 from riebench.methods.method import Case
 from riebench.methods.text_index import TextIndex, find_text_index
@@ -25,6 +26,7 @@ from sae_models import index
 from sae_models.dictionary import Dictionary
 
 SIDES = ("original", "edited")
+HELD_BYTES = 64e6  # of one picture's trace of neurons, above which it is read again where it is wanted
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,28 @@ class Reference:
     """The original image's, with its first step recorded."""
     failure: str
     """Why the case cannot be run; empty where it can."""
+    large: Mapping[str, tuple[Retraced, Retraced]] = field(default_factory=dict)
+    """Kind of sites whose traces are not held -> those of the original and of the edited image."""
     donors: Mapping[str, Reference] = field(default_factory=dict)
     """"seed" or "edit" -> the case that features are chosen on, for methods that ask for another than this one."""
 
     def request(self, intervention: Intervention) -> Request:
         """Returns what is to be generated: the original prompt and noise, with an intervention."""
         return Request(self.case.edit.original_prompt, self.case.seed, intervention)
+
+    def seen(self, kind: str) -> Case:
+        """Returns the case with the traces of one kind of site."""
+        if kind in self.large:
+            return dataclasses.replace(self.case, **dict(zip(SIDES, self.large[kind], strict=True)))
+        traces = {
+            side: {site: value for site, value in getattr(self.case, side).items() if site.kind == kind}
+            for side in SIDES
+        }
+        return dataclasses.replace(self.case, **traces)
+
+    def as_donor(self) -> Reference:
+        """Returns the same without what only its own results need: its recorded first step."""
+        return dataclasses.replace(self, sample=dataclasses.replace(self.sample, first_steps=()))
 
 
 class Generation:
@@ -53,6 +71,7 @@ class Generation:
         self.site = setup.site or self.backbone.family.default_site
         """The kind of site that dictionaries read, and that methods are given as "block"."""
         self.dictionary, self.text_index = cache(self._open_dictionary), cache(self._open_text_index)
+        self.trace_bytes = cache(self._trace_bytes)
 
     def twin(self) -> Generation:
         """Returns another one of the same weights, for another thread."""
@@ -61,15 +80,15 @@ class Generation:
         return other
 
     def image(self, prompt: str, seed: int = 42, intervention: Intervention | None = None) -> Tensor:
-        """Returns the image `[3, h, w]` in [0, 1] of a prompt, with what is added while it is generated."""
+        """Returns the image `[3, h, w]` in [0, 1] of a prompt, with what is added while it is generated, on the CPU."""
         (sample,) = self.sampler.generate([Request(prompt, seed, intervention)])
         return sample.image
 
     def images(self, references: Sequence[Reference], interventions: Sequence[Intervention]) -> list[Tensor]:
-        """Returns the image of each intervention on each reference, faster than anew: the first step is computed from
-        the earliest edit on."""
+        """Returns the image of each intervention on each reference, on the CPU, faster than anew: the first step is
+        computed from the earliest edit on."""
         requests = [one.request(change) for one, change in zip(references, interventions, strict=True)]
-        return list(self.sampler.regenerate(requests, [one.sample for one in references]))
+        return [image.cpu() for image in self.sampler.regenerate(requests, [one.sample for one in references])]
 
     def intervention(
         self,
@@ -86,6 +105,7 @@ class Generation:
         if cells is None:
             grids = self.sampler.grids(blocks)
             cells = {block: torch.ones(h * w, dtype=torch.bool) for block, (h, w) in grids.items()}
+        cells = {block: where.to(self.sampler.device) for block, where in cells.items()}
         dictionaries: dict[Site, Dictionary] = {site: self.dictionary(site.block) for site in parsed}
         return Intervention.from_features(parsed, cells, dictionaries, self.backbone.steps, branch)
 
@@ -102,13 +122,17 @@ class Generation:
         for each case its pictures, where they were made before: they are not decoded and grounded again.
         """
         known = list(known) or [None] * len(cases)
-        sites = [site for kind in kinds for site in self.sampler.blocks.sites(self.backbone.blocks, kind)]
+        large = {kind: self._sites(kind) for kind in kinds if not self.holds(kind)}
+        sites = [site for kind in kinds if kind not in large for site in self._sites(kind)]
+        groups = {kind: Group(self.sampler, of) for kind, of in large.items()}
         sides = [[Request(getattr(edit, f"{side}_prompt"), seed) for edit, seed in cases] for side in SIDES]
         made: dict[Request, Sample] = {}
         for is_known in (False, True):
             asked = [side[i] for side in sides for i, pictures in enumerate(known) if bool(pictures) == is_known]
             distinct = [request for request in dict.fromkeys(asked) if request not in made]
-            samples = self.sampler.generate(distinct, sites, decode=not is_known, record=True)
+            samples = self.sampler.generate(
+                distinct, sites, decode=not is_known, record=True, branches=("cond",), keep_here=True
+            )
             made |= dict(zip(distinct, samples, strict=True))
         originals, edited = ([made[request] for request in requests] for requests in sides)
         grids = self.sampler.grids(self.backbone.blocks)
@@ -116,9 +140,22 @@ class Generation:
         shown = [(cases[i][0], originals[i], edited[i]) for i in new]
         found = dict(zip(new, self._look(shown, regions, next(iter(grids.values()))), strict=True))
         return [
-            self._reference(*case, originals[i], edited[i], known[i] or found[i], regions, grids)
+            self._reference(*case, originals[i], edited[i], known[i] or found[i], regions, grids, groups)
             for i, case in enumerate(cases)
         ]
+
+    def _trace_bytes(self, kind: str) -> int:
+        """Returns the bytes of one picture's trace of a kind of sites in all blocks."""
+        sampler, pixels = self.sampler, self.sampler.pipeline.vae_scale_factor
+        size, dtype = (sampler.height, sampler.width), sampler.denoiser.dtype
+        return sampler.blocks.trace_bytes(self.backbone.blocks, kind, self.backbone.steps, size, pixels, dtype)
+
+    def holds(self, kind: str) -> bool:
+        """Returns whether the traces of a kind of sites are held with a case, and not read again (`Retraced`)."""
+        return kind != "neurons" or self.trace_bytes(kind) <= HELD_BYTES
+
+    def _sites(self, kind: str) -> tuple[Site, ...]:
+        return self.sampler.blocks.sites(self.backbone.blocks, kind)
 
     def _look(
         self, cases: Sequence[tuple[Edit, Sample, Sample]], regions: Regions, grid: tuple[int, int]
@@ -127,9 +164,8 @@ class Generation:
         if not cases:
             return []
         shown = [(edit, eight_bits(original.image), eight_bits(edited.image)) for edit, original, edited in cases]
-        there = [(e, *(image.to(self.sampler.device).nan_to_num() for image in images)) for e, *images in shown]
-        found = regions.find(there, grid)
-        return [Pictures(o, e, region) for (_, o, e), region in zip(shown, found, strict=True)]
+        found = regions.find([(edit, *(image.nan_to_num() for image in images)) for edit, *images in shown], grid)
+        return [Pictures(o, e, region.to(o.device)) for (_, o, e), region in zip(shown, found, strict=True)]
 
     def _reference(
         self,
@@ -140,13 +176,15 @@ class Generation:
         pictures: Pictures,
         regions: Regions,
         grids: Mapping[str, tuple[int, int]],
+        groups: Mapping[str, Group],
     ) -> Reference:
+        pictures = pictures.to(self.sampler.device)
         cells_o, cells_e = (regions.cells(region, grids) for region in pictures.regions)
         pairs = zip(SIDES, (cells_o, cells_e), strict=True)
         empty = [side for side, cells in pairs if not next(iter(cells.values())).any()]
         failure = f"no region found in the {' and '.join(empty)} image" if empty else ""
-        for image in (pictures.original, pictures.edited):
-            failure = unusable(image, "a reference image") or failure
+        for found in unusable(torch.stack([pictures.original, pictures.edited]), "a reference image"):
+            failure = found or failure
         case = Case(
             edit,
             seed,
@@ -160,7 +198,12 @@ class Generation:
             text_index=self.text_index,
             grids=grids,
         )
-        return Reference(case, pictures, original, failure)
+        prompts = (edit.original_prompt, cells_o), (edit.edited_prompt, cells_e)
+        large = {
+            kind: tuple(group.add(Request(prompt, seed), cells) for prompt, cells in prompts)
+            for kind, group in (groups if not failure else {}).items()
+        }
+        return Reference(case, pictures, original, failure, large)
 
     def _site(self, place: Site | str) -> Site:
         """Returns a site; a block's name alone stands for the kind that dictionaries read."""
@@ -170,14 +213,8 @@ class Generation:
 
     def _open_dictionary(self, block: str) -> Dictionary:
         entry, root = self.setup.dictionary_of(self.backbone, block)
-        return index.open(entry, root=root, device="cpu")
+        return index.open(entry, root=root, device=str(self.sampler.device))
 
     def _open_text_index(self, block: str) -> TextIndex:
         entry, root = self.setup.dictionary_of(self.backbone, block)
         return find_text_index(index.fingerprint(entry, root=root))
-
-
-def seen_by(case: Case, kind: str) -> Case:
-    """Returns the case with the traces of one kind of site."""
-    traces = {side: {site: value for site, value in getattr(case, side).items() if site.kind == kind} for side in SIDES}
-    return dataclasses.replace(case, **traces)

@@ -11,6 +11,7 @@ from riebench.core.batches import halving
 from riebench.edits.edit import Edit
 from riebench.generation.sharing import twin_of
 from riebench.metrics import ScoreBatch, default_metrics, score_batch, scorers
+from riebench.metrics.networks.remembered import known_contents
 from riebench.runs.pictures import Pictures
 
 
@@ -36,26 +37,36 @@ class Scorer:
                 metric.models.forget()
         return other
 
-    def score(self, rows: Sequence[tuple[Edit, Pictures, Tensor]]) -> list[dict[str, float]]:
+    def score(
+        self, rows: Sequence[tuple[Edit, Pictures, Tensor]], digests: Sequence[bytes] = ()
+    ) -> list[dict[str, float]]:
         """Returns metric -> value for each (edit, pictures of the case, intervened image `[3, h, w]`). Rows do not
-        depend on one another. Where memory runs out, fewer are scored at once."""
+        depend on one another. Where memory runs out, fewer are scored at once.
+
+        digests: of the intervened images, where they are of 8 bits and known (`riebench.core.pictures.picture_digest`).
+        """
         if not rows:
             return []
-        found, _ = halving(lambda size: self._score(rows, size), len(rows), "scoring")
+        found, _ = halving(lambda size: self._score(rows, digests, size), len(rows), "scoring")
         return found
 
-    def _score(self, rows: Sequence[tuple[Edit, Pictures, Tensor]], size: int) -> list[dict[str, float]]:
+    def _score(
+        self, rows: Sequence[tuple[Edit, Pictures, Tensor]], digests: Sequence[bytes], size: int
+    ) -> list[dict[str, float]]:
         found = []
         for start in range(0, len(rows), size):
             edits, pictures, images = zip(*rows[start : start + size], strict=True)
-            batch = ScoreBatch(
-                intervened=torch.stack(images).to(self.device),
-                original=torch.stack([picture.original for picture in pictures]).to(self.device),
-                edited=torch.stack([picture.edited for picture in pictures]).to(self.device),
-                edits=edits,
-                outside=torch.stack([picture.outside for picture in pictures]).to(self.device),
-                regions=torch.stack([picture.regions for picture in pictures]).to(self.device),
+            intervened, original, edited, outside, regions = (
+                torch.stack(list(parts)).to(self.device)
+                for parts in (
+                    images,
+                    *([getattr(p, name) for p in pictures] for name in ("original", "edited", "outside", "regions")),
+                )
             )
-            columns = score_batch(self._metrics, batch)
+            known_contents(original, [picture.digests["original"] for picture in pictures])
+            known_contents(edited, [picture.digests["edited"] for picture in pictures])
+            if digests:
+                known_contents(intervened, digests[start : start + size])
+            columns = score_batch(self._metrics, ScoreBatch(intervened, original, edited, edits, outside, regions))
             found += [{name: float(values[i]) for name, values in columns.items()} for i in range(len(edits))]
         return found

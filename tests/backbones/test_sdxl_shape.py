@@ -27,7 +27,7 @@ from riebench.backbones.blocks import Blocks
 from riebench.backbones.family import Site
 from riebench.backbones.sdxl import SDXL
 from riebench.backbones.table import BACKBONES
-from riebench.generation.lens import Lens, RowAdditions
+from riebench.generation.lens import Lens, Part, RowAdditions
 
 # Bytes of the half-precision files of stable-diffusion-xl-base-1.0, headers included.
 FILE_BYTES = {
@@ -112,7 +112,7 @@ def test_grids_and_traces_are_those_of_a_forward(unet, pixels, cells):
 def rows_of(cells: int, width: int) -> RowAdditions:
     """An addition without memory to all cells of one row."""
     numbers = torch.arange(cells, device="meta")
-    return RowAdditions(1, torch.zeros_like(numbers), numbers, torch.empty(1, cells, width, device="meta"))
+    return RowAdditions(1, [Part(torch.zeros_like(numbers), numbers, torch.empty(1, cells, width, device="meta"))])
 
 
 @pytest.mark.slow

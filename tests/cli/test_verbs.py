@@ -84,6 +84,7 @@ def test_compare_prints_a_table_and_writes_it(finished, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["against"] == "random"
 
 
+@pytest.mark.slow
 def test_dominance_stands_runs_beside_each_other(finished, tmp_path, capsys):
     again = shutil.copytree(finished, tmp_path / "again")
     assert main(["dominance", str(finished), str(again), "--out", str(tmp_path / "effects.csv")]) == 0
@@ -141,6 +142,7 @@ def test_a_run_takes_the_test_split_where_there_is_one():
     assert len(choose_edits(riebench.load_edits("tinyworld"), build_config({}, "here"))) == 540
 
 
+@pytest.mark.slow
 def test_the_leaderboard_s_run_cannot_be_short(finished, tmp_path, capsys):
     message = failing(capsys, "submit", finished, "--methods", "sae", "--out", tmp_path / "board")
     assert "cannot be an entry" in message and "three seeds" in message

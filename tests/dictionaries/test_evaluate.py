@@ -25,7 +25,7 @@ from sae_models.topk import TopKConfig, TopKSAE
 pytestmark = pytest.mark.slow  # what it runs takes a while, or the run that all its tests look at
 
 TURBO = "tinyworld-turbo@1"
-GUIDED = Backbone("guided@8", "tinyworld/turbo", 8, 3.0, "tinyworld", "tinyworld")
+GUIDED = Backbone("guided@5", "tinyworld/turbo", 5, 3.0, "tinyworld", "tinyworld")
 
 
 def write(root, block: str, k: int, seed: int, name: str) -> None:
@@ -34,6 +34,15 @@ def write(root, block: str, k: int, seed: int, name: str) -> None:
     folder = f"{block}/{name}"
     entry = index.Entry(name, TURBO, block, "topk", k, 192, 96, folder, checkpoint.save(root / folder, sae, {}))
     index.register(dataclasses.replace(entry, training={"steps": 600, "seed": seed}), root=root)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_rows_and_steps():
+    """On the backbone trained on three prompts at least, and of five steps three are shown."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("riebench.dictionaries.evaluate.OWN_ROWS", 3 * 64)
+        patch.setattr("riebench.dictionaries.evaluate.SHOWN_STEPS", 3)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +58,10 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(root):
-    """Of two prompts on turbo at one step and on eight guided steps; images of two, by one name."""
+    """Of two prompts on turbo at one step and on five guided steps; images of one, by one name."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("riebench.dictionaries.evaluate.OWN_ROWS", 3 * 64)
         patch.setattr(index, "DEFAULT_NAME", "eight")
-        return evaluate(TURBO, [GUIDED], 2, 2, root=root, device="cpu")
+        return evaluate(TURBO, [GUIDED], 2, 1, root=root, device="cpu")
 
 
 def rows_of(page: str, title: str) -> list[list[str]]:
@@ -67,14 +75,14 @@ def test_everything_is_what_json_can_hold(found):
 
 
 def test_the_dictionaries_are_evaluated_on_their_own_backbone_too_and_there_on_more_rows(found):
-    assert [(on["backbone"], on["steps"], on["prompts"]) for on in found["on"]] == [(TURBO, 1, 3), ("guided@8", 8, 2)]
+    assert [(on["backbone"], on["steps"], on["prompts"]) for on in found["on"]] == [(TURBO, 1, 3), ("guided@5", 5, 2)]
     assert [(row["block"], row["name"]) for row in found["dictionaries"]] == [
         ("mid.0", "four"), ("mid.0", "eight"), ("mid.0", "eight-s5"), ("up.0.1", "eight"),
     ]  # fmt: skip
     for row in found["dictionaries"]:
-        own, guided = row["on"][TURBO], row["on"]["guided@8"]
+        own, guided = row["on"][TURBO], row["on"]["guided@5"]
         assert list(own) == ["cond"] and own["cond"]["all_steps"]["num_rows"] == 3 * 64
-        assert list(guided) == ["cond", "uncond"] and guided["uncond"]["num_rows"] == [2 * 64] * 8
+        assert list(guided) == ["cond", "uncond"] and guided["uncond"]["num_rows"] == [2 * 64] * 5
 
 
 def test_each_figure_is_of_its_own_dictionary(found, root, sampler):
@@ -88,9 +96,9 @@ def test_each_figure_is_of_its_own_dictionary(found, root, sampler):
 
 def test_effects_are_those_of_the_images_in_every_branch_and_at_the_shown_steps(found, root, sampler):
     """One name of two blocks, alone and together, beside zero and mean."""
-    of_guided = [effect for effect in found["effects"] if effect["backbone"] == "guided@8"]
+    of_guided = [effect for effect in found["effects"] if effect["backbone"] == "guided@5"]
     cases = [(effect["branch"], effect["step"]) for effect in of_guided]
-    shown = [1, 2, 3, 5, 6, 8]
+    shown = [1, 2, 5]
     assert list(dict.fromkeys(cases)) == [
         ("both", None), ("cond", None), ("uncond", None), *(("both", step) for step in shown),
     ]  # fmt: skip
@@ -103,13 +111,12 @@ def test_effects_are_those_of_the_images_in_every_branch_and_at_the_shown_steps(
     assert {(e["branch"], e["step"]) for e in found["effects"] if e["backbone"] == TURBO} == {("cond", None)}
 
     saes = {b: index.open(index.find(TURBO, b, "eight", root=root), root=root) for b in ("mid.0", "up.0.1")}
-    here = Sampler(GUIDED, sampler.pipeline, 2)
-    seeds, models = [FIRST_SEED, FIRST_SEED + 1], ScoringModels("tinyworld", "cpu")
+    here, models = Sampler(GUIDED, sampler.pipeline, 1), ScoringModels("tinyworld", "cpu")
     wanted = summarise(
-        reconstruction_effect(here, {"a": saes}, held_out_captions(2), seeds, models, [Scope(window="4")])
+        reconstruction_effect(here, {"a": saes}, held_out_captions(2)[:1], [FIRST_SEED], models, [Scope(window="1")])
     )
-    at_five = [effect for effect in of_guided if effect["step"] == 5]
-    for effect, row in zip(at_five, wanted.to_dict("records"), strict=True):
+    at_two = [effect for effect in of_guided if effect["step"] == 2]
+    for effect, row in zip(at_two, wanted.to_dict("records"), strict=True):
         assert (effect["blocks"], effect["replacement"]) == (row["blocks"], row["replacement"])
         for figure in ("lpips", "clip_image", "recovered"):
             assert effect[figure] == pytest.approx(row[figure], abs=1e-4)
@@ -142,26 +149,26 @@ def test_the_page_shows_the_figures_under_their_steps(found):
 
     steps = rows_of(page, "Explained variance, pooled")
     assert len({len(line) for line in steps}) == 1
-    assert steps[0][2:5] == [TURBO, "guided@8 cond", ""] and steps[0][9] == "guided@8 uncond"
-    assert steps[2][2:] == ["1", *2 * ["1", "2", "3", "5", "6", "8"]]
-    uncond = found["dictionaries"][1]["on"]["guided@8"]["uncond"]
+    assert steps[0][2:5] == [TURBO, "guided@5 cond", ""] and steps[0][6] == "guided@5 uncond"
+    assert steps[2][2:] == ["1", *2 * ["1", "2", "5"]]
+    uncond = found["dictionaries"][1]["on"]["guided@5"]["uncond"]
     assert steps[4][:2] == ["mid.0", "eight"]
-    assert steps[4][9:] == [f"{uncond['explained_variance_pooled'][step - 1]:.3f}" for step in (1, 2, 3, 5, 6, 8)]
+    assert steps[4][6:] == [f"{uncond['explained_variance_pooled'][step - 1]:.3f}" for step in (1, 2, 5)]
     overlap = rows_of(page, "Overlap of the active features at adjacent steps")
-    assert overlap[2][2:8] == ["1-2", "3-4", "4-5", "6-7", "7-8", "1-2"]
-    assert overlap[4][7:] == [f"{uncond['feature_overlap'][step - 1]:.3f}" for step in (1, 3, 4, 6, 7)]
+    assert overlap[2][2:6] == ["1-2", "2-3", "4-5", "1-2"]
+    assert overlap[4][5:] == [f"{uncond['feature_overlap'][step - 1]:.3f}" for step in (1, 2, 4)]
 
     images = rows_of(page, "Share of the LPIPS of zero updates that is recovered")
-    assert images[0][2:4] == [TURBO, "guided@8"]
-    assert images[2][2:] == ["all", "all", "all cond", "all uncond", "1", "2", "3", "5", "6", "8"]
+    assert images[0][2:4] == [TURBO, "guided@5"]
+    assert images[2][2:] == ["all", "all", "all cond", "all uncond", "1", "2", "5"]
     assert [line[:2] for line in images[3:]] == [
         [blocks, name] for blocks in ("mid.0", "up.0.1", "all") for name in ("eight", "mean")
     ]
     (effect,) = (
         e["recovered"] for e in found["effects"]
-        if (e["backbone"], e["blocks"], e["replacement"], e["step"]) == ("guided@8", "up.0.1", "reconstruction", 5)
+        if (e["backbone"], e["blocks"], e["replacement"], e["step"]) == ("guided@5", "up.0.1", "reconstruction", 5)
     )  # fmt: skip
-    assert images[5][9] == f"{effect:.3f}"
+    assert images[5][8] == f"{effect:.3f}"
     stability = rows_of(page, "Stability over seeds")
     assert stability[2][:3] == ["mid.0", "eight", "eight-s5"]
     assert stability[2][3] == f"{found['stability'][0]['cosine']:.3f}"
@@ -178,7 +185,9 @@ def test_updates_of_all_blocks_are_called_all_and_what_is_undefined_is_a_dash(fo
     assert images[3] == ["all", "eight", "-"]
 
 
-def test_of_many_steps_the_first_and_the_ends_of_equal_parts_are_shown():
+def test_of_many_steps_the_first_and_the_ends_of_equal_parts_are_shown(monkeypatch):
+    monkeypatch.setattr("riebench.dictionaries.evaluate.SHOWN_STEPS", 6)
+    assert shown_steps(8) == [1, 2, 3, 5, 6, 8]
     assert shown_steps(25) == [1, 5, 10, 15, 20, 25] and shown_steps(4) == [1, 2, 3, 4] and shown_steps(0) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -96,7 +97,7 @@ def slow_effect(sampler: Sampler, saes: dict[str, TopKSAE], models: ScoringModel
 def test_images_and_scores_are_those_of_hooks_put_on_by_hand(guided, sampler, models):
     """Under guidance both rows of every step have their own reconstruction, with the same sign. By cells the sums round
     otherwise, and now and then another feature is among the k largest."""
-    backbone = GUIDED if guided else sampler.backbone
+    backbone = replace(GUIDED, name="guided@2", steps=2) if guided else sampler.backbone
     here = Sampler(backbone, sampler.pipeline, batch_size=2)  # three prompts: a whole batch and a part of one
     saes = {"up.0.1": untrained(2), "mid.0": untrained(1)}
     effect = reconstruction_effect(here, {"a": saes}, PROMPTS, SEEDS, models)
@@ -123,11 +124,11 @@ def test_hooks_are_gone_and_the_images_undisturbed_afterwards(sampler, models):
 
 @pytest.mark.slow
 def test_a_dictionary_that_loses_nothing_moves_no_image(sampler, models):
-    """Exactly: what is added is zero."""
-    guided = Sampler(GUIDED, sampler.pipeline, batch_size=3)
+    """Exactly: what is added is zero. In two batches, each with its own recorded steps before the window."""
+    guided = Sampler(GUIDED, sampler.pipeline, batch_size=1)
     dictionaries = {"exact": {"up.0.0": Identity(96)}, "poor": {"up.0.0": untrained(1)}}
     scopes = [Scope(), Scope("uncond"), Scope(window="1")]
-    effect = reconstruction_effect(guided, dictionaries, PROMPTS, SEEDS, models, scopes)
+    effect = reconstruction_effect(guided, dictionaries, PROMPTS[:2], SEEDS[:2], models, scopes)
     assert set(effect["blocks"]) == {"up.0.0"}, "one block alone is not said twice"
     means = summarise(effect).set_index(["dictionary", "replacement", "branch", "window"])
     assert len(means) == 3 * 4, "zero and mean are made once for both"
@@ -142,10 +143,10 @@ def test_a_dictionary_that_loses_nothing_moves_no_image(sampler, models):
 @pytest.mark.slow
 def test_a_scope_alone_finds_what_it_finds_among_others(sampler, models):
     """Steps that are taken from the undisturbed generation are as if they were computed."""
-    guided = Sampler(GUIDED, sampler.pipeline, batch_size=2)
+    guided = Sampler(GUIDED, sampler.pipeline, batch_size=1)
     dictionaries = {"a": {"up.0.0": untrained(1), "up.0.1": untrained(2)}}
     scopes = [Scope("uncond"), Scope(), Scope("cond", "2"), Scope(window="0,2")]
-    asked = dictionaries, PROMPTS, SEEDS, models
+    asked = dictionaries, PROMPTS[2:], SEEDS[2:], models
     together = reconstruction_effect(guided, *asked, scopes)
     for scope in scopes:
         alone = reconstruction_effect(guided, *asked, [scope])

@@ -72,7 +72,8 @@ def test_a_run_s_methods_get_those_of_its_site(sampler, trained):
 
 
 @pytest.mark.slow
-def test_streams_are_evaluated_as_streams(trained):
+def test_streams_are_evaluated_as_streams(trained, monkeypatch):
+    monkeypatch.setattr("riebench.dictionaries.evaluate.OWN_ROWS", 4 * 64)
     found = evaluate(TURBO, [], 2, 0, root=trained, site="stream", device="cpu")
     own = evaluate(TURBO, [], 2, 0, root=trained, device="cpu")
     assert {row["name"] for row in found["dictionaries"]} == {"topk-k4-x1-stream"}

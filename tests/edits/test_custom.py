@@ -26,7 +26,7 @@ from riebench.generation.sampler import Request, Sampler
 from riebench.runs import engine as engines
 from riebench.runs.config import build_config, read_config
 from riebench.runs.engine import Engine, open_engine
-from riebench.runs.reference import Generation, seen_by
+from riebench.runs.reference import Generation
 from riebench.runs.run import run
 from riebench.runs.setup import Setup
 from sae_models import index
@@ -40,36 +40,40 @@ SMALL |= {"resamples": 20, "batch_size": 4, "subsets_of": "noop"}
 PICTURES = ["image", "original", "edited", "regions"]
 
 
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory):
+    """The small run with what is shipped."""
+    return run(build_config(SMALL, "here"), tmp_path_factory.mktemp("usual") / "run", device="cpu")
+
+
 def without_keys(scores: pd.DataFrame) -> pd.DataFrame:
     return scores.drop(columns=["recipe", "code", "scoring", "backbone", *PICTURES])
 
 
 @pytest.mark.slow
-def test_a_folder_of_ones_own_is_a_backbone_from_yaml(tmp_path):
+def test_a_folder_of_ones_own_is_a_backbone_from_yaml(usual, tmp_path):
     shutil.copytree(data_folder() / "tinyworld" / "turbo", tmp_path / "mine")
     own = {"name": "mine@1", "like": "tinyworld-turbo@1", "folder": str(tmp_path / "mine")}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(SMALL | {"backbone": own}))
     mine = run(read_config(str(tmp_path / "mine.yaml")), tmp_path / "a", device="cpu")
-    shipped = run(build_config(SMALL, "here"), tmp_path / "b", device="cpu")
     assert set(mine.scores.backbone) == {"mine@1"}
-    pd.testing.assert_frame_equal(without_keys(mine.scores), without_keys(shipped.scores), check_exact=True)
+    pd.testing.assert_frame_equal(without_keys(mine.scores), without_keys(usual.scores), check_exact=True)
     with pytest.raises(UserError, match="did you mean 'folder'"):
         build_config(SMALL | {"backbone": {**own, "foldr": "x"}}, "here").open_backbone()
 
 
 @pytest.mark.slow
-def test_another_grounder_changes_regions_and_keys(tmp_path):
+def test_another_grounder_changes_regions_and_keys(usual, tmp_path):
     everywhere = run(build_config(SMALL | {"grounder": "everything"}, "here"), tmp_path / "a", device="cpu")
-    found = run(build_config(SMALL, "here"), tmp_path / "b", device="cpu")
-    assert (everywhere.scores.cells_original == 64).all() and (found.scores.cells_original < 64).all()
-    assert not set(everywhere.scores.recipe) & set(found.scores.recipe)
+    assert (everywhere.scores.cells_original == 64).all() and (usual.scores.cells_original < 64).all()
+    assert not set(everywhere.scores.recipe) & set(usual.scores.recipe)
     assert everywhere.manifest["setup"]["grounder"] == {"name": "everything"}
     with pytest.raises(UserError, match="did you mean 'clipseg'"):
         build_config({"grounder": "clipsec"}, "here")
 
 
 @pytest.mark.slow
-def test_dictionaries_of_ones_own_are_used_and_known_by_their_bytes(tmp_path):
+def test_dictionaries_of_ones_own_are_used_and_known_by_their_bytes(usual, tmp_path):
     root = index.default_root()
     names = {block: index.find("tinyworld-turbo@1", block, "topk-k4-x4") for block in BLOCK_NAMES}
     for block, entry in names.items():
@@ -77,7 +81,6 @@ def test_dictionaries_of_ones_own_are_used_and_known_by_their_bytes(tmp_path):
     words = {"dictionaries": str(tmp_path / "mine")}
     mine = run(build_config(SMALL | words, "here"), tmp_path / "a", device="cpu")
     named = run(build_config(SMALL | {"dictionary": "topk-k4-x4"}, "here"), tmp_path / "b", device="cpu")
-    usual = run(build_config(SMALL, "here"), tmp_path / "c", device="cpu")
     pd.testing.assert_frame_equal(mine.scores.drop(columns=PICTURES), named.scores.drop(columns=PICTURES))
     one, other = (done.scores[done.scores.method == "sae"] for done in (mine, usual))
     assert not set(one.recipe) & set(other.recipe) and not np.allclose(one.injected_norm, other.injected_norm)
@@ -229,7 +232,7 @@ def test_pictures_of_any_size_are_traced_edited_and_replayed(engine, height, wid
     assert set(reference.case.grids.values()) == {grid} and reference.pictures.original.shape == (3, height, width)
     assert {value.shape[1] for value in reference.sample.trace.values()} == {grid[0] * grid[1]}
     assert reference.case.original_cells["mid.0"].shape == (grid[0] * grid[1],) and not reference.failure
-    plan = method.plan(seen_by(reference.case, "neurons" if name == "neurons" else "update"))
+    plan = method.plan(reference.seen("neurons" if name == "neurons" else "update"))
     assert plan.norm == other.plan(reference, method).norm > 0
     request = Request(edit.original_prompt, 42, plan)
     whole = other.sampler.generate([request])[0].image
@@ -258,10 +261,10 @@ def test_every_result_under_guidance_says_its_branch_and_window(tmp_path):
 
 @pytest.mark.slow
 def test_itda_and_pca_of_ones_own_are_dictionaries_of_a_run(engine, tmp_path):
-    rows = rows_of(engine.sampler, BLOCK_NAMES, world_prompts(24, 1), 1)
+    rows = rows_of(engine.sampler, BLOCK_NAMES, world_prompts(8, 1), 1)
     found = {}
     for name, fit in (
-        ("itda", lambda part: fit_itda([part], fvu_threshold=0.05, max_atoms=200, k=12)),
+        ("itda", lambda part: fit_itda([part], fvu_threshold=0.05, max_atoms=64, k=12)),
         ("pca", lambda part: PCA.fit(part, 90)),
     ):
         for block, part in rows.items():

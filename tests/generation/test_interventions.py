@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from riebench.backbones.table import BACKBONES
 from riebench.core.errors import UserError
 from riebench.generation.interventions import Addition, Intervention, Push, window_steps
 from riebench.generation.live import Rewrite
-from riebench.generation.sampler import Request, Sampler, load_sampler
+from riebench.generation.sampler import Request, Sample, Sampler, load_sampler
 from sae_models.dictionary import Identity
 from sae_models.itda import ITDA
 from sae_models.jumprelu import JumpReLUConfig, JumpReLUSAE
@@ -27,12 +28,15 @@ SEED, GRID, CELLS = 3, (8, 8), 64
 
 @pytest.fixture(scope="module")
 def four(sampler):
-    return Sampler(BACKBONES.get("tinyworld-turbo@4"), sampler.pipeline, batch_size=4)
+    """Four steps, in batches of two."""
+    return Sampler(BACKBONES.get("tinyworld-turbo@4"), sampler.pipeline, batch_size=2)
 
 
 @pytest.fixture(scope="module")
 def guided():
-    return load_sampler(BACKBONES.get("tinyworld-base@25"), torch.device("cpu"), 2)
+    """tinyworld-base in two steps with guidance."""
+    backbone = dataclasses.replace(BACKBONES.get("tinyworld-base@25"), name="tinyworld-base@2", steps=2)
+    return load_sampler(backbone, torch.device("cpu"), 2)
 
 
 def random_sae(width: int) -> TopKSAE:
@@ -59,13 +63,19 @@ def push(sampler, steps: int, size: float = 1.0) -> dict[Site, torch.Tensor]:
     }
 
 
+@cache
+def original(sampler) -> Sample:
+    return sampler.generate([Request(PROMPT, SEED)], record=True)[0]
+
+
 def image(sampler, intervention: Intervention | None) -> torch.Tensor:
+    if intervention is None:
+        return original(sampler).image
     return sampler.generate([Request(PROMPT, SEED, intervention)])[0].image
 
 
 def replayed(sampler, intervention: Intervention) -> torch.Tensor:
-    (original,) = sampler.generate([Request(PROMPT, SEED)], record=True)
-    return next(sampler.regenerate([Request(PROMPT, SEED, intervention)], [original]))
+    return next(sampler.regenerate([Request(PROMPT, SEED, intervention)], [original(sampler)]))
 
 
 @pytest.mark.parametrize(
@@ -193,7 +203,7 @@ def test_rewriting_neurons_with_zero_clamps_them(four):
     neurons = four.denoiser.get_submodule(BLOCKS["mid.0"]).transformer_blocks[0].ff.net[0]
     handle = neurons.register_forward_hook(hook)
     try:
-        expected = image(four, None)
+        expected = four.generate([Request(PROMPT, SEED)])[0].image
     finally:
         handle.remove()
     torch.testing.assert_close(shown, expected, atol=1e-5, rtol=0)
@@ -239,7 +249,7 @@ def test_each_row_under_guidance_reads_and_gets_its_own(guided, branch, signs):
     for trace, live_trace, sign in zip(
         (plain.uncond_trace, plain.trace), (live.uncond_trace, live.trace), signs, strict=True
     ):
-        added = torch.zeros(25, CELLS, width)
+        added = torch.zeros(2, CELLS, width)
         z = sae.encode(trace[site][0][cells])[:, numbers]
         added[0][cells] = -3.0 * z @ sae.W_dec[numbers]
         static = Intervention({site: sign * added}, branch="cond" if trace is plain.trace else "uncond")
@@ -250,12 +260,13 @@ def test_each_row_under_guidance_reads_and_gets_its_own(guided, branch, signs):
 
 @pytest.mark.slow
 def test_rows_of_one_batch_are_rewritten_each_by_its_own(four):
+    of_three = Sampler(four.backbone, four.pipeline, batch_size=3)
     sae, cells = random_sae(channels(four, "up.0.1")), region()
     one = Intervention(rewrites={Site("up.0.1"): (Rewrite(sae, torch.tensor([0]), cells, strength=4.0),)})
     two = Intervention(rewrites={Site("up.0.1"): (Rewrite(sae, torch.tensor([1, 2]), cells, strength=4.0),)})
     asked = [Request(PROMPT, SEED, one), Request(PROMPT, 8), Request(PROMPT, SEED, two)]
-    together = [sample.image for sample in four.generate(asked)]
-    alone = [four.generate([request])[0].image for request in asked]
+    together = [sample.image for sample in of_three.generate(asked)]
+    alone = [of_three.generate([request])[0].image for request in asked]
     assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
     assert not torch.equal(together[0], together[2])
 
@@ -266,8 +277,7 @@ def test_live_and_static_requests_come_back_in_their_order(four):
     live = Intervention(rewrites={Site("up.0.1"): (Rewrite(sae, torch.tensor([0]), cells, strength=4.0),)})
     static = Intervention(push(four, 4))
     requests = [Request(PROMPT, SEED, item) for item in (live, static, live, static, static)]
-    (original,) = four.generate([Request(PROMPT, SEED)], record=True)
-    found = list(four.regenerate(requests, [original] * 5))
+    found = list(four.regenerate(requests, [original(four)] * 5))
     expected = {id(live): image(four, live), id(static): image(four, static)}
     assert all(torch.equal(f, expected[id(r.intervention)]) for f, r in zip(found, requests, strict=True))
 
@@ -364,6 +374,9 @@ def test_additions_that_are_not_finite_or_of_other_shapes_are_refused(bad):
         Addition(torch.tensor([0, 1]), torch.zeros(2, 3))
     with pytest.raises(UserError, match=r"shape \[2, 3\] -> give \[steps, cells, C\]"):
         Addition.of(torch.zeros(2, 3))
+    for numbers, width in (([0, 1], 9), ([0, 1, 9], 9), ([-1, 0, 1], 9), ([0, 1, 2], 0)):
+        with pytest.raises(UserError, match=r"names \d of \d channels -> give values \[steps, n, m\]"):
+            Addition(torch.tensor([0]), torch.zeros(2, 1, 3), torch.tensor(numbers), width)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from riebench.backbones.blocks import Blocks
 from riebench.backbones.family import Site
 from riebench.backbones.sdxl import SDXL
 from riebench.core.errors import UserError
-from riebench.generation.lens import Lens, RowAdditions
+from riebench.generation.lens import Lens, Part, RowAdditions
 
 
 class Layer(nn.Module):
@@ -74,7 +74,7 @@ def on_all_cells(added: torch.Tensor) -> RowAdditions:
     rows = torch.arange(batch).repeat_interleave(height * width)
     cells = torch.arange(height * width).repeat(batch)
     values = added.permute(1, 0, 3, 4, 2).reshape(steps, batch * height * width, channels)
-    return RowAdditions(batch, rows, cells, values)
+    return RowAdditions(batch, [Part(rows, cells, values)])
 
 
 def in_reading_order(maps: torch.Tensor) -> torch.Tensor:
@@ -111,13 +111,13 @@ def test_only_the_cells_and_rows_that_are_named_are_changed(unet, blocks):
     rows, cells = torch.tensor([2, 0, 2]), torch.tensor([14, 6, 1])  # of 3 x 5 cells: (2, 4), (1, 1) and (0, 1)
     values = torch.randn(1, 3, 4)
     plain = unet(x)
-    with Lens(blocks, additions={Site("mid.0"): RowAdditions(3, rows, cells, values)}):
+    with Lens(blocks, additions={Site("mid.0"): RowAdditions(3, [Part(rows, cells, values)])}):
         edited = unet(x)
     expected = plain.clone()
     for i, (row, high, wide) in enumerate([(2, 2, 4), (0, 1, 1), (2, 0, 1)]):
         expected[row, :, high, wide] += values[0, i]
     assert torch.equal(edited, expected)
-    beyond = RowAdditions(3, rows, torch.tensor([15, 6, 1]), values)
+    beyond = RowAdditions(3, [Part(rows, torch.tensor([15, 6, 1]), values)])
     with Lens(blocks, additions={Site("mid.0"): beyond}), pytest.raises(IndexError):
         unet(x)
 

@@ -245,6 +245,9 @@ class Rows:
     def decode_linear(self, z_nf):
         return z_nf @ self.rows
 
+    def directions(self, numbers):
+        return self.rows[numbers]
+
 
 def test_off_scale_is_a_ratio_of_norms_in_reference_mode_alone():
     dictionary = Rows(torch.tensor([[3.0, 4.0], [0.0, 2.0], [1.0, 0.0]]))

@@ -47,10 +47,12 @@ def on_grid(cells: torch.Tensor) -> np.ndarray:
 def added_maps(added: Addition) -> np.ndarray:
     """`[steps, C, h, w]` of what is added, cell by cell, each of which may stand there once."""
     steps, _, width = added.values.shape
-    found = np.zeros((steps, width, *GRID), dtype=np.float32)
-    assert len(set(added.cells.tolist())) == len(added.cells)
+    channels = range(width) if added.channels is None else added.channels.tolist()
+    found = np.zeros((steps, added.width or width, *GRID), dtype=np.float32)
+    assert len(set(added.cells.tolist())) == len(added.cells) and len(set(channels)) == width
     for i, cell in enumerate(added.cells.tolist()):
-        found[:, :, cell // GRID[1], cell % GRID[1]] = added.values[:, i].numpy()
+        for j, channel in enumerate(channels):
+            found[:, channel, cell // GRID[1], cell % GRID[1]] = added.values[:, i, j].numpy()
     return found
 
 

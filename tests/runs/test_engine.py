@@ -13,7 +13,7 @@ from sdxl_blocks import BLOCKS
 
 from baselines.neurons import Neurons
 from baselines.sae import SAE
-from baselines.select_on import OtherSeed
+from baselines.select_on import Mismatched, OtherSeed
 from riebench.api import generate
 from riebench.backbones.family import Site
 from riebench.core.errors import UserError
@@ -22,8 +22,9 @@ from riebench.edits.edit import Edit, load_edits
 from riebench.generation.interventions import Intervention
 from riebench.metrics.models import ScoringModels
 from riebench.runs import engine as engines
+from riebench.runs import reference as references
 from riebench.runs.engine import Engine, open_engine
-from riebench.runs.plan import Variant
+from riebench.runs.plan import Variant, plan, plan_variants
 from riebench.runs.reference import Generation
 from riebench.runs.setup import Setup
 
@@ -276,3 +277,58 @@ def test_two_twins_in_two_threads_score_as_one_engine_to_the_bit(engine):
                 pairs = [(a.image, b.image) for a, b in zip(mine, theirs, strict=True)]
                 assert all(torch.equal(a, b) for a, b in pairs if b is not None)
                 assert sum(b is not None for _, b in pairs) >= 6
+
+
+@pytest.fixture(scope="module")
+def groups(engine):
+    """Two groups of tasks; each case's donor is the next one, of the second group the first."""
+    methods = [SAE(k=4), Neurons(k=6), Mismatched(k=4), Neurons(k=3, name="few")]
+    variants = plan_variants(methods, ("sae",), ("up.0.0", "up.0.1"))
+    tasks = plan(engine.backbone, [(edit, 9) for edit in EDITS[2:8:2]], variants, Setup(), EDITS[2:8:2])
+    cases = [(task.edit, task.seed) for task in tasks]
+    turned = zip(tasks, [*cases[1:], cases[0]], strict=True)
+    tasks = [dataclasses.replace(task, donors={"edit": donor}) for task, donor in turned]
+    return [tasks[:2], tasks[2:]]
+
+
+@pytest.fixture(scope="module")
+def usual(engine, groups):
+    return list(fresh(engine).work(groups, "scored"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_rows_depend_neither_on_what_is_held_nor_on_what_is_planned_ahead(
+    engine, groups, usual, held, ahead, monkeypatch
+):
+    if not held:
+        monkeypatch.setattr(references, "HELD_BYTES", 0)
+    reads, read = [], engine.sampler.read
+    monkeypatch.setattr(engine.sampler, "read", lambda *asked: reads.append(len(asked[0])) or read(*asked))
+    other = fresh(engine)
+    other.ahead = ahead
+    found = list(other.work(groups, "scored"))
+    for made, wanted in zip(found, usual, strict=True):
+        assert repr(made.rows) == repr(wanted.rows), "repr: NaN is NaN"
+        assert made.pictures.keys() == wanted.pictures.keys()
+        assert all(np.array_equal(picture, wanted.pictures[name]) for name, picture in made.pictures.items())
+    assert all(row["status"] == "ok" for batch in usual for row in batch.rows)
+    # the first step, then what was chosen, of both pictures of the cases of a group and of their donors that are new
+    assert reads == ([] if held else [6, 4, 2, 2])
+
+
+def test_a_case_that_others_chose_features_on_is_not_made_again(engine, groups, monkeypatch):
+    other, asked = fresh(engine), []
+    make = other.generation.references
+    monkeypatch.setattr(
+        other.generation, "references", lambda cases, *more: asked.append(list(cases)) or make(cases, *more)
+    )
+    list(other.work(groups))
+    first, second = ([(task.edit, task.seed) for task in group] for group in groups)
+    assert asked == [[*first, *second], second]
+    monkeypatch.setattr(engines, "DONORS_KEPT", 1)
+    asked.clear()
+    list(other.work([groups[0], groups[1], groups[0]]))
+    assert len(other._donors) == 1 and asked[0] == first, "all donors were kept so far"
+    assert asked[1] == [*second, first[0]], "only the one used last is kept"

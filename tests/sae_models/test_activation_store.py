@@ -8,15 +8,14 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from memory import live_bytes
+from killed import die_in_shard_file, exit_code_of_fork
+from memory import live_bytes, only_new_objects
 from safetensors.torch import load_file
 from scipy.stats import chisquare
 from stores import read_all
@@ -119,24 +118,15 @@ def test_an_interrupted_store_is_readable_and_goes_on_to_the_same_bytes(tmp_path
     assert content(stopped) == content(whole)
 
 
-KILLED = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import test_activation_store as made
-from killed import die_in_shard_file
-
-die_in_shard_file(6)  # the second block of the third shard
-made.fill(Path(sys.argv[2]))
-"""
-
-
 @pytest.mark.process
 def test_kill_9_in_the_middle_of_a_shard_loses_nothing_written(tmp_path):
     whole, killed = fill(tmp_path / "whole").folder, tmp_path / "killed"
-    words = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(killed)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    assert subprocess.run(words, env=environment).returncode == -signal.SIGKILL
+
+    def fill_and_die() -> None:
+        die_in_shard_file(6)  # the second block of the third shard
+        fill(killed)
+
+    assert exit_code_of_fork(fill_and_die) == -signal.SIGKILL
     assert any(path.name.startswith(".shard-") for path in killed.rglob("*")), "half a shard lies there"
     found = ActivationStore.open(killed)
     read_all(found)
@@ -354,12 +344,13 @@ def test_memory_of_reading_is_as_stated_and_does_not_grow_with_the_store(tmp_pat
             columns = {name: torch.zeros(count, dtype=dtype) for name, dtype in COLUMNS.items()}
             writer.write(number, {"mid.0": Rows(torch.randn(count, width).bfloat16(), **columns)})
     del columns
-    before = live_bytes()
-    batches = ActivationStore.open(tmp_path).batches("mid.0", 9_000, window_rows=8_192)
-    most = 0
-    for _ in range(4):
-        batch = next(batches)
-        most = max(most, live_bytes() - before)
+    with only_new_objects():
+        before = live_bytes()
+        batches = ActivationStore.open(tmp_path).batches("mid.0", 9_000, window_rows=8_192)
+        most = 0
+        for _ in range(4):
+            batch = next(batches)
+            most = max(most, live_bytes() - before)
     assert len(batch) == 9_000
     assert (8_192 + 9_000) * width * 2 <= most <= batches.bytes < 4 * count * width * 2 / 2
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from killed import exit_code_of_fork
 from scipy.optimize import minimize
 
 from riebench.core.errors import UserError
@@ -76,7 +77,7 @@ def same(first: list, second: list) -> bool:
 def test_training_recovers_a_planted_dictionary(sparsity, matryoshka):
     rows_nd, atoms_fd = planted_rows(22_000)
     architecture = Architecture(16, 64, sparsity, matryoshka, AuxK(8, dead_after=5_000))
-    config = TrainConfig(steps=500, lr=5e-3)
+    config = TrainConfig(steps=350, lr=5e-3)
     (sae,) = train(shuffled_batches(rows_nd[:20_000], 256), [architecture], config)
     scores = evaluate(sae, rows_nd[20_000:])
     assert scores.explained_variance_pooled > 0.85
@@ -88,7 +89,7 @@ def test_training_recovers_a_planted_dictionary(sparsity, matryoshka):
 @pytest.mark.parametrize("kind", [TopK, BatchTopK])
 def test_the_exported_l0_is_the_trained_one(kind, matryoshka, tmp_path):
     rows_nd, _ = planted_rows(12_000)
-    config = TrainConfig(steps=300, lr=5e-3)
+    config = TrainConfig(steps=200, lr=5e-3)
     (sae,) = train(shuffled_batches(rows_nd, 256), [Architecture(16, 64, kind(4), matryoshka)], config, folder=tmp_path)
     (trained,) = json.loads((tmp_path / LOG_FILE).read_text().splitlines()[-1])["saes"]
     assert trained["l0"] == pytest.approx(4, abs=0.01)
@@ -230,7 +231,7 @@ def test_bfloat16_trains_as_well_and_keeps_float32_weights():
     rows_nd, _ = planted_rows(8_000)
     found = []
     for compute in ("float32", "bfloat16"):
-        config = TrainConfig(steps=200, lr=5e-3, compute=compute)
+        config = TrainConfig(steps=120, lr=5e-3, compute=compute)
         saes = train(shuffled_batches(rows_nd, 256), MANY, config)
         assert {value.dtype for sae in saes for value in sae.state_dict().values()} == {torch.float32}
         found.append([evaluate(sae, rows_nd).explained_variance_pooled for sae in saes])
@@ -337,32 +338,24 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path, monkeypatch, 
     assert same(whole, train(shuffled_batches(rows_nd, 64), MANY, SMALL, folder=folder)), "nothing is left to do"
 
 
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-import test_trainer
-test_trainer.trainer.CALIBRATION_ROWS = 200
-from test_trainer import MANY, SMALL, planted_rows, shuffled_batches, train
-batches = shuffled_batches(planted_rows(500)[0], 64)
-plain_next = type(batches).__next__
-def killing_next(self):
-    if self.step >= 70 and (Path({folder!r}) / "training.pt").exists():
-        os.kill(os.getpid(), signal.SIGKILL)
-    return plain_next(self)
-type(batches).__next__ = killing_next
-import dataclasses
-train(batches, MANY, dataclasses.replace(SMALL, steps=100), folder=Path({folder!r}), checkpoint_every=7)
-"""
-
-
 @pytest.mark.process
 def test_a_killed_process_is_resumed_bit_for_bit(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "CALIBRATION_ROWS", 200)
     config, rows_nd = dataclasses.replace(SMALL, steps=100), planted_rows(500)[0]
-    script = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
+
+    def train_and_die() -> None:
+        batches = shuffled_batches(rows_nd, 64)
+        plain_next = type(batches).__next__
+
+        def killing_next(self):
+            if self.step >= 70 and (tmp_path / STATE_FILE).exists():
+                os.kill(os.getpid(), signal.SIGKILL)
+            return plain_next(self)
+
+        type(batches).__next__ = killing_next
+        train(batches, MANY, config, folder=tmp_path, checkpoint_every=7)
+
+    assert exit_code_of_fork(train_and_die) == -signal.SIGKILL
     resumed = train(shuffled_batches(rows_nd, 64), MANY, config, folder=tmp_path)
     assert same(train(shuffled_batches(rows_nd, 64), MANY, config), resumed)
 

@@ -198,7 +198,7 @@ def judges():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "count"), [("tinyworld-turbo@1", 128), ("tinyworld-turbo@4", 64), ("tinyworld-base@25", 32)]
+    ("name", "count"), [("tinyworld-turbo@1", 64), ("tinyworld-turbo@4", 32), ("tinyworld-base@25", 16)]
 )
 def test_generations_follow_their_held_out_prompts(judges, name, count):
     """The bar is 0.95 in the mean, on more pictures (`riebench tinyworld evaluate`); here there is room for chance."""

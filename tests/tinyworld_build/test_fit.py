@@ -81,8 +81,11 @@ def test_a_part_without_what_it_needs_is_refused(tmp_path, part, need):
 @pytest.mark.slow
 def test_trained_pipelines_are_written_whole_and_say_nothing_of_where_they_were_made(tmp_path, monkeypatch):
     from riebench.generation.sampler import Request, load_sampler
-    from riebench.tinyworld_build import train
+    from riebench.tinyworld_build import train, train_base, train_turbo, train_vae
 
+    for module, few in ((train_vae, {"BATCH": 4}), (train_base, {"BATCH": 4}), (train_turbo, {"BATCH": 4, "LATER": 2})):
+        for name, count in few.items():
+            monkeypatch.setattr(module, name, count)
     for name, short in (
         ("train_vae", {"steps": 1, "decoder_steps": 1}),
         ("train_base", {"start_steps": 1, "steps": 1, "fine_steps": 1}),
