@@ -13,10 +13,10 @@ import pytest
 import timm
 import transformers
 from open_clip import factory
-from rehearsal import small_tokenizers as words_of
 from rehearsal.small_pipelines import as_before_five
 from rehearsal.small_tokenizers import write_json
 from safetensors.torch import save_file
+from siglip_tokenizer import write_siglip_tokenizer
 
 OPENAI, SIGLIP2 = "ViT-L-14-quickgelu", "ViT-B-16-SigLIP2"
 
@@ -30,13 +30,13 @@ def narrow_siglip_224(pretrained: bool = False, num_classes: int = 0, global_poo
 
 def narrow_open_clip(patch: pytest.MonkeyPatch) -> None:
     """Has open_clip make narrow models of the two names that riebench loads; all else stays as it is there."""
-    _narrow(patch, OPENAI, {"layers": 2, "width": 64})  # of heads of 64 channels
-    _narrow(patch, SIGLIP2, {"timm_model_name": narrow_siglip_224.__name__}, words_of.gemma_size())
+    _narrow(patch, OPENAI, {"layers": 2, "width": 64}, 32)  # of heads of 64 channels
+    _narrow(patch, SIGLIP2, {"timm_model_name": narrow_siglip_224.__name__}, 8)  # for 256,000 words
 
 
-def _narrow(patch: pytest.MonkeyPatch, name: str, vision: dict, words: int = 0) -> None:
+def _narrow(patch: pytest.MonkeyPatch, name: str, vision: dict, text_width: int) -> None:
     true = open_clip.get_model_config(name)
-    text = {"width": 32, "heads": 2, "layers": 2} | ({"vocab_size": words} if words else {})
+    text = {"width": text_width, "heads": 2, "layers": 2}
     config = {"embed_dim": 32, "vision_cfg": true["vision_cfg"] | vision, "text_cfg": true["text_cfg"] | text}
     patch.setitem(factory._MODEL_CONFIGS, name, true | config)
 
@@ -46,7 +46,7 @@ def openai_clip(folder: Path) -> None:
 
 
 def siglip2(folder: Path) -> None:
-    words_of.gemma(folder)
+    write_siglip_tokenizer(folder)
     _save_open_clip(folder, SIGLIP2)
     looks = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
     write_json(

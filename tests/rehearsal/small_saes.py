@@ -35,5 +35,5 @@ def _save(folder: Path, k: int) -> None:
             "stats_last_nonzero": torch.zeros(FEATURES, dtype=torch.long),
         }
         torch.save({"state_dict": tensors}, there / "state_dict.pth")
-        for name in ("mean.pt", "std.pt"):
+        for name in ("mean.pt", "std.pt") if k == 10 else ():
             torch.save(torch.rand(FEATURES), there / name)

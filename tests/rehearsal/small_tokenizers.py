@@ -13,8 +13,6 @@ MERGES = 2_000  # of CLIP's 48,894
 #: Words that are whole in the small vocabularies; all others fall into letters.
 WORDS = "a an the of in on with and red blue cat dog heart star house car tree man woman sky foreground background"
 
-GEMMA_SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
-
 
 def write_json(path: Path, value: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,53 +95,3 @@ def bert(folder: Path) -> int:
     tokenizer.add_special_tokens([AddedToken(word, normalized=False, special=True) for word in special.values()])
     tokenizer.save(str(folder / "tokenizer.json"))
     return len(words)
-
-
-def gemma_size() -> int:
-    """Returns the number of tokens that `gemma` has."""
-    return len(_gemma_words()[0])
-
-
-def _gemma_words() -> tuple[list[str], list[tuple[str, str]]]:
-    bytes_ = [f"<0x{i:02X}>" for i in range(256)]
-    words = [*GEMMA_SPECIAL, *bytes_, "▁", *string.ascii_letters, *string.digits, *string.punctuation]
-    merges = []
-    for word in WORDS.split():
-        for i in range(len(word)):
-            pair = (f"▁{word[:i]}", word[i])
-            if (joined := "".join(pair)) not in words:
-                words.append(joined)
-                merges.append(pair)
-    return words, merges
-
-
-def gemma(folder: Path) -> None:
-    """Gemma's kind of byte pairs, which know spaces as "▁" and fall back on bytes."""
-    words, merges = _gemma_words()
-    ids = {word: i for i, word in enumerate(words)}
-    tokenizer = Tokenizer(models.BPE(ids, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Replace(" ", "▁")
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    tokenizer.post_processor = processors.TemplateProcessing("$A <eos>", "$A <eos> $B:1 <eos>:1", [("<eos>", 1)])
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer.add_special_tokens([AddedToken(word, normalized=False, special=True) for word in GEMMA_SPECIAL])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    named = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")}
-    write_json(folder / "special_tokens_map.json", {name: token(word) for name, word in named.items()})
-    settings = {
-        "add_bos_token": False,
-        "add_eos_token": True,
-        "added_tokens_decoder": {str(i): token(word, special=True) for i, word in enumerate(GEMMA_SPECIAL)},
-        "clean_up_tokenization_spaces": False,
-        "do_lower_case": True,
-        "extra_special_tokens": {},
-        "model_input_names": ["input_ids"],
-        "model_max_length": 64,
-        "padding_side": "right",
-        "processor_class": "SiglipProcessor",
-        "sp_model_kwargs": {},
-        "spaces_between_special_tokens": False,
-        "tokenizer_class": "GemmaTokenizer",
-        "use_default_system_prompt": False,
-    }
-    write_json(folder / "tokenizer_config.json", settings | named)

@@ -22,7 +22,7 @@ from riebench.backbones.table import BACKBONES
 from riebench.core.hub import missing_files, weights_folder
 from riebench.doctor import examine, fetch_names
 from riebench.generation.sampler import Request, load_sampler
-from riebench.metrics.networks.clip import OpenClip
+from riebench.metrics.networks.siglip import SIGLIP2
 from riebench.regions.grounders import GROUNDER_WEIGHTS, GROUNDERS, THRESHOLDS
 from sae_models import index
 
@@ -151,7 +151,7 @@ def test_every_released_dictionary_and_vae_is_read(hub):
 def test_siglip_s_tokenizer_needs_no_network(hub):
     """By its name transformers asks for a config.json, which the repository has not."""
     assert "config.json" not in files_of(hub, "timm/ViT-B-16-SigLIP2")
-    vector = OpenClip("ViT-B-16-SigLIP2/webli").load("cpu", 2, False).texts(["a cat", "a red cat"])
+    vector = SIGLIP2.load("cpu", 2, False).texts(["a cat", "a red cat"])
     assert vector.shape == (2, 32) and abs(vector[0] - vector[1]).max() > 1e-3
 
 
