@@ -28,7 +28,7 @@ def _save(folder: Path, k: int) -> None:
         write_json(there / "config.json", config)
         decoder = torch.nn.functional.normalize(torch.randn(CHANNELS, FEATURES), dim=0)
         tensors = {
-            "encoder.weight": decoder.T.contiguous() / 10,
+            "encoder.weight": decoder.T.contiguous() / 2,
             "latent_bias": torch.zeros(FEATURES),
             "decoder.weight": decoder,
             "pre_bias": 0.1 * torch.randn(CHANNELS),

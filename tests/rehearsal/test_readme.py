@@ -126,8 +126,10 @@ def test_what_the_commands_leave_is_whole(rehearsal):
         works = scores[scores["status"] == "ok"].groupby("method").size()
         assert set(works.index) == set(scores["method"]) >= {"sae", "dense", "neurons", "text-selected"}, name
         assert len(works) and works["noop"] >= len(scores[scores["method"] == "noop"]) / 2
-        changed = scores[(scores["status"] == "ok") & (scores["method"] == "sae")]
-        assert (changed["lpips_original"] > 0).all()
+        changed = scores[
+            (scores["status"] == "ok") & (scores["method"] == "sae") & (scores["blocks"].str.count("[+]") == 3)
+        ]
+        assert len(changed) and (changed["lpips_original"] > 0).all()
         case = next(iter(changed[["edit", "seed"]].itertuples(index=False, name=None)))
         original = run.images(case)["original"]
         assert original.size == (fake_hub.PIXELS, fake_hub.PIXELS)
