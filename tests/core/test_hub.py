@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RemoteEntryNotFoundError
 
