@@ -22,7 +22,7 @@ class Fetch:
 
 
 def _fetch(words: Fetch) -> None:
-    from riebench.core.hub import fetch
+    from riebench.core.fetching import fetch
     from riebench.doctor import fetch_names
 
     known = fetch_names()

@@ -1,11 +1,10 @@
 """Weights on the Hugging Face Hub are files at a revision; this finds them on this machine and fetches them.
 
-Nothing here touches the network but `fetch`. It imports no torch.
+Nothing here touches the network (`riebench.core.fetching` does). It imports no torch.
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +41,7 @@ def page(repo: str) -> str:
 
 def missing_files(weights: Weights) -> tuple[str, ...]:
     """Returns the needed files that are not in this machine's cache (`HF_HOME`)."""
-    return tuple(file for file in weights.files if _cached(weights, file) is None)
+    return tuple(file for file in weights.files if cached_file(weights, file) is None)
 
 
 def weights_folder(name: str, weights: Weights) -> Path:
@@ -57,60 +56,23 @@ def weights_folder(name: str, weights: Weights) -> Path:
             f" ({missing[0]}{', ...' if len(missing) > 1 else ''})",
             remedy=f"run `riebench fetch {name}` ({weights.gigabytes:g} GB)",
         )
-    return _folder(weights)
+    return snapshot_folder(weights)
 
 
 def fetched_revision(weights: Weights) -> str:
     """Returns the commit of the files on this machine; "" where none of them is there. Where the revision is a branch
     this is what it stood for when it was fetched."""
-    there = any(_cached(weights, file) for file in weights.files)
-    return _folder(weights).name if there else ""
-
-
-def fetch(name: str, weights: Weights) -> Path:
-    """Downloads what is missing, with progress, and returns the folder; a stopped download goes on where it was.
-
-    Raises `UserError` where a needed file cannot be had, with what to do about it: see `riebench.core.hub_errors`.
-    """
-    import huggingface_hub
-
-    from riebench.core.hub_errors import explained
-
-    missing = missing_files(weights)
-    extra = [file for file in weights.optional if _cached(weights, file) is None]
-    offline = huggingface_hub.constants.HF_HUB_OFFLINE
-    if not missing and (offline or not extra):
-        return _folder(weights)
-    if offline:
-        raise UserError(
-            f"{name} cannot be fetched while HF_HUB_OFFLINE is set: {len(missing)} of {len(weights.files)} files of"
-            f" {weights.repo} are not on this machine",
-            remedy=f"unset it and run `riebench fetch {name}`, which fetches only what is missing",
-        )
-    print(
-        f"fetching {len(missing) + len(extra)} files of {weights.url}, at most {weights.gigabytes:g} GB",
-        file=sys.stderr,
-        flush=True,
-    )
-    try:
-        huggingface_hub.snapshot_download(
-            weights.repo, revision=weights.revision, allow_patterns=[*weights.files, *weights.optional]
-        )
-        for file in missing_files(weights):  # what a partial folder and a dead network leave: this says which it is
-            huggingface_hub.hf_hub_download(weights.repo, file, revision=weights.revision)
-    except Exception as error:
-        if missing_files(weights):
-            raise explained(name, weights, error) from error
-    return _folder(weights)
+    there = any(cached_file(weights, file) for file in weights.files)
+    return snapshot_folder(weights).name if there else ""
 
 
 def _folder(weights: Weights) -> Path:
     """Returns the folder of the snapshot, of which a file is there."""
-    path, file = next((path, file) for file in weights.files if (path := _cached(weights, file)))
+    path, file = next((path, file) for file in weights.files if (path := cached_file(weights, file)))
     return path.parents[len(Path(file).parts) - 1]
 
 
-def _cached(weights: Weights, file: str) -> Path | None:
+def cached_file(weights: Weights, file: str) -> Path | None:
     """Returns where a file of the weights lies in this machine's cache; None where it does not."""
     from huggingface_hub import try_to_load_from_cache
 

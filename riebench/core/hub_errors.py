@@ -6,7 +6,6 @@ import errno
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from huggingface_hub import constants, get_token
 from huggingface_hub.errors import (
@@ -18,9 +17,7 @@ from huggingface_hub.errors import (
 )
 
 from riebench.core.errors import UserError
-
-if TYPE_CHECKING:
-    from riebench.core.hub import Weights
+from riebench.core.hub import Weights, missing_files, page
 
 
 def explained(name: str, weights: Weights, error: Exception) -> UserError:
@@ -56,8 +53,6 @@ def explained(name: str, weights: Weights, error: Exception) -> UserError:
 
 def _refused(name: str, weights: Weights, error: HfHubHTTPError, again: str) -> UserError:
     """Returns what an answer of the Hub means."""
-    from riebench.core.hub import page
-
     status, home = error.response.status_code, page(weights.repo)
     said = error.response.headers.get("X-Error-Message") or ""
     answer = f"({status}{f': {said}' if said else ''})"
@@ -109,8 +104,6 @@ def _refused(name: str, weights: Weights, error: HfHubHTTPError, again: str) -> 
 
 
 def _no_such_file(weights: Weights) -> UserError:
-    from riebench.core.hub import missing_files
-
     return UserError(
         f"{weights.repo} at {weights.revision} has no {next(iter(missing_files(weights)), 'such file')}",
         remedy=_mirror("ask another mirror: HF_ENDPOINT") or "report this to riebench",

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RemoteEntryNotFoundError
 
 from riebench import doctor
 from riebench.cli import main
 from riebench.core.errors import UserError
-from riebench.core.hub import Weights, fetch, missing_files, weights_folder
+from riebench.core.fetching import fetch
+from riebench.core.hub import Weights, missing_files, weights_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = Weights("someone/model", COMMIT, ("config.json", "unet/weights.safetensors"), 1.5)
