@@ -66,7 +66,7 @@ def fetched_revision(weights: Weights) -> str:
     return snapshot_folder(weights).name if there else ""
 
 
-def _folder(weights: Weights) -> Path:
+def snapshot_folder(weights: Weights) -> Path:
     """Returns the folder of the snapshot, of which a file is there."""
     path, file = next((path, file) for file in weights.files if (path := cached_file(weights, file)))
     return path.parents[len(Path(file).parts) - 1]

@@ -31,7 +31,6 @@ SMALL = {
     ("run", "--mode", "reference"): (),  # which has a seed of its own
     ("run", "leaderboard"): (),  # whose entries are of three
     ("run",): ("--seeds", "42"),
-    ("index-text",): ("--prompts", "prompts.txt"),
     ("train",): ("--batch-size", "16"),
     ("evaluate",): ("--count", "4", "--images", "1"),
 }
