@@ -29,8 +29,10 @@ CATEGORIES = ("change_object", "change_colour")  # of which the edit set has an 
 #: Words of a command -> what makes it small; the first that fits counts.
 SMALL = {
     ("run", "--mode", "reference"): (),  # which has a seed of its own
-    ("run", "leaderboard"): (),  # whose entries are of three
+    ("run", "leaderboard"): (),  # whose entries are of all edits with three seeds
+    ("run", "sdxl-base@25"): ("--categories", CATEGORIES[0], "--seeds", "42"),
     ("run",): ("--seeds", "42"),
+    ("index-text",): ("--prompts", "8"),  # as many as the few edits say
     ("train",): ("--batch-size", "16"),
     ("evaluate",): ("--count", "4", "--images", "1"),
 }
