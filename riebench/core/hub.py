@@ -28,9 +28,14 @@ class Weights:
     """What is fetched too where the repository has it."""
 
     @property
+    def page(self) -> str:
+        """Says where people can read what it is, on the Hub that is used."""
+        return page(self.repo)
+
+    @property
     def url(self) -> str:
         """Says where people can see the files, on the Hub that is used (`HF_ENDPOINT`)."""
-        return f"{page(self.repo)}/tree/{self.revision}"
+        return f"{self.page}/tree/{self.revision}"
 
 
 def page(repo: str) -> str:
@@ -99,8 +104,8 @@ def fetch(name: str, weights: Weights) -> Path:
         for file in missing_files(weights):  # what a partial folder and a dead network leave: this says which it is
             huggingface_hub.hf_hub_download(weights.repo, file, revision=weights.revision)
     except Exception as error:
-        if missing_files(weights):
-            raise explained(name, weights, error) from error
+        if still := missing_files(weights):
+            raise explained(name, weights, error, still[0]) from error
     return _folder(weights)
 
 

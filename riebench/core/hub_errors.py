@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from riebench.core.hub import Weights
 
 
-def explained(name: str, weights: Weights, error: Exception) -> UserError:
+def explained(name: str, weights: Weights, error: Exception, missing: str) -> UserError:
     """Returns the error that people see in the place of one that fetching raised.
 
-    name: what `riebench fetch` calls the weights. Errors are known by their kind and by the Hub's answer, wherever in
-    the chain of causes they stand: huggingface_hub wraps many into "check your internet connection". hf_xet raises a
-    RuntimeError of words alone for a full disk.
+    name: what `riebench fetch` calls the weights. missing: the first file that could not be had. Errors are known by
+    their kind and by the Hub's answer, wherever in the chain of causes they stand: huggingface_hub wraps many into
+    "check your internet connection". hf_xet raises a RuntimeError of words alone for a full disk.
     """
     again = f"`riebench fetch {name}` goes on where it was"
     causes = list(_chain(error))
@@ -36,7 +36,7 @@ def explained(name: str, weights: Weights, error: Exception) -> UserError:
         return _full_disk(weights, again)
     for cause in causes:
         if isinstance(cause, HfHubHTTPError):
-            return _refused(name, weights, cause, again)
+            return _refused(name, weights, cause, missing, again)
     for cause in causes:
         if isinstance(cause, PermissionError):
             return UserError(
@@ -54,18 +54,16 @@ def explained(name: str, weights: Weights, error: Exception) -> UserError:
     )
 
 
-def _refused(name: str, weights: Weights, error: HfHubHTTPError, again: str) -> UserError:
+def _refused(name: str, weights: Weights, error: HfHubHTTPError, missing: str, again: str) -> UserError:
     """Returns what an answer of the Hub means."""
-    from riebench.core.hub import page
-
-    status, home = error.response.status_code, page(weights.repo)
+    status = error.response.status_code
     said = error.response.headers.get("X-Error-Message") or ""
     answer = f"({status}{f': {said}' if said else ''})"
     token = get_token()
     if isinstance(error, GatedRepoError):
         return UserError(
             f"{weights.repo} is given to those who ask for it{', and the account of this token has not' * bool(token)}",
-            remedy=f"accept its terms at {home}, then log in as that account: `hf auth login`, or HF_TOKEN",
+            remedy=f"accept its terms at {weights.page}, then log in as that account: `hf auth login`, or HF_TOKEN",
         )
     if isinstance(error, RevisionNotFoundError):
         return UserError(
@@ -73,7 +71,10 @@ def _refused(name: str, weights: Weights, error: HfHubHTTPError, again: str) -> 
             remedy=_mirror("ask another mirror: HF_ENDPOINT") or "report this to riebench",
         )
     if isinstance(error, EntryNotFoundError):
-        return _no_such_file(weights)
+        return UserError(
+            f"{weights.repo} at {weights.revision} has no {missing}",
+            remedy=_mirror("ask another mirror: HF_ENDPOINT") or "report this to riebench",
+        )
     if status == 401 and token:
         return UserError(
             f"{constants.ENDPOINT} does not take the token of this machine {answer}",
@@ -105,15 +106,6 @@ def _refused(name: str, weights: Weights, error: HfHubHTTPError, again: str) -> 
     return UserError(
         f"{name} cannot be fetched from {constants.ENDPOINT}: {said or _first_line(error)} ({status})",
         remedy=_mirror("check HF_ENDPOINT") or "report this to riebench",
-    )
-
-
-def _no_such_file(weights: Weights) -> UserError:
-    from riebench.core.hub import missing_files
-
-    return UserError(
-        f"{weights.repo} at {weights.revision} has no {next(iter(missing_files(weights)), 'such file')}",
-        remedy=_mirror("ask another mirror: HF_ENDPOINT") or "report this to riebench",
     )
 
 
