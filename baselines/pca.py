@@ -13,7 +13,9 @@ from riebench.core.values import Range
 from riebench.generation.interventions import Intervention
 from riebench.methods.method import Case
 from riebench.methods.transport import Transport, select_features, transport
-from sae_models.pca import PCA
+from sae_models.pca import fit_pca
+
+AT_ONCE = 8192  # rows that are looked at together, in float64
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,12 @@ class PrincipalComponents(Transport):
     def plan(self, case: Case) -> Intervention:
         """Returns the transport of the k components with the highest and the k with the lowest scores (protocol §5)."""
         components = {
-            site: PCA.fit(torch.cat([side[site].flatten(0, 1) for side in (case.original, case.edited)]).float())
+            site: fit_pca(
+                rows.float()
+                for rows in torch.cat([side[site].flatten(0, 1) for side in (case.original, case.edited)]).split(
+                    AT_ONCE
+                )
+            )
             for site in case.original
         }
         selected = select_features(case, components, k=self.k, pool=self.pool, aggregation=self.aggregation)

@@ -67,6 +67,7 @@ class Retraced(Mapping[Site, Tensor]):
             self.chosen.append(known)
         if not known[1]:
             self.group.read_chosen()
+        self.chosen = [item for item in self.chosen if item is not known]  # asked once, and large
         return known[1]
 
     def __getitem__(self, site: Site) -> Tensor:
@@ -117,6 +118,11 @@ class Group:
             for channels, found in member.chosen:
                 for site, numbers in channels.items():
                     found[site] = read[site][..., torch.searchsorted(numbers_of[site], numbers.to(read[site].device))]
+
+    def forget_first(self) -> None:
+        """Forgets what was read of first steps, once units were chosen."""
+        for member in self.members:
+            member.first = {}
 
     def read_whole(self, member: Retraced) -> Values:
         """Returns the whole trace of one picture."""

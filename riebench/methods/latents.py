@@ -71,10 +71,10 @@ class Region:
         return found | {site: self._latents(site, steps if alone else None).first(steps) for site in coded}
 
     def of(self, numbers: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
-        """Returns site -> the latents of some of its features, `[steps, n, k]`."""
+        """Returns site -> the latents of some of its features, `[steps, n, k]`; of channels themselves in the trace's
+        own type."""
         channels, coded = self._parted(numbers)
-        some = {site: numbers[site] for site in channels}
-        found = {site: rows.float() for site, rows in self._rows(channels, None, some).items()}
+        found = self._rows(channels, None, {site: numbers[site] for site in channels})
         return found | {site: self._latents(site, None).of(numbers[site]) for site in coded}
 
     def like(self, site: Site) -> torch.dtype:

@@ -106,7 +106,8 @@ def transport(
     for site, dictionary in dictionaries.items():
         on, off = selected[site].on, selected[site].off
         on_cells, off_cells = case.edited_cells[site.block], case.original_cells[site.block]
-        on_tnk = _values(on_values[site], how, how.keep_spatial and not to_original)
+        # taken out one by one: of neurons these are large
+        on_tnk = _values(on_values.pop(site).float(), how, how.keep_spatial and not to_original)
         if to_original:
             on_cells = off_cells
         if how.only_add:
@@ -120,7 +121,7 @@ def transport(
             continue
         parts = [(on_cells, on, how.strength * _moved(dictionary, on, on_tnk))]
         if takes:
-            off_tnk = _values(off_values[site], how, how.keep_spatial)
+            off_tnk = _values(off_values.pop(site).float(), how, how.keep_spatial)
             parts.append((off_cells, off, -how.strength * _moved(dictionary, off, off_tnk)))
         additions[site] = _summed(parts, dictionary, edited.like(site))
         if how.mode == "adaptive":

@@ -273,6 +273,7 @@ class Engine:
                 groups.append(original.group)
         for group in dict.fromkeys(groups):
             group.read_chosen()
+            group.forget_first()
 
     def _results(self, planned: list[Planned], images: Iterator[Tensor]) -> list[Result]:
         """Returns the results of one batch. images: those that are generated, in the order of the plan."""
