@@ -175,7 +175,7 @@ def _share(nodes: Sequence[Mapping[str, float]], device: str) -> tuple[str, dict
     if not able:
         kind = "GPU" if device == "cuda" else "CPU"
         raise UserError(
-            f"the Ray cluster has no {kind} on any of its {len(nodes)} nodes",
+            f"the Ray cluster has no {kind} ({_counted(len(nodes), 'node')})",
             remedy=f"start `ray start` where there is one, or use --device {'cpu' if kind == 'GPU' else 'cuda'}",
         )
     if device == "cpu":
@@ -185,12 +185,17 @@ def _share(nodes: Sequence[Mapping[str, float]], device: str) -> tuple[str, dict
 
 
 def _told(cluster: Cluster, nodes: Sequence[Mapping[str, float]]) -> str:
+    workers = _counted(cluster.slots(), "worker")
     if cluster.device == "cpu":
-        return f"{cluster.slots()} workers, a CPU each"
+        return f"{workers}, a CPU each"
     cores = sorted({max(1, int(_cores_each(node))) for node in nodes if node.get("GPU", 0) >= 1})
     idle = sum(node.get("GPU", 0) < 1 for node in nodes)
-    text = f"{cluster.slots()} workers, a GPU and {' or '.join(map(str, cores))} CPU threads each"
-    return f"{text}; {idle} nodes without a GPU take no part" if idle else text
+    text = f"{workers}, a GPU and {' or '.join(map(str, cores))} CPU threads each"
+    return f"{text}; {_counted(idle, 'node')} without a GPU not used" if idle else text
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _cores_each(node: Mapping[str, float]) -> float:

@@ -106,7 +106,7 @@ class Pool:
                 self._hire()
             if not waiting and not self._busy:
                 return
-            call = self.cluster.wait([*self._busy, *self._loading])
+            call = self.cluster.wait([*self._loading, *self._busy])  # of those that ended Ray gives the first
             worker, job = self._busy.pop(call) if call in self._busy else (self._loading.pop(call), None)
             try:
                 found = self.cluster.answer(call)

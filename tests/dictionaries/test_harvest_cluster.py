@@ -109,4 +109,4 @@ def test_the_verb_harvests_on_a_cluster(cluster, tmp_path, capsys):
     store = json.loads((tmp_path / "store.json").read_text())
     assert store["made_by"]["dtype"] == "float32" and len(store["written"]) == 1
     assert main([*words[:-1], str(tmp_path / "none"), "--device", "cuda"]) == 2
-    assert "has no GPU on any of its" in capsys.readouterr().err and not (tmp_path / "none").exists()
+    assert "the Ray cluster has no GPU (3 nodes)" in capsys.readouterr().err and not (tmp_path / "none").exists()

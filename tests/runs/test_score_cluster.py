@@ -72,7 +72,7 @@ def test_the_verb_scores_on_a_cluster(folder, cluster, capsys):
     assert "report:" in capsys.readouterr().out and "mse" in read_scores(folder / "scores.parquet")
     before = (folder / "scores.parquet").read_bytes()
     assert main(["score", str(folder), "--metrics", "psnr", "--engine", "ray", "--device", "cuda"]) == 2
-    assert "has no GPU on any of its" in capsys.readouterr().err
+    assert "the Ray cluster has no GPU (3 nodes)" in capsys.readouterr().err
     assert (folder / "scores.parquet").read_bytes() == before
 
 
