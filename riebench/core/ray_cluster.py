@@ -1,4 +1,4 @@
-"""This connects to a Ray cluster, or starts one on this machine, and says what each worker on it is given."""
+"""This connects to a Ray cluster, or starts one on this machine, and says what each worker is given. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from math import floor
 from pathlib import Path
 from types import ModuleType
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from riebench.core.errors import UserError, did_you_mean
-from riebench.core.threads import usable_cores
 from riebench.core.versions import installed_sources
+
+if TYPE_CHECKING:
+    import torch
 
 ENGINES = ("local", "ray")
 DEVICES = ("auto", "cpu", "cuda")
@@ -51,6 +51,8 @@ class Terms:
         Called in the worker's process, once. Raises `UserError` where the code here is another, and where torch can use
         no GPU.
         """
+        import torch
+
         sys.path += [path for path in self.paths if path not in sys.path]
         if self.version != installed_sources():
             raise UserError(
@@ -228,6 +230,8 @@ def _import_ray(address: str | None):
 def _connect(ray, address: str | None) -> None:
     """Connects to the cluster at the address, or starts one. `ray.init` takes SIGTERM for itself, and is made to give
     it back; Ctrl-C it leaves alone, and hides from the processes that it starts."""
+    from riebench.core.threads import usable_cores
+
     before = signal.getsignal(signal.SIGTERM)
     try:
         if address:

@@ -6,12 +6,13 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from riebench.core.errors import UserError
 from riebench.core.ray_cluster import Cluster, Terms
+
+if TYPE_CHECKING:
+    import torch
 
 TRIES = 3  # workers that one job may cost
 
@@ -70,8 +71,8 @@ class Pool:
             self.cluster.ray.kill(worker)
 
     def first(self) -> Any:
-        """Returns what `load` of the first worker returns, when that is there. Raises what it raises, and `UserError`
-        where so many die."""
+        """Returns what `load` of a first worker returns, when that is there; to be asked for before there is work.
+        Raises what it raises, and `UserError` where three die."""
         lost = 0
         while True:
             self._hire()
@@ -96,7 +97,7 @@ class Pool:
         """
         jobs, waiting = iter(jobs), deque[Job]()
         while True:
-            slots = self.cluster.slots()
+            slots = max(1, self.cluster.slots())  # where no node is left, the wait below says so
             while len(waiting) + len(self._busy) < slots and (job := next(jobs, None)):
                 waiting.append(job)
             while waiting and self._idle:

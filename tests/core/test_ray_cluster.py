@@ -108,6 +108,7 @@ def test_workers_on_gpus_have_the_cores_of_their_node_wherever_the_driver_is(nod
             assert (found.device, found.slots()) == ("cuda", 3)
             assert "3 workers, a GPU and 2 or 6 CPU threads each; 3 nodes without a GPU not used" in said(capsys)
             with Pool(found, probe(True), ()) as pool:
+                assert pool.first() == "cuda"
                 made = set()
                 for _, answer in pool.work(Job("it", ()) for _ in itertools.count()):
                     made.add(answer)
@@ -117,7 +118,6 @@ def test_workers_on_gpus_have_the_cores_of_their_node_wherever_the_driver_is(nod
                 assert sorted(words for _, *words in made) == sorted(map(list, expected))
                 assert ray.available_resources().get("GPU", 0) == 0, "each of the three has one"
                 assert ray.available_resources()["CPU"] == 2 + 10 - 3 * 2
-                assert pool.first() == "cuda"
             with (
                 pytest.raises(UserError, match="Ray counts a GPU on .*, and torch can use none there -> install"),
                 Pool(found, probe(False), ()) as pool,
