@@ -7,7 +7,7 @@ and the branch of guidance.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -115,6 +115,22 @@ class ShardFile:
     sha256: str
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """This is a shard of one block as it is written."""
+
+    data: bytes
+    """The bytes of its file."""
+    file: ShardFile
+
+
+def encode(rows: Rows) -> Encoded:
+    """Returns the file of a shard: the same bytes for the same rows, on any machine."""
+    tensors = {item.name: getattr(rows, item.name).cpu().contiguous() for item in fields(rows)}
+    data = safetensors.torch.save(tensors, metadata={"format": "pt"})
+    return Encoded(data, ShardFile(len(rows), len(data), hashlib.sha256(data).hexdigest()))
+
+
 def shard_path(folder: Path, block: str, number: int) -> Path:
     """Returns where a shard of a block lies."""
     return Path(folder) / block / f"shard-{number:06d}.safetensors"
@@ -131,6 +147,7 @@ class StoreWriter:
     def __init__(self, folder: Path, origin: Origin) -> None:
         self.folder, self.origin = Path(folder), origin
         self._shards: list[dict[str, ShardFile]] = []
+        self._ahead: dict[int, dict[str, ShardFile]] = {}  # written, with one before them missing
         self._writing: Future[None] | None = None
 
     def __enter__(self) -> StoreWriter:
@@ -162,19 +179,32 @@ class StoreWriter:
         return [number for number in range(self.origin.shards) if number not in there]
 
     def write(self, number: int, rows: Mapping[str, Rows]) -> None:
-        """Writes one shard of every block, then the store's file that names them. Shards are written in ascending order
-        of `missing`. Memory: one block's shard twice.
+        """Writes one shard of every block, then the store's file that names them. Memory: one block's shard twice.
 
         Raises `UserError` for rows that are not finite, `ValueError` for other blocks or another width.
         """
         if {block: part.width for block, part in rows.items()} != dict(self.origin.widths):
             raise ValueError(f"rows of {list(rows)} for a store of {dict(self.origin.widths)}")
-        if number > len(self._shards):
-            raise ValueError(f"shard {number} is written before shard {len(self._shards)}")
         for block, part in rows.items():
             part.refuse_not_finite(block)
-        shard = {block: _write_shard(shard_path(self.folder, block, number), part) for block, part in rows.items()}
-        self._shards[number : number + 1] = [shard]
+        self.write_encoded(number, ((block, encode(part)) for block, part in rows.items()))
+
+    def write_encoded(self, number: int, shard: Iterable[tuple[str, Encoded]]) -> None:
+        """Writes the files of one shard as they come, block by block, then the store's file that names them; where an
+        earlier shard is missing yet, they are named when that is there."""
+        written = {}
+        for block, encoded in shard:
+            with replacing(shard_path(self.folder, block, number)) as temporary:
+                temporary.write_bytes(encoded.data)
+            written[block] = encoded.file
+        if set(written) != set(self.origin.widths):
+            raise ValueError(f"a shard of {list(written)} for a store of {dict(self.origin.widths)}")
+        if number < len(self._shards):
+            self._shards[number] = written
+        else:
+            self._ahead[number] = written
+        while len(self._shards) in self._ahead:
+            self._shards.append(self._ahead.pop(len(self._shards)))
         self._write_store()
 
     def write_behind(self, number: int, rows: Mapping[str, Rows]) -> None:
@@ -456,14 +486,6 @@ class StoreBatches:
                 done += len(values)
             self._window = window
         return start, stop
-
-
-def _write_shard(path: Path, rows: Rows) -> ShardFile:
-    tensors = {item.name: getattr(rows, item.name).cpu().contiguous() for item in fields(rows)}
-    data = safetensors.torch.save(tensors, metadata={"format": "pt"})
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
-    return ShardFile(len(rows), len(data), hashlib.sha256(data).hexdigest())
 
 
 def _damage(folder: Path, number: int, shard: Mapping[str, ShardFile]) -> Iterator[str]:

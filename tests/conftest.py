@@ -91,3 +91,22 @@ def small_run(tmp_path_factory, small_config):
     from riebench.runs.run import run
 
     return run(small_config, tmp_path_factory.mktemp("run"), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def nodes():
+    """A Ray cluster of two nodes, to which this process is connected (`ray_nodes.Nodes`)."""
+    from ray_nodes import Nodes
+
+    found = Nodes()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def cluster(nodes):
+    """Two workers on that cluster, a CPU each."""
+    from riebench.core.ray_cluster import ray_cluster
+
+    with ray_cluster(None, "cpu") as found:
+        yield found

@@ -12,14 +12,17 @@ from riebench.dictionaries.options import BACKBONE, EvaluateSettings, HarvestSet
 
 
 def _harvest(settings: HarvestSettings) -> None:
+    import torch
+
     from riebench.backbones.loading import choose_device, choose_dtype
     from riebench.backbones.table import BACKBONES
+    from riebench.core.ray_cluster import cluster_for
     from riebench.dictionaries.harvest import harvest_to_store
     from riebench.dictionaries.prompts import read_prompts
+    from riebench.dictionaries.ray_harvest import harvest_on_cluster
     from riebench.generation.sampler import load_sampler
 
-    backbone, device = BACKBONES.get(settings.backbone), choose_device(settings.device)
-    dtype = choose_dtype(backbone, device, settings.dtype)
+    backbone, size = BACKBONES.get(settings.backbone), settings.batch_size
     blocks = backbone.family.in_order(settings.blocks or backbone.blocks)
     prompts = read_prompts(
         settings.prompts,
@@ -28,30 +31,38 @@ def _harvest(settings: HarvestSettings) -> None:
         seed=settings.seed,
         family=backbone.judges,
     )
-    sampler = load_sampler(backbone, device, settings.batch_size, dtype)
+    words = blocks, prompts, settings.seed, settings.out
     of = {"branch": settings.branch, "site": settings.site or backbone.family.default_site}
-    store = harvest_to_store(sampler, blocks, prompts, settings.seed, settings.out, **of)
+    with cluster_for(settings.engine, settings.device, settings.address) as cluster:
+        device = torch.device(cluster.device) if cluster else choose_device(settings.device)
+        dtype = choose_dtype(backbone, device, settings.dtype)
+        if cluster:
+            store = harvest_on_cluster(cluster, backbone, *words, dtype=dtype, batch_size=size, **of)
+        else:
+            store = harvest_to_store(load_sampler(backbone, device, size, dtype), *words, **of)
     print(f"{len(prompts)} prompts, {sum(store.rows.values())} vectors of {', '.join(store.blocks)}: {settings.out}")
 
 
 def _train(settings: TrainSettings) -> None:
+    from riebench.core.ray_cluster import cluster_for
     from riebench.dictionaries.settings import defaults_for, generated_data, make_config, make_grid, stored_data
     from riebench.dictionaries.train import train_dictionaries
 
-    common = {"seed": settings.seed, "device": settings.device}
-    if settings.store:
-        data = stored_data(settings.store, settings.blocks, backbone=settings.backbone, **common)
-    else:
-        buffer = {"buffer_rows": settings.buffer_rows} if settings.buffer_rows is not None else {}
-        words = _taken(settings, "prompts", "column", "count", "branch", "site")
-        data = generated_data(settings.backbone or BACKBONE, settings.blocks, **words, **buffer, **common)
-    defaults = defaults_for(data.backbone)
-    how = _taken(settings, "steps", "batch_size", "lr", "normalisation", "compute", "compile")
-    config, batch_size = make_config(defaults, data, **how)
-    which = ("architecture", "k", "weights", "expansions", "prefixes", "seeds", "revival", "dead_after")
-    grid = make_grid(defaults, **_taken(settings, *which))
-    where = _taken(settings, "checkpoint_every", "trackers", "engine", "address")
-    train_dictionaries(data, grid, settings.out, config, batch_size, **where)
+    with cluster_for(settings.engine, settings.device, settings.address) as cluster:
+        common = {"seed": settings.seed, "device": settings.device, "cluster": cluster}
+        if settings.store:
+            data = stored_data(settings.store, settings.blocks, backbone=settings.backbone, **common)
+        else:
+            buffer = {"buffer_rows": settings.buffer_rows} if settings.buffer_rows is not None else {}
+            words = _taken(settings, "prompts", "column", "count", "branch", "site")
+            data = generated_data(settings.backbone or BACKBONE, settings.blocks, **words, **buffer, **common)
+        defaults = defaults_for(data.backbone)
+        how = _taken(settings, "steps", "batch_size", "lr", "normalisation", "compute", "compile")
+        config, batch_size = make_config(defaults, data, **how)
+        which = ("architecture", "k", "weights", "expansions", "prefixes", "seeds", "revival", "dead_after")
+        grid = make_grid(defaults, **_taken(settings, *which))
+        where = _taken(settings, "checkpoint_every", "trackers")
+        train_dictionaries(data, grid, settings.out, config, batch_size, cluster=cluster, **where)
 
 
 def _taken(settings: TrainSettings, *names: str) -> dict:

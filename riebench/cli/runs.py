@@ -166,13 +166,17 @@ class Score:
     """The metrics, comma-separated (riebench ls metrics)."""
     device: str = "auto"
     """The device: auto, cpu or cuda."""
+    engine: str = "local"
+    """What does the work: local, or ray: a scorer on each GPU of a cluster."""
+    address: str | None = None
+    """Address of a running Ray cluster, or auto (default: start one on this machine)."""
 
 
 def _score(words: Score) -> None:
     from riebench.runs.rescore import score_run
     from riebench.runs.run import report_again
 
-    score_run(words.run, words.metrics, words.device)
+    score_run(words.run, words.metrics, words.device, engine=words.engine, address=words.address)
     print(f"report: {report_again(words.run).report.resolve()}")
 
 

@@ -46,8 +46,8 @@ class TrainingData(Protocol):
         """Returns endless batches `[blocks, batch_size, C]`. Raises `UserError` where they cannot be made."""
         ...
 
-    def maker(self, blocks: Sequence[str], batch_size: int) -> Callable[[torch.device], Iterator[Tensor]]:
-        """Returns what makes the same batches elsewhere, from scratch; it can be pickled."""
+    def elsewhere(self) -> Callable[[torch.device], TrainingData]:
+        """Returns what makes the same data in another process, from scratch, on a device; it can be pickled."""
         ...
 
     def held_back(self, blocks: Sequence[str]) -> Iterator[dict[str, Tensor]]:
@@ -92,22 +92,15 @@ class Generated:
 
     def batches(self, blocks: Sequence[str], batch_size: int) -> StreamedBatches:
         """Returns batches as they are generated. Raises `UserError` as `StreamedBatches` does."""
-        return StreamedBatches(self.sampler, **self._words(blocks, batch_size))
+        prompts = self.prompts[: self._trained_on]
+        how = {"buffer_rows": self.buffer_rows, "branch": self.branch, "site": self.site}
+        return StreamedBatches(self.sampler, blocks, prompts, self.seed, batch_size, **how)
 
-    def maker(self, blocks: Sequence[str], batch_size: int) -> Callable[[torch.device], StreamedBatches]:
-        """Returns what loads the backbone on a device and makes the batches there."""
-        return partial(_generated_on, self.sampler.backbone, self.sampler.batch_size, self._words(blocks, batch_size))
-
-    def _words(self, blocks: Sequence[str], batch_size: int) -> dict[str, Any]:
-        return {
-            "blocks": blocks,
-            "prompts": self.prompts[: self._trained_on],
-            "seed": self.seed,
-            "batch_size": batch_size,
-            "buffer_rows": self.buffer_rows,
-            "branch": self.branch,
-            "site": self.site,
-        }
+    def elsewhere(self) -> Callable[[torch.device], Generated]:
+        """Returns what loads the backbone on a device, in the same precision, and makes the same rows there."""
+        loaded = self.sampler.backbone, self.sampler.batch_size, self.sampler.denoiser.dtype
+        how = {"buffer_rows": self.buffer_rows, "branch": self.branch, "site": self.site}
+        return partial(_generated_on, *loaded, (self.blocks, self.prompts, self.seed), how)
 
     def held_back(self, blocks: Sequence[str]) -> Iterator[dict[str, Tensor]]:
         """Yields block -> `[n, C]`, a batch of the sampler at a time, of the prompts that are kept back."""
@@ -164,9 +157,9 @@ class Stored:
             )
         return _stacked(self.store, blocks, batch_size, self.seed, self.rows(), self.device)
 
-    def maker(self, blocks: Sequence[str], batch_size: int) -> Callable[[torch.device], StackedBatches]:
-        """Returns what opens the store elsewhere and makes the batches there, on a device."""
-        return partial(_stored_on, self.store.folder.absolute(), blocks, batch_size, self.seed, self.rows())
+    def elsewhere(self) -> Callable[[torch.device], Stored]:
+        """Returns what opens the store in another process, and gives its rows on a device."""
+        return partial(_stored_on, self.store.folder.absolute(), self.blocks, self.seed)
 
     def held_back(self, blocks: Sequence[str]) -> Iterator[dict[str, Tensor]]:
         """Yields block -> `[n, C]`, part by part, of the prompts that are kept back."""
@@ -199,15 +192,13 @@ class StackedBatches:
 
 
 def _generated_on(
-    backbone: Backbone, harvest_batch: int, words: dict[str, Any], device: torch.device
-) -> StreamedBatches:
-    return StreamedBatches(load_sampler(backbone, device, harvest_batch), **words)
+    backbone: Backbone, batch_size: int, dtype: torch.dtype, rows: tuple, how: dict[str, Any], device: torch.device
+) -> Generated:
+    return Generated(load_sampler(backbone, device, batch_size, dtype), *rows, **how)
 
 
-def _stored_on(
-    folder: Path, blocks: Sequence[str], batch_size: int, seed: int, rows: int, device: torch.device
-) -> StackedBatches:
-    return _stacked(ActivationStore.open(folder), blocks, batch_size, seed, rows, device)
+def _stored_on(folder: Path, blocks: Sequence[str], seed: int, device: torch.device) -> Stored:
+    return Stored(ActivationStore.open(folder), blocks, seed=seed, device=device)
 
 
 def _stacked(

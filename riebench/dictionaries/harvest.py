@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from queue import SimpleQueue
@@ -105,35 +106,90 @@ def harvest_to_store(
     full at the latest; what was written stays, and what was handed to be written before another error or Ctrl-C is
     written.
     """
+    harvest = plan_harvest(sampler, blocks, prompts, seed, branch, site, shard_bytes)
+    each = harvest.shard_prompts
+    with StoreWriter(folder, harvest.origin) as writer:
+        missing = writer.missing
+        with (
+            harvest.progress(missing) as progress,
+            _samplers(sampler, -(-sum(map(harvest.count, missing)) // sampler.batch_size)) as samplers,
+        ):
+            for _, group in groupby(enumerate(missing), lambda item: item[1] - item[0]):  # neighbouring shards
+                numbers = [number for _, number in group]
+                span = harvest.span(numbers[0]).start, harvest.span(numbers[-1]).stop
+                with closing(_shared(samplers, harvest.blocks, prompts, seed, span, branch, site)) as chunks:
+                    for number, shard in zip(numbers, _cut(chunks, each), strict=True):
+                        writer.write_behind(number, shard)
+                        progress.update(progress.done + harvest.count(number))
+    return ActivationStore.open(folder)
+
+
+@dataclass(frozen=True)
+class Harvest:
+    """Says what a harvest into a store makes: the same on every machine that has the same weights."""
+
+    origin: Origin
+    prompts: int
+    shard_prompts: int
+    """Prompts of a shard; the last may have fewer."""
+    row_bytes: int
+    """Of the values of all blocks, for each prompt."""
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The blocks, in the order of the model."""
+        return tuple(self.origin.widths)
+
+    def span(self, number: int) -> range:
+        """Returns the numbers of the prompts of a shard."""
+        return range(number * self.shard_prompts, min((number + 1) * self.shard_prompts, self.prompts))
+
+    def count(self, number: int) -> int:
+        """Returns how many prompts a shard has."""
+        return len(self.span(number))
+
+    def progress(self, missing: Sequence[int]) -> Progress:
+        """Returns what shows how far the harvest is, in prompts. missing: the shards that are not there yet."""
+        done = self.prompts - sum(map(self.count, missing))
+        return Progress(f"harvesting {self.prompts * self.row_bytes / 1e9:.3g} GB", self.prompts, done, "prompt")
+
+
+def plan_harvest(
+    sampler: Sampler,
+    blocks: Sequence[str],
+    prompts: Sequence[str],
+    seed: int,
+    branch: str = "both",
+    site: str = "update",
+    shard_bytes: int = SHARD_BYTES,
+) -> Harvest:
+    """Returns what `harvest_to_store` makes of the same words. Raises `UserError` where that is nothing, for an unknown
+    block, and for branches that the backbone has not."""
     blocks = sampler.backbone.family.in_order(blocks)
     if not blocks or not prompts:
         raise UserError("there is nothing to harvest", remedy="give at least one block and one prompt")
     widths = {one.block: sampler.blocks.width(one) for one in sampler.blocks.sites(blocks, site)}
     row_bytes = {block: rows_per_prompt(sampler, block, branch) * widths[block] * DTYPE.itemsize for block in blocks}
-    each = min(max(1, shard_bytes // max(row_bytes.values())), len(prompts))  # prompts a shard
-    origin = Origin(
-        sampler.backbone.name,
-        widths,
-        -(-len(prompts) // each),
-        made_by(sampler, blocks, prompts, seed, branch, site) | {"shard_prompts": each},
-    )
-    gigabytes = len(prompts) * sum(row_bytes.values()) / 1e9
-    with StoreWriter(folder, origin) as writer:
-        missing = writer.missing
-        left = sum(min(each, len(prompts) - number * each) for number in missing)
-        with (
-            Progress(f"harvesting {gigabytes:.3g} GB", len(prompts), len(prompts) - left, "prompt") as progress,
-            _samplers(sampler, -(-left // sampler.batch_size)) as samplers,
-        ):
-            for _, group in groupby(enumerate(missing), lambda item: item[1] - item[0]):  # neighbouring shards
-                numbers = [number for _, number in group]
-                first, last = numbers[0] * each, min((numbers[-1] + 1) * each, len(prompts))
-                with closing(_shared(samplers, blocks, prompts, seed, (first, last), branch, site)) as chunks:
-                    for number, shard in zip(numbers, _cut(chunks, each), strict=True):
-                        writer.write_behind(number, shard)
-                        left -= min(each, len(prompts) - number * each)
-                        progress.update(len(prompts) - left)
-    return ActivationStore.open(folder)
+    each = min(max(1, shard_bytes // max(row_bytes.values())), len(prompts))
+    decided = made_by(sampler, blocks, prompts, seed, branch, site) | {"shard_prompts": each}
+    origin = Origin(sampler.backbone.name, widths, -(-len(prompts) // each), decided)
+    return Harvest(origin, len(prompts), each, sum(row_bytes.values()))
+
+
+def make_shard(
+    sampler: Sampler,
+    blocks: Sequence[str],
+    prompts: Sequence[str],
+    seed: int,
+    span: range,
+    *,
+    branch: str = "both",
+    site: str = "update",
+) -> dict[str, Rows]:
+    """Returns the shard of the prompts of those numbers, on the CPU. Raises `UserError` as `stream` does."""
+    chunks = stream(sampler, blocks, prompts, seed, start=span.start, stop=span.stop, branch=branch, site=site)
+    (shard,) = _cut(chunks, len(span))
+    return shard
 
 
 @contextmanager

@@ -41,6 +41,10 @@ class HarvestSettings:
     """Prompts at once; 0 (default) finds it."""
     dtype: str = "auto"
     """What the denoiser computes in: auto, float32, float16 or bfloat16."""
+    engine: str = "local"
+    """What does the work: local, or ray: shards are made on each GPU of a cluster, and written here."""
+    address: str | None = None
+    """Address of a running Ray cluster, or auto (default: start one on this machine)."""
     device: str = "auto"
     """The device: auto, cpu or cuda."""
 

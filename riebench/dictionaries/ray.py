@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from statistics import fmean
@@ -17,8 +16,8 @@ from torch import Tensor
 from riebench.core.errors import UserError
 from riebench.core.files import read_json, write_json
 from riebench.core.progress import Progress
-from riebench.core.ray_cluster import ray_cluster
-from riebench.core.versions import installed_sources
+from riebench.core.ray_cluster import Cluster, Terms
+from riebench.core.ray_pool import TRIES
 from sae_models.architectures import Architecture
 from sae_models.jumprelu import JumpReLUSAE
 from sae_models.topk import TopKSAE
@@ -29,7 +28,7 @@ from sae_models.training_state import saved_step, stacks_of
 GROUPS_FILE = "groups.json"
 
 
-class Worker:
+class TrainWorker:
     """A training in a process of its own, which says how far it is while it trains."""
 
     def __init__(self) -> None:
@@ -38,30 +37,21 @@ class Worker:
 
     def train(
         self,
+        terms: Terms,
         make_batches: bytes,
         architectures: Sequence[Architecture],
         config: TrainConfig,
-        device: str,
-        version: str,
-        paths: Sequence[str],
         options: Mapping[str, Any],
     ) -> tuple[list[TopKSAE | JumpReLUSAE], dict[str, float]]:
         """Returns what `sae_models.train` returns, on the CPU, and the numbers of its last report.
 
-        make_batches: pickled, since what it names is found only with `paths`. version: of the code; raises `UserError`
-        where that here is another.
+        make_batches: pickled, since what it names may be found only by the paths of the terms. Raises `UserError` as
+        `Terms.settle` does.
         """
         from ray import cloudpickle
 
-        sys.path += [path for path in paths if path not in sys.path]
-        if version != installed_sources():
-            raise UserError(
-                f"the code in {Path(__file__).parents[1]} on {platform.node()} is not that of the training",
-                remedy="install the same versions everywhere, and start where no other copy lies",
-            )
-        if device == "cpu":
-            torch.set_num_threads(1)
-        batches = cloudpickle.loads(make_batches)(torch.device(device))
+        device = terms.settle()
+        batches = cloudpickle.loads(make_batches)(device)
         trackers = (*options["trackers"], self._hear)
         saes = train(batches, architectures, config, **{**options, "trackers": trackers})
         return [sae.cpu() for sae in saes], self._numbers
@@ -80,51 +70,70 @@ def train_on_cluster(
     architectures: Sequence[Architecture],
     config: TrainConfig,
     *,
-    device: str,
+    cluster: Cluster,
     groups: int | None = None,
     folder: Path | None = None,
     checkpoint_every: int = 1_000,
     trackers: Sequence[str] = (),
-    address: str | None = None,
 ) -> list[TopKSAE | JumpReLUSAE]:
     """Returns what `sae_models.train` makes of all architectures, on the CPU, in the order given: groups of them are
-    trained at the same time, each by a worker with one GPU where `device` is "cuda", else with one CPU and one thread.
+    trained at the same time, each by a worker of the cluster.
 
     make_batches: called in each worker with its device; the same rows must come of it everywhere. It goes there by
     pickle. groups: how many, at most one for each architecture; by default as many as `folder` has, or as the cluster
-    has GPUs or CPUs. Those that find no place wait until another has finished. Stacks, of those that differ by the seed
+    has room for. Those that find no place wait until another has finished. Stacks, of those that differ by the seed
     alone, stay together where there are as many as groups, and the result is then that of one process to the bit (on a
     CPU, with as many threads); stacks that are split round otherwise.
 
-    With a `folder`, which all machines must see, group n trains in `group-n`, and goes on from there. trackers: names
-    as `train` takes them; each group is a run of its own. address: as `ray_cluster` takes it.
+    With a `folder`, which all machines must see, group n trains in `group-n`, and goes on from there: when the same
+    call is made again, and in another worker where its own dies. Without one it then begins anew. trackers: names as
+    `train` takes them; each group is a run of its own.
 
-    Raises `UserError` as `train` does, where Ray, the cluster or a GPU is missing, for a folder of another number of
-    groups or other architectures, and where a worker dies; what was saved stays.
+    Raises `UserError` as `train` does, for a folder of another number of groups or other architectures, where one group
+    has cost three workers, and where no node is left that could train; what was saved stays.
     """
     if not architectures:
         raise UserError("there is no architecture to train", remedy="give at least one")
     if groups is not None and groups < 1:
         raise UserError(f"there are no {groups} groups", remedy="give a whole number of at least 1")
     folder = None if folder is None else Path(folder).absolute()
-    with ray_cluster(address, device) as (ray, slots, resources):
-        members = _groups_in(folder, architectures, groups, slots)
-        folders = [folder and folder / f"group-{number}" for number in range(len(members))]
-        hire = ray.remote(**resources, max_concurrency=2)(Worker).remote
-        shared = device, installed_sources(), [os.path.abspath(path) for path in sys.path]
-        maker = ray.cloudpickle.dumps(make_batches)
-        workers, calls = [], []
-        try:
-            for places, where in zip(members, folders, strict=True):
-                options = {"folder": where, "checkpoint_every": checkpoint_every, "trackers": tuple(trackers)}
-                workers.append(hire())
-                group = [architectures[place] for place in places]
-                calls.append(workers[-1].train.remote(maker, group, config, *shared, options))
-            found = _follow(ray, workers, calls, folders, members, config.steps)
-        finally:
-            for worker in workers:
-                ray.kill(worker)
+    members = _groups_in(folder, architectures, groups, cluster.slots())
+    trained = [_Group(number, places, folder and folder / f"group-{number}") for number, places in enumerate(members)]
+    maker, terms = cluster.ray.cloudpickle.dumps(make_batches), cluster.terms()
+
+    def begin(group: _Group) -> Any:
+        options = {"folder": group.folder, "checkpoint_every": checkpoint_every, "trackers": tuple(trackers)}
+        group.worker = cluster.hire(TrainWorker, max_concurrency=2)
+        asked = [architectures[place] for place in group.places]
+        return group.worker.train.remote(terms, maker, asked, config, options)
+
+    try:
+        found = _follow(cluster, trained, begin, config.steps)
+    finally:
+        for group in trained:
+            if group.worker is not None:
+                cluster.ray.kill(group.worker)
     return [found[place] for place in range(len(architectures))]
+
+
+@dataclass
+class _Group:
+    """Some of the architectures, and how far their training is."""
+
+    number: int
+    places: list[int]
+    """Of its architectures in the list of all."""
+    folder: Path | None
+    worker: Any = None
+    lost: int = 0
+    """How many workers it has cost."""
+    done: int = 0
+    """Steps."""
+    numbers: dict[str, float] = field(default_factory=dict)
+
+    def saved(self) -> int:
+        """Returns the step that the training would go on from."""
+        return saved_step(self.folder) if self.folder else 0
 
 
 def group_by_cost(architectures: Sequence[Architecture], number: int) -> list[list[int]]:
@@ -171,55 +180,73 @@ def _groups_in(
     return found
 
 
-def _follow(ray, workers: list, calls: list, folders: list[Path | None], members: list[list[int]], steps: int) -> dict:
+def _follow(cluster: Cluster, groups: Sequence[_Group], begin: Callable[[_Group], Any], steps: int) -> dict:
     """Returns place -> SAE, when all have come. One line sums up the steps of all groups and their last numbers. A
-    worker that has finished goes, to make room for one that waits."""
-    done = [saved_step(where) if where else 0 for where in folders]
-    numbers: dict[int, dict[str, float]] = {}
-    training = {call: group for group, call in enumerate(calls)}
-    reporting = {worker.report.remote(): group for group, worker in enumerate(workers)}
-    found = {}
-    label = f"training {sum(map(len, members))} SAEs in {len(members)} groups"
-    with Progress(label, total=steps * len(members), done=sum(done)) as progress:
+    worker that has finished goes, to make room for one that waits; a group whose worker dies begins in another."""
+    training, reporting, found = {}, {}, {}
+
+    def start(group: _Group) -> None:
+        group.done = group.saved()
+        training[begin(group)] = group
+        reporting[group.worker.report.remote()] = group
+
+    def stop(group: _Group) -> None:
+        for calls in (training, reporting):
+            for call in [call for call, other in calls.items() if other is group]:
+                del calls[call]
+        cluster.ray.kill(group.worker)
+        group.worker = None
+
+    for group in groups:
+        start(group)
+    label = f"training {sum(len(group.places) for group in groups)} SAEs in {len(groups)} groups"
+    with Progress(label, steps * len(groups), sum(group.done for group in groups)) as progress:
         while training:
-            (call,), _ = ray.wait([*training, *reporting], num_returns=1)
-            if call in training:
-                group = training.pop(call)
-                saes, numbers[group] = _answer(ray, call, group, folders, members)
-                found |= zip(members[group], saes, strict=True)
-                done[group] = steps
-                reporting = {call: other for call, other in reporting.items() if other != group}
-                ray.kill(workers[group])
+            call = cluster.wait([*training, *reporting])
+            group = (training if call in training else reporting)[call]
+            try:
+                answer = cluster.answer(call)
+            except cluster.deaths as error:
+                _count_death(group, groups, error)
+                stop(group)
+                start(group)
             else:
-                group = reporting.pop(call)
-                step, numbers[group] = _answer(ray, call, group, folders, members)
-                if step == steps:
-                    continue  # the SAEs follow
-                done[group] = step
-                reporting[workers[group].report.remote()] = group
-            progress.update(sum(done), _note(numbers))
+                if call in training:
+                    saes, group.numbers = answer
+                    found |= zip(group.places, saes, strict=True)
+                    group.done = steps
+                    stop(group)
+                else:
+                    del reporting[call]
+                    step, group.numbers = answer
+                    if step == steps:
+                        continue  # the SAEs follow
+                    group.done = step
+                    reporting[group.worker.report.remote()] = group
+            progress.update(sum(group.done for group in groups), _note([group.numbers for group in groups]))
     return found
 
 
-def _answer(ray, call, group: int, folders: list[Path | None], members: list[list[int]]) -> Any:
-    """Returns what a call of a worker returns. Raises what the worker raised, and `UserError` where it died."""
-    try:
-        return ray.get(call)
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from error
-    except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.ObjectLostError) as error:
-        saes = ", ".join(map(str, members[group]))
-        kept, remedy = "nothing was kept", "look at Ray's logs, and train in a folder"
-        if folders[group] is not None:
-            steps = ", ".join(f"{where.name} up to step {saved_step(where)}" for where in folders)
-            kept = f"kept in {folders[group].parent} are {steps}"
-            remedy = "look at Ray's logs; the same call with the same folder goes on from there"
-        raise UserError(f"the worker of group {group} died (SAE {saes}); {kept}", remedy=remedy) from error
+def _count_death(group: _Group, groups: Sequence[_Group], error: Exception) -> None:
+    """Notes that the worker of a group died, and says it on stderr. Raises `UserError` where that was the last it may
+    cost."""
+    group.lost += 1
+    if group.lost < TRIES:
+        told = f"the worker of group {group.number} died; another one goes on at step {group.saved()}"
+        print(f"riebench: {told}", file=sys.stderr, flush=True)
+        return
+    saes = ", ".join(map(str, group.places))
+    kept, remedy = "nothing was kept", "look at Ray's logs, and train in a folder"
+    if group.folder is not None:
+        saved = ", ".join(f"{each.folder.name} up to step {each.saved()}" for each in groups)
+        kept = f"kept in {group.folder.parent} are {saved}"
+        remedy = "look at Ray's logs; the same call with the same folder goes on from there"
+    raise UserError(f"{TRIES} workers of group {group.number} died (SAE {saes}); {kept}", remedy=remedy) from error
 
 
-def _note(numbers: dict[int, dict[str, float]]) -> str:
+def _note(numbers: Sequence[Mapping[str, float]]) -> str:
     """Returns the means over the autoencoders heard of."""
-    heard = [item for each in numbers.values() for item in each.items()]
+    heard = [item for each in numbers for item in each.items()]
     if not heard:
         return ""
     explained, l0, dead = (

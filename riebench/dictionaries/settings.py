@@ -6,9 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from riebench.backbones.loading import choose_device
+import torch
+
+from riebench.backbones.loading import choose_device, choose_dtype
 from riebench.backbones.table import BACKBONES, Backbone
 from riebench.core.errors import UserError, did_you_mean
+from riebench.core.ray_cluster import Cluster
 from riebench.dictionaries.data import BUFFER_ROWS, Generated, Stored, TrainingData
 from riebench.dictionaries.options import TrainSettings
 from riebench.dictionaries.prompts import read_prompts
@@ -58,26 +61,37 @@ def generated_data(
     seed: int = 0,
     buffer_rows: int = BUFFER_ROWS,
     device: str = "auto",
+    cluster: Cluster | None = None,
 ) -> Generated:
     """Returns the activations of a backbone's blocks (default: its own), at sites of a kind (default: its family's),
     for prompts as `read_prompts` takes them (default: how many suits the backbone). Raises `UserError` as that, and
-    as `Generated` does."""
+    as `Generated` does.
+
+    cluster: whose workers are to make them; then the backbone lies on the CPU here, in the precision of the workers.
+    """
     backbone = BACKBONES.get(backbone) if isinstance(backbone, str) else backbone
     count = count or (0 if prompts else DEFAULTS[backbone.judges].prompts)
     texts = read_prompts(prompts, column=column, count=count, seed=seed, family=backbone.judges)
-    sampler = load_sampler(backbone, choose_device(device), HARVEST_BATCH)
+    dtype = choose_dtype(backbone, torch.device(cluster.device)) if cluster else None
+    sampler = load_sampler(backbone, choose_device("cpu" if cluster else device), HARVEST_BATCH, dtype)
     blocks, site = tuple(blocks) or backbone.blocks, site or backbone.family.default_site
     return Generated(sampler, blocks, texts, seed, branch=branch, site=site, buffer_rows=buffer_rows)
 
 
 def stored_data(
-    folder: Path, blocks: Sequence[str] = (), *, backbone: str | None = None, seed: int = 0, device: str = "auto"
+    folder: Path,
+    blocks: Sequence[str] = (),
+    *,
+    backbone: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    cluster: Cluster | None = None,
 ) -> Stored:
-    """Returns rows of a store's blocks (default: all). backbone: the one that the store must be of. Raises `UserError`
-    as `ActivationStore.open`, its `expect` and `Stored` do."""
+    """Returns rows of a store's blocks (default: all). backbone: the one that the store must be of. cluster: whose
+    workers are to read them. Raises `UserError` as `ActivationStore.open`, its `expect` and `Stored` do."""
     store = ActivationStore.open(folder)
     store.expect(backbone=backbone)
-    return Stored(store, blocks, seed=seed, device=choose_device(device))
+    return Stored(store, blocks, seed=seed, device=choose_device("cpu" if cluster else device))
 
 
 def defaults_for(backbone: str) -> Defaults:

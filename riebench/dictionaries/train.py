@@ -5,12 +5,18 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from riebench.core.errors import UserError, did_you_mean
+import torch
+from torch import Tensor
+
+from riebench.core.errors import UserError
+from riebench.core.ray_cluster import Cluster
+from riebench.core.ray_pool import call_on_cluster
 from riebench.dictionaries.data import TrainingData
 from riebench.dictionaries.ray import train_on_cluster
 from sae_models import checkpoint, index
@@ -18,7 +24,6 @@ from sae_models.architectures import L1, Architecture, AuxK, BatchTopK, JumpReLU
 from sae_models.evaluation import Evaluation, Tally
 from sae_models.trainer import STATE_FILE, TrainConfig, train
 
-ENGINES = ("local", "ray")
 LOGS = "training"  # sub-folder of logs and states
 
 
@@ -84,8 +89,7 @@ def train_dictionaries(
     *,
     checkpoint_every: int = 1_000,
     trackers: Sequence[str] = (),
-    engine: str = "local",
-    address: str | None = None,
+    cluster: Cluster | None = None,
 ) -> None:
     """Trains every SAE of the grid for each block of the data, evaluates and registers them in the index of `out`.
 
@@ -94,12 +98,10 @@ def train_dictionaries(
     blocks that need nothing more are not harvested. Logs and pictures of the course stay in `training/`, and until it
     ends the state of a training that was killed, which goes on when it is called again.
 
-    trackers: names, as `train` takes them. engine: "local", or "ray": a group of the SAEs on each GPU of a cluster at
-    `address` (`train_on_cluster`), each of which makes the batches for itself. Raises `UserError` for settings that
-    cannot be meant, as `train` does; what was registered stays.
+    trackers: names, as `train` takes them. cluster: where a group of the SAEs is trained on each GPU, or CPU
+    (`train_on_cluster`), each of which makes the batches for itself, and where they are evaluated; None for this
+    process. Raises `UserError` for settings that cannot be meant, as `train` does; what was registered stays.
     """
-    if engine not in ENGINES:
-        raise UserError(f"unknown engine {engine!r}{did_you_mean(engine, ENGINES)}", remedy="use local or ray")
     out = Path(out)
     jobs = list(_jobs(data, grid, config, batch_size))
     known = {entry.key: entry for entry in index.entries(out)}
@@ -116,9 +118,9 @@ def train_dictionaries(
     print(f"{len(left)} SAEs, {config.steps} steps of {batch_size} vectors, each vector {passes:.2g} times")
     print(f"log: {folder}", flush=True)
     how = {"folder": folder, "checkpoint_every": checkpoint_every, "trackers": trackers}
-    if engine == "ray":
-        maker, where = data.maker(blocks, batch_size), {"device": data.device.type, "address": address}
-        saes = train_on_cluster(maker, architectures, config, **where, **how)
+    if cluster:
+        maker = partial(_batches, data.elsewhere(), blocks, batch_size)
+        saes = train_on_cluster(maker, architectures, config, cluster=cluster, **how)
     else:
         batches = data.batches(blocks, batch_size)
         print(f"shuffling buffer: {batches.bytes / 1e6:.0f} MB on {data.device}", flush=True)
@@ -131,7 +133,11 @@ def train_dictionaries(
         )
         for job, sae in zip(left, saes, strict=True)
     ]
-    evaluations = _evaluate(data, blocks, left, out)
+    folders = [(job.block, (out / job.folder).absolute()) for job in left]
+    if cluster:
+        evaluations = call_on_cluster(cluster, partial(_evaluate, data.elsewhere(), blocks, folders), "the evaluation")
+    else:
+        evaluations = _evaluate(lambda _device: data, blocks, folders, data.device)
     entries = [_entry(job, data.site, *each, out) for job, *each in zip(left, digests, evaluations, strict=True)]
     index.register(*entries, root=out)
     for state in folder.rglob(STATE_FILE):
@@ -170,12 +176,25 @@ def _key(jobs: Sequence[_Job]) -> str:
     return hashlib.sha256(json.dumps([[job.folder, job.training] for job in jobs]).encode()).hexdigest()[:16]
 
 
-def _evaluate(data: TrainingData, blocks: Sequence[str], jobs: Sequence[_Job], root: Path) -> list[Evaluation]:
-    """Returns the evaluation of each dictionary, as it was saved, on the rows that were kept back."""
-    tallies = [Tally(checkpoint.load(root / job.folder, device=data.device)) for job in jobs]
-    for rows in data.held_back(blocks):
-        for job, tally in zip(jobs, tallies, strict=True):
-            tally.add(rows[job.block])
+def _batches(
+    make_data: Callable[[torch.device], TrainingData], blocks: Sequence[str], batch_size: int, device: torch.device
+) -> Iterator[Tensor]:
+    """Returns the batches that data give on a device."""
+    return make_data(device).batches(blocks, batch_size)
+
+
+def _evaluate(
+    make_data: Callable[[torch.device], TrainingData],
+    blocks: Sequence[str],
+    saved: Sequence[tuple[str, Path]],
+    device: torch.device,
+) -> list[Evaluation]:
+    """Returns the evaluation of each dictionary, as it was saved, on the rows that were kept back. saved: (block,
+    folder) of each."""
+    tallies = [Tally(checkpoint.load(folder, device=device)) for _, folder in saved]
+    for rows in make_data(device).held_back(blocks):
+        for (block, _), tally in zip(saved, tallies, strict=True):
+            tally.add(rows[block])
     return [tally.evaluation() for tally in tallies]
 
 

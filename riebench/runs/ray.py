@@ -1,45 +1,23 @@
-"""Groups of cases on a Ray cluster: an engine stays loaded on each GPU, or each CPU, and groups are streamed to it."""
+"""What a run does on a Ray cluster: an engine, or a scorer, stays loaded on each GPU, or each CPU, and work is streamed
+to it."""
 
 from __future__ import annotations
 
-import os
 import platform
-import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain
-from pathlib import Path
-
-import torch
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 
 from riebench.backbones.table import Backbone
 from riebench.core.errors import UserError
-from riebench.core.ray_cluster import ray_cluster
-from riebench.core.versions import installed_sources
+from riebench.core.precision import set_tf32
+from riebench.core.ray_cluster import Cluster, Terms
+from riebench.core.ray_pool import Job, Pool
+from riebench.methods.modes import Mode
 from riebench.metrics.versions import judge_version
 from riebench.runs.engine import Engine, open_engine
 from riebench.runs.plan import Task
+from riebench.runs.scoring import Scorer
 from riebench.runs.store import Batch
-
-TRIES = 3  # workers that one group of cases may cost
-
-
-@dataclass(frozen=True)
-class Job:
-    """A group of cases to be worked on, and how many workers it has cost."""
-
-    group: Sequence[Task]
-    lost: int = 0
-
-    def again(self, error: Exception) -> Job:
-        """Returns the job after one more worker. Raises `UserError` where that was the last it may cost."""
-        if self.lost + 1 == TRIES:
-            raise UserError(
-                f"{TRIES} workers died over the cases from edit {self.group[0].edit.id!r} on",
-                remedy="look at Ray's logs; where memory ran out, use a smaller --batch-size or fewer workers",
-            ) from error
-        return Job(self.group, self.lost + 1)
 
 
 class Worker:
@@ -47,27 +25,15 @@ class Worker:
 
     _engine: Engine
 
-    def load(
-        self, backbone: Backbone, device: str, options: dict, versions: tuple[str, str], paths: Sequence[str]
-    ) -> list[Batch]:
-        """Opens the engine; makes nothing yet. Not in `__init__`: of an error there Ray keeps the text alone.
+    def load(self, terms: Terms, backbone: Backbone, options: dict, scoring: str) -> None:
+        """Opens the engine; makes nothing yet.
 
-        versions: of code and scoring. paths: where modules of one's own are looked for, after those that are installed.
-        Raises `UserError` where the versions here are others, and where something is missing.
+        options: of `open_engine`. scoring: the version of what scores. Raises `UserError` as `Terms.settle` does, where
+        the metrics here are others, and where something is missing.
         """
-        sys.path += [path for path in paths if path not in sys.path]
-        family, setup = backbone.judges, options["setup"]
-        scoring = judge_version(setup.metric_names(family), family, keep_marks=setup.keeps_marks)
-        if versions != (installed_sources(), scoring):
-            raise UserError(
-                f"the code in {Path(__file__).parents[1]} on {platform.node()}, or its metrics, are not those that the "
-                "run was planned with",
-                remedy="install the same versions everywhere, and start where no other copy lies",
-            )
-        if device == "cpu":
-            torch.set_num_threads(1)
-        self._engine = open_engine(backbone, device, **options).load()
-        return []
+        device, setup = terms.settle(), options["setup"]
+        _check_metrics(scoring, setup.metric_names(backbone.judges), backbone.judges, setup.keeps_marks)
+        self._engine = open_engine(backbone, device.type, **options).load()
 
     def work(self, tasks: Sequence[Task], scoring: str) -> list[Batch]:
         """Returns what `Engine.work` yields."""
@@ -75,69 +41,61 @@ class Worker:
 
 
 def work_on_cluster(
-    groups: Iterable[Sequence[Task]],
-    scoring: str,
-    backbone: Backbone,
-    device: str,
-    options: dict,
-    address: str | None = None,
+    groups: Iterable[Sequence[Task]], scoring: str, backbone: Backbone, cluster: Cluster, options: dict
 ) -> Iterator[Batch]:
     """Yields what `Engine.work` makes of the groups, which are taken from the iterable as workers come free, in the
     order in which it is made.
 
-    options: of `open_engine`. address: of a running cluster, or "auto"; None starts one on the free cores and the GPUs
-    of this machine. A cluster that the caller is connected to already is used, and left connected. Each worker has one
-    GPU where `device` is "cuda", else one CPU; at most one is started for each group. A group whose worker dies is
-    given to another. Raises `UserError` where Ray, the cluster or a GPU is missing, and where one group has cost three
-    workers.
+    options: of `open_engine`. At most one worker is started for each group; a group whose worker dies is given to
+    another. Raises `UserError` as `Pool.work` does.
     """
-    groups = iter(groups)
-    first = next(groups, None)
-    if first is None:
-        return
-    with ray_cluster(address, device) as (ray, slots, resources):
-        hire = ray.remote(**resources)(Worker).remote
-        words = backbone, device, options, (installed_sources(), scoring), [os.path.abspath(path) for path in sys.path]
-        yield from _stream(ray, chain([first], groups), scoring, slots, hire, words)
+    jobs = (Job(f"the cases from edit {group[0].edit.id!r} on", (group, scoring)) for group in groups)
+    with Pool(cluster, Worker, (backbone, options, scoring)) as pool:
+        for _, batches in pool.work(jobs):
+            yield from batches
 
 
-def _stream(
-    ray, groups: Iterator[Sequence[Task]], scoring: str, slots: int, hire: Callable, words: tuple
-) -> Iterator[Batch]:
-    """Yields the batches of the groups. words: of `Worker.load`. A group waits until a worker is loaded, and is bound
-    to none before: where others use the cluster too, not every worker finds a place at once."""
-    waiting: deque[Job] = deque()
-    loading: dict = {}  # call -> worker
-    busy: dict = {}  # call -> (worker, job)
-    idle: list = []
-    deaths = ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.ObjectLostError
-    try:
-        while True:
-            while len(waiting) + len(busy) < slots and (group := next(groups, None)):
-                waiting.append(Job(group))
-            while waiting and idle:
-                worker, job = idle.pop(), waiting.popleft()
-                busy[worker.work.remote(job.group, scoring)] = worker, job
-            for _ in range(len(waiting) - len(loading)):
-                worker = hire()
-                loading[worker.load.remote(*words)] = worker
-            if not waiting and not busy:
-                return
-            (call,), _ = ray.wait([*busy, *loading], num_returns=1)
-            worker, job = busy.pop(call) if call in busy else (loading.pop(call), None)
-            try:
-                batches = ray.get(call)
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from error
-            except deaths as error:
-                ray.kill(worker)
-                if job is None and waiting:  # it died while it loaded
-                    job = waiting.popleft()
-                if job is not None:
-                    waiting.appendleft(job.again(error))
-            else:
-                idle.append(worker)
-                yield from batches
-    finally:
-        for worker in (*idle, *loading.values(), *(worker for worker, _ in busy.values())):
-            ray.kill(worker)
+class Scorable(Protocol):
+    """Results that are scored together."""
+
+    def items(self) -> list:
+        """Returns what `Scorer.score` takes."""
+        ...
+
+
+class ScoreWorker:
+    """A scorer that stays loaded, in a process of its own."""
+
+    _scorer: Scorer
+
+    def load(self, terms: Terms, family: str, mode: Mode, names: Sequence[str], scoring: str) -> None:
+        """Loads what scores as a mode does. Raises `UserError` as `Terms.settle` does, where the metrics here are
+        others, and where weights are missing."""
+        device = terms.settle()
+        _check_metrics(scoring, names, family, mode.keeps_marks)
+        set_tf32(device.type, products=mode.tf32_products)
+        self._scorer = Scorer(family, device, keep_marks=mode.keeps_marks, names=names)
+
+    def work(self, part: Scorable) -> list[dict[str, float]]:
+        """Returns metric -> value of each result of the part."""
+        return self._scorer.score(part.items())
+
+
+def score_on_cluster(
+    parts: Iterable[Scorable], cluster: Cluster, family: str, mode: Mode, names: Sequence[str], scoring: str
+) -> Iterator[tuple[int, list[dict[str, float]]]]:
+    """Yields (number of the part, its scores as `Scorer.score` returns them) as they come; parts are taken from the
+    iterable as workers come free. scoring: the version of what scores. Raises `UserError` as `Pool.work` does."""
+    jobs = (Job(f"part {number + 1} of the results", (part,), number) for number, part in enumerate(parts))
+    with Pool(cluster, ScoreWorker, (family, mode, tuple(names), scoring)) as pool:
+        for job, found in pool.work(jobs):
+            yield job.number, found
+
+
+def _check_metrics(scoring: str, names: Sequence[str], family: str, keep_marks: bool) -> None:
+    """Raises `UserError` where the metrics on this machine are not those of the version given."""
+    if scoring != judge_version(names, family, keep_marks=keep_marks):
+        raise UserError(
+            f"the metrics on {platform.node()}, or the weights that they use, are not those of this command",
+            remedy="install the same versions everywhere, and fetch the same weights",
+        )

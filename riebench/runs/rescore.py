@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+import hashlib
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -21,12 +25,14 @@ from riebench.core.keys import digest
 from riebench.core.pictures import from_array, read_picture, regions_from_array
 from riebench.core.precision import describe_float32, set_tf32
 from riebench.core.progress import Progress
+from riebench.core.ray_cluster import cluster_for
 from riebench.core.scores import describe_scores, scores_of
 from riebench.edits.edit import Edit, load_edits, set_sha256
 from riebench.methods.modes import mode_named
 from riebench.metrics import check_names, describe
 from riebench.metrics.versions import judge_version
 from riebench.runs.pictures import Pictures
+from riebench.runs.ray import score_on_cluster
 from riebench.runs.resume import RESCORED
 from riebench.runs.scoring import Scorer
 from riebench.runs.store import LOCK
@@ -36,10 +42,49 @@ CHECKPOINT_ROWS = 1024  # between two checkpoints: what a kill costs
 PICTURES = ("original", "edited", "regions")  # the columns that name the pictures of a case
 
 
-def score_run(folder: Path, metrics: Sequence[str], device: str = "auto") -> pd.DataFrame:
+class _File(io.BytesIO):
+    """The content of a file, which messages call by its path."""
+
+    def __init__(self, path: str, content: bytes) -> None:
+        super().__init__(content)
+        self._path = path
+
+    def __str__(self) -> str:
+        return self._path
+
+
+@dataclass(frozen=True)
+class Part:
+    """Results that are scored together, with the files of their pictures, so that it can be worked on elsewhere."""
+
+    rows: tuple[tuple[Edit, str, str, str, str], ...]
+    """(edit, paths of image, original, edited and regions in the run directory) of each result."""
+    files: Mapping[str, bytes]
+    """Path -> content."""
+
+    def items(self) -> list[tuple[Edit, Pictures, torch.Tensor]]:
+        """Returns what a `Scorer` takes. Raises `UserError` for a picture that is broken."""
+
+        @cache
+        def read(path: str) -> np.ndarray:
+            return read_picture(_File(path, self.files[path]))
+
+        @cache
+        def of_case(original: str, edited: str, regions: str) -> Pictures:
+            return Pictures(from_array(read(original)), from_array(read(edited)), regions_from_array(read(regions)))
+
+        return [(edit, of_case(*shared), from_array(read(image))) for edit, image, *shared in self.rows]
+
+
+def score_run(
+    folder: Path, metrics: Sequence[str], device: str = "auto", *, engine: str = "local", address: str | None = None
+) -> pd.DataFrame:
     """Scores a finished run by further metrics and writes its `scores.parquet` anew, with all other columns as they
     were. Metrics that the run has already are left alone. What is scored is kept in `scoring.parquet` meanwhile, so
     that the same command goes on where it was stopped or killed; it is removed at the end.
+
+    engine: "local", or "ray" for a scorer on each GPU of the cluster at `address`, or each CPU (`ray_cluster`); the
+    pictures are read here, and the workers see no file of the run.
 
     Raises `UserError` before anything is scored where the run is not finished, was made of edits that are not in its
     edit set, a metric is unknown or not for its backbone, weights or pictures are missing; and where a picture is not
@@ -48,10 +93,10 @@ def score_run(folder: Path, metrics: Sequence[str], device: str = "auto") -> pd.
     run = Run.open(folder)
     busy = UserError(f"another riebench is writing to {run.folder}", remedy="wait for it")
     with files.lock_folder(run.folder, LOCK, lambda: busy):
-        return _score(run, metrics, device)
+        return _score(run, metrics, device, engine, address)
 
 
-def _score(run: Run, metrics: Sequence[str], device: str) -> pd.DataFrame:
+def _score(run: Run, metrics: Sequence[str], device: str, engine: str, address: str | None) -> pd.DataFrame:
     folder, manifest, frame = run.folder, run.manifest, run.scores
     mode, family = mode_named(manifest["mode"]), _backbone(manifest).judges
     keep_marks = mode.keeps_marks
@@ -62,14 +107,21 @@ def _score(run: Run, metrics: Sequence[str], device: str) -> pd.DataFrame:
     edits = _edits(frame, manifest)
     rows = frame[frame["status"] == "ok"]
     _check_pictures(folder, rows)
-    where = choose_device(device)
-    float32 = describe_float32(where.type, products=mode.tf32_products)
-    version = digest([file_sha256(folder / SCORES), judge_version(new, family, keep_marks=keep_marks), float32])
-    done = _read_checkpoint(folder / CHECKPOINT, version)
-    if len(done) < len(rows):
-        set_tf32(where.type, products=mode.tf32_products)
-        scorer = Scorer(family, where, keep_marks=keep_marks, names=new)
-        done = _score_rows(folder, rows, edits, scorer, done, version)
+    scoring = judge_version(new, family, keep_marks=keep_marks)
+    with cluster_for(engine, device, address) as cluster:
+        where = cluster.device if cluster else choose_device(device).type
+        float32 = describe_float32(where, products=mode.tf32_products)
+        version = digest([file_sha256(folder / SCORES), scoring, float32])
+        done = _read_checkpoint(folder / CHECKPOINT, version)
+        if len(done) < len(rows):
+            parts = _parts(folder, rows.iloc[len(done) :], edits)
+            if cluster:
+                found = score_on_cluster(parts, cluster, family, mode, new, scoring)
+            else:
+                set_tf32(where, products=mode.tf32_products)
+                scorer = Scorer(family, where, keep_marks=keep_marks, names=new)
+                found = ((number, scorer.score(part.items())) for number, part in enumerate(parts))
+            done = _gather(folder / CHECKPOINT, found, done, len(rows), version)
     scores = pd.DataFrame(done, columns=new, index=rows.index).reindex(frame.index)  # empty for failures
     described = (*scores_of(frame), *describe(new, family, keep_marks=keep_marks))
     found = describe_scores(frame.assign(**scores), described)
@@ -78,42 +130,53 @@ def _score(run: Run, metrics: Sequence[str], device: str) -> pd.DataFrame:
     return read_scores(folder / SCORES)
 
 
-def _score_rows(
-    folder: Path,
-    rows: pd.DataFrame,
-    edits: Mapping[str, Edit],
-    scorer: Scorer,
+def _gather(
+    checkpoint: Path,
+    found: Iterable[tuple[int, list[dict[str, float]]]],
     done: list[dict[str, float]],
+    total: int,
     version: str,
 ) -> list[dict[str, float]]:
-    """Returns metric -> value of every row, of which the first are done; with a checkpoint now and then."""
-    saved = len(done)
-    items = _items(folder, rows.iloc[len(done) :], edits)
-    with Progress("scoring", len(rows), len(done), "result") as progress:
-        while len(done) < len(rows):
-            done += scorer.score([next(items) for _ in range(min(RESCORED, len(rows) - len(done)))])
+    """Returns metric -> value of every row, of which the first are done; with a checkpoint now and then.
+
+    found: (number of a part, scores of its rows) in any order; they follow those that are done.
+    """
+    saved, early, number = len(done), {}, 0
+    with Progress("scoring", total, len(done), "result") as progress:
+        for place, scores in found:
+            early[place] = scores
+            while number in early:
+                done += early.pop(number)
+                number += 1
             if len(done) - saved >= CHECKPOINT_ROWS:
                 saved = len(done)
-                _write_checkpoint(folder / CHECKPOINT, version, done)
-            progress.update(len(done))
+                _write_checkpoint(checkpoint, version, done)
+            progress.update(len(done) + sum(map(len, early.values())))
     return done
 
 
-def _items(
-    folder: Path, rows: pd.DataFrame, edits: Mapping[str, Edit]
-) -> Iterator[tuple[Edit, Pictures, torch.Tensor]]:
-    """Yields what a `Scorer` takes, row by row; the pictures of a case are read once."""
+def _parts(folder: Path, rows: pd.DataFrame, edits: Mapping[str, Edit]) -> Iterator[Part]:
+    """Yields the results in parts of `RESCORED`, with their pictures. Raises `UserError` for a picture that is not the
+    one that was made."""
+    for start in range(0, len(rows), RESCORED):
+        asked, content = [], {}
+        for row in rows.iloc[start : start + RESCORED].itertuples(index=False):
+            paths = [getattr(row, column) for column in ("image", *PICTURES)]
+            content |= {path: _read(folder / path) for path in paths if path not in content}
+            if hashlib.sha256(content[row.image]).hexdigest() != row.image_sha256:
+                raise UserError(
+                    f"picture {folder / row.image} is not the one that was made",
+                    remedy="run the same `riebench run` again",
+                )
+            asked.append((edits[row.edit], *paths))
+        yield Part(tuple(asked), content)
 
-    @lru_cache(maxsize=1)
-    def of_case(original: str, edited: str, regions: str) -> Pictures:
-        images = [from_array(read_picture(folder / path)) for path in (original, edited)]
-        return Pictures(*images, regions_from_array(read_picture(folder / regions)))
 
-    for row in rows.itertuples(index=False):
-        path = folder / row.image
-        if file_sha256(path) != row.image_sha256:
-            raise UserError(f"picture {path} is not the one that was made", remedy="run the same `riebench run` again")
-        yield edits[row.edit], of_case(row.original, row.edited, row.regions), from_array(read_picture(path))
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}", remedy="check the path") from error
 
 
 def _backbone(manifest: Mapping) -> Backbone:

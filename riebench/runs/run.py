@@ -26,6 +26,7 @@ from riebench.core.interrupts import Interrupted, stopping
 from riebench.core.keys import describe
 from riebench.core.precision import describe_float32, set_tf32
 from riebench.core.progress import Progress
+from riebench.core.ray_cluster import Cluster, cluster_for
 from riebench.core.scores import EDITS_KEY, Score, describe_scores
 from riebench.edits.checks import check_edits
 from riebench.edits.edit import Edit, categories_of, edit_sha256, load_edits, set_sha256, split_of
@@ -47,8 +48,6 @@ from riebench.runs.setup import Setup
 from riebench.runs.store import Store
 from sae_models.tensors import dtype_name
 
-ENGINES = ("local", "ray")
-
 
 def run(
     config: RunConfig,
@@ -68,16 +67,34 @@ def run(
     methods: further methods of one's own, beside the configured ones. edits: edits of one's own in place of the
     configured set. cache: which results of the directory are taken, see `CACHE_MODES`. reuse: other run directories,
     whose results with equal keys are taken over. engine: "local", or "ray" for a worker on each GPU of the cluster at
-    `address`. compile: the denoiser and the decoder with torch.compile. Raises `UserError` before anything is generated
-    where a name, a file or the folder is wrong, and `Interrupted` when the user stops it.
+    `address`. device: of this machine, or with Ray of the workers, whatever this machine has (`ray_cluster`). compile:
+    the denoiser and the decoder with torch.compile. Raises `UserError` before anything is generated where a name, a
+    file or the folder is wrong, and `Interrupted` when the user stops it.
     """
     out = files.named_path(out)
-    for name, value, known in (("cache mode", cache, CACHE_MODES), ("engine", engine, ENGINES)):
-        if value not in known:
-            raise UserError(f"unknown {name} {value!r}{did_you_mean(value, known)}", remedy=f"use {', '.join(known)}")
+    if cache not in CACHE_MODES:
+        remedy = f"use {', '.join(CACHE_MODES)}"
+        raise UserError(f"unknown cache mode {cache!r}{did_you_mean(cache, CACHE_MODES)}", remedy=remedy)
+    with cluster_for(engine, device, address) as cluster:
+        return _run(config, out, device, methods, edits, cache, reuse, cluster, compile)
+
+
+def _run(
+    config: RunConfig,
+    out: Path,
+    device: str,
+    methods: Sequence[Method],
+    edits: Sequence[Edit] | None,
+    cache: str,
+    reuse: Sequence[Path],
+    cluster: Cluster | None,
+    compile: bool,
+) -> Run:
+    """Does what `run` does, on a cluster or, where that is None, here."""
     clock = time.monotonic()
-    asked = _asked(config, device, methods, edits)
-    set_tf32(asked.device.type, products=asked.setup.rules.tf32_products)
+    where = torch.device(cluster.device) if cluster else choose_device(device)
+    asked = _asked(config, where, methods, edits)
+    set_tf32(where.type, products=asked.setup.rules.tf32_products)
     with Store(out) as store, stopping() as wish:
         for folder in reuse:
             items = (item for task in asked.tasks for item in (*task.shared, *task.wanted))
@@ -94,14 +111,15 @@ def run(
         setup, family, stop = asked.setup, asked.backbone.judges, lambda: wish.stop
         options = {"batch_size": config.batch_size, "setup": setup, "compiled": compile}
         of = {"keep_marks": setup.keeps_marks, "names": asked.metrics}
-        batches = [rescored(unscored, family, asked.device, store, asked.scoring, stop, **of)]
+        here = choose_device("cpu" if where.type == "cpu" else "auto")  # with Ray this machine may have no GPU
+        batches = [rescored(unscored, family, here, store, asked.scoring, stop, **of)]
         if missing and cache != "only-cache":
             groups = _groups(missing, store, cache)
-            where = asked.scoring, asked.backbone, asked.device.type, options
-            if engine == "ray":
-                batches.append(work_on_cluster(takewhile(lambda _: not wish.stop, groups), *where, address))
+            if cluster:
+                groups = takewhile(lambda _: not wish.stop, groups)
+                batches.append(work_on_cluster(groups, asked.scoring, asked.backbone, cluster, options))
             else:
-                batches.append(work_here(groups, *where, stop))
+                batches.append(work_here(groups, asked.scoring, asked.backbone, where.type, options, stop))
         forwards = 0.0
         with Progress("generating and scoring", whole, whole - todo, "result") as progress:
             for batch in chain.from_iterable(batches):
@@ -128,7 +146,6 @@ class _Asked:
     """What a run is to do, checked and planned before anything is generated."""
 
     backbone: Backbone
-    device: torch.device
     setup: Setup
     edits: list[Edit]
     about: dict
@@ -147,10 +164,10 @@ class _Asked:
         return [wanted.recipe for task in self.tasks for wanted in task.wanted]
 
 
-def _asked(config: RunConfig, device: str, methods: Sequence[Method], edits: Sequence[Edit] | None) -> _Asked:
-    """Returns what a configuration asks for. Raises `UserError` for all that can be seen to be wrong before anything is
-    generated."""
-    backbone, where = config.open_backbone(), choose_device(device)
+def _asked(config: RunConfig, where: torch.device, methods: Sequence[Method], edits: Sequence[Edit] | None) -> _Asked:
+    """Returns what a configuration asks for, on a kind of device, which this machine need not have. Raises `UserError`
+    for all that can be seen to be wrong before anything is generated."""
+    backbone = config.open_backbone()
     setup = config.setup(dtype_name(choose_dtype(backbone, where, config.dtype)))
     known = load_edits(config.edits) if edits is None else list(edits)
     if edits is not None and (problems := check_edits(known)):
@@ -175,7 +192,7 @@ def _asked(config: RunConfig, device: str, methods: Sequence[Method], edits: Seq
     manifest |= {"left_out": [dataclasses.asdict(one) for one in left_out]}
     manifest |= {"scoring": scoring, "setup": _words(setup, backbone)}
     manifest |= describe_float32(where.type, products=setup.rules.tf32_products)
-    return _Asked(backbone, where, setup, chosen, about, tasks, names, described, scoring, manifest)
+    return _Asked(backbone, setup, chosen, about, tasks, names, described, scoring, manifest)
 
 
 def _groups(tasks: Sequence[Task], store: Store, cache: str) -> Iterator[list[Task]]:

@@ -15,7 +15,7 @@ from riebench.cli.flags import field_docs, read_flags
 from riebench.cli.listing import KINDS
 from riebench.core.errors import UserError
 from riebench.core.files import data_folder
-from riebench.dictionaries.options import TrainSettings
+from riebench.dictionaries.options import HarvestSettings, TrainSettings
 from riebench.runs.config import build_config, preset_names, read_config
 
 
@@ -105,12 +105,15 @@ def test_defaults_of_trainings_are_those_of_the_functions_that_take_them():
     from inspect import signature
 
     from riebench.dictionaries.train import train_dictionaries
+    from riebench.runs.run import run
     from sae_models.trainer import TrainConfig
 
     for name in ("normalisation", "compute", "compile"):
         assert getattr(TrainSettings, name) == getattr(TrainConfig, name)
-    for name in ("checkpoint_every", "trackers", "engine", "address"):
+    for name in ("checkpoint_every", "trackers"):
         assert getattr(TrainSettings, name) == signature(train_dictionaries).parameters[name].default
+    for name in ("engine", "address"):
+        assert getattr(TrainSettings, name) == getattr(HarvestSettings, name) == signature(run).parameters[name].default
 
 
 def test_words_of_a_training_become_its_settings():

@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from ray_nodes import needs_ray
 from rows import rows_of
 from safetensors.torch import load_file
 from sdxl_blocks import BLOCK_NAMES
@@ -169,9 +170,10 @@ def test_every_architecture_is_trained_registered_and_opened_by_a_run(name, tmp_
     assert index.open(opened, root=tmp_path).encode(torch.randn(5, 96)).shape == (5, 192)
 
 
+@pytest.mark.process
+@needs_ray
 @pytest.mark.parametrize("source", ["generated", "store"])
-def test_on_a_cluster_the_same_dictionaries_are_made(source, tmp_path):
-    pytest.importorskip("ray")
+def test_on_a_cluster_the_same_dictionaries_are_made(source, cluster, tmp_path):
     words = ["--blocks", "mid.0", "--k", "2,4", "--width", "1", "--steps", "6", "--batch-size", "256"]
     if source == "store":
         assert main(["harvest", "--blocks", "mid.0", "--count", "48", "--out", str(tmp_path / "store")]) == 0
@@ -185,7 +187,7 @@ def test_on_a_cluster_the_same_dictionaries_are_made(source, tmp_path):
             assert main(["train", *words, "--engine", engine, "--out", str(tmp_path / engine)]) == 0
     finally:
         torch.set_num_threads(threads)
-    one, other = ({e.key: e.sha256 for e in index.entries(tmp_path / engine)} for engine in ("local", "ray"))
+    one, other = ({e.key: (e.sha256, e.evaluation) for e in index.entries(tmp_path / d)} for d in ("local", "ray"))
     assert one == other and len(one) == 2
 
 

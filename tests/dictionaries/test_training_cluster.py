@@ -7,10 +7,10 @@ import itertools
 import json
 import os
 import signal
-import sys
 
 import pytest
 import torch
+from ray_nodes import needs_ray
 
 from riebench.core.errors import UserError
 from riebench.core.threads import threads
@@ -19,12 +19,6 @@ from sae_models.architectures import L1, Architecture, AuxK, BatchTopK, JumpReLU
 from sae_models.batches import shuffled_batches
 from sae_models.trainer import TrainConfig, train
 
-try:
-    import ray
-except ImportError:
-    ray = None
-
-needs_ray = pytest.mark.skipif(ray is None, reason="Ray is not installed")
 CONFIG = TrainConfig(steps=60, lr=2e-3, report_every=10)
 SEEDS = [Architecture(16, 48, TopK(3), revival=AuxK(8, dead_after=64), seed=seed) for seed in range(3)]
 MANY = [
@@ -40,13 +34,6 @@ MANY = [
 def make_batches(device):
     rows_nd = torch.randn(4096, 16, generator=torch.Generator().manual_seed(0)) * torch.linspace(1, 3, 16) + 1
     return shuffled_batches(rows_nd.to(device), 1024)
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +84,7 @@ def test_groups_of_real_sizes_are_balanced():
 @needs_ray
 @pytest.mark.parametrize("groups", [None, 3])
 def test_groups_make_what_one_process_makes(alone, cluster, tmp_path, groups, capsys):
-    found = train_on_cluster(make_batches, MANY, CONFIG, device="cpu", groups=groups, folder=tmp_path)
+    found = train_on_cluster(make_batches, MANY, CONFIG, cluster=cluster, groups=groups, folder=tmp_path)
     assert same(found, alone)
     names = sorted(path.name for path in tmp_path.glob("group-*"))
     assert names == [f"group-{n}" for n in range(groups or 2)], "as many as the cluster has CPUs"
@@ -113,36 +100,55 @@ def test_groups_make_what_one_process_makes(alone, cluster, tmp_path, groups, ca
     assert f"mean EV {mean:.3f}" in said[-1]
 
 
-@pytest.mark.process
-@needs_ray
-def test_a_worker_that_dies_leaves_what_was_saved_and_the_training_goes_on_from_there(alone, cluster, tmp_path):
-    folder = tmp_path / "training"
+def deadly(folder, deaths, *, falls=False):
+    """Batches whose process is killed at step 45, when 40 are saved, so often, and then falls with its node at 50."""
 
-    def deadly(device):
-        """Kills the process that is first at step 45, saved at 40; as one typed in a notebook: nobody can import it."""
+    def make(device):  # as one typed in a notebook: nobody can import it
         for step, batch in enumerate(make_batches(device)):
-            if step == 45 and not (tmp_path / "died").exists():
-                (tmp_path / "died").touch()
+            died = len(list(folder.glob("died-*")))
+            if step == 45 and died < deaths:
+                (folder / f"died-{died}").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
+            if step == 50 and falls:
+                import ray_nodes
+
+                ray_nodes.fall_here(folder / "fallen")
             yield batch
 
-    words = dict(device="cpu", folder=folder, checkpoint_every=20)
-    with pytest.raises(UserError, match=r"worker of group \d died \(SAE .*group-. up to step 40.* -> .*same folder"):
-        train_on_cluster(deadly, MANY, CONFIG, **words)
-    assert same(train_on_cluster(deadly, MANY, CONFIG, **words), alone)
+    return make
+
+
+@pytest.mark.process
+@needs_ray
+def test_a_training_goes_on_where_a_worker_dies_and_then_a_node(alone, nodes, cluster, tmp_path, capsys):
+    with nodes.one_falls(tmp_path / "fallen"):
+        words = dict(cluster=cluster, folder=tmp_path / "training", checkpoint_every=20)
+        found = train_on_cluster(deadly(tmp_path, 1, falls=True), MANY, CONFIG, **words)
+    assert same(found, alone)
+    assert capsys.readouterr().err.count("died; another one goes on at step 40") >= 2
+
+
+@pytest.mark.process
+@needs_ray
+def test_a_group_that_costs_three_workers_leaves_what_was_saved_and_goes_on_from_there(alone, cluster, tmp_path):
+    make, words = deadly(tmp_path, 3), dict(cluster=cluster, groups=1, folder=tmp_path / "it", checkpoint_every=20)
+    said = r"3 workers of group 0 died \(SAE 0, 1, 2, 3, 4, 5\); kept .*it are group-0 up to step 40 -> .*same folder"
+    with pytest.raises(UserError, match=said):
+        train_on_cluster(make, MANY, CONFIG, **words)
+    assert same(train_on_cluster(make, MANY, CONFIG, **words), alone)
 
 
 @pytest.mark.process
 @needs_ray
 def test_a_folder_goes_on_with_its_own_groups_alone(alone, cluster, tmp_path):
-    train_on_cluster(make_batches, MANY, CONFIG, device="cpu", groups=1, folder=tmp_path)
+    train_on_cluster(make_batches, MANY, CONFIG, cluster=cluster, groups=1, folder=tmp_path)
     with pytest.raises(UserError, match="holds a training in 1 groups, not 2 -> go on with 1"):
-        train_on_cluster(make_batches, MANY, CONFIG, device="cpu", groups=2, folder=tmp_path)
+        train_on_cluster(make_batches, MANY, CONFIG, cluster=cluster, groups=2, folder=tmp_path)
     with pytest.raises(UserError, match="of other architectures -> take another folder"):
-        train_on_cluster(make_batches, MANY[:2], CONFIG, device="cpu", folder=tmp_path)
+        train_on_cluster(make_batches, MANY[:2], CONFIG, cluster=cluster, folder=tmp_path)
     with pytest.raises(UserError, match="group-0.*is of a run with lr=0.002"):
-        train_on_cluster(make_batches, MANY, dataclasses.replace(CONFIG, lr=1.0), device="cpu", folder=tmp_path)
-    assert same(train_on_cluster(make_batches, MANY, CONFIG, device="cpu", folder=tmp_path), alone)
+        train_on_cluster(make_batches, MANY, dataclasses.replace(CONFIG, lr=1.0), cluster=cluster, folder=tmp_path)
+    assert same(train_on_cluster(make_batches, MANY, CONFIG, cluster=cluster, folder=tmp_path), alone)
     assert [path.name for path in tmp_path.glob("group-*")] == ["group-0"]
 
 
@@ -151,7 +157,7 @@ def test_a_folder_goes_on_with_its_own_groups_alone(alone, cluster, tmp_path):
 def test_more_groups_than_architectures_are_one_for_each(cluster, tmp_path):
     config = dataclasses.replace(CONFIG, steps=3)
     for _ in range(2):
-        found = train_on_cluster(make_batches, MANY[1:2], config, device="cpu", groups=3, folder=tmp_path)
+        found = train_on_cluster(make_batches, MANY[1:2], config, cluster=cluster, groups=3, folder=tmp_path)
     with threads(1):
         assert same(found, train(make_batches("cpu"), MANY[1:2], config))
     assert [path.name for path in tmp_path.glob("group-*")] == ["group-0"]
@@ -165,25 +171,12 @@ def test_errors_of_a_worker_come_out_as_they_are(cluster, error):
         raise error
 
     with pytest.raises(type(error)) as raised:
-        train_on_cluster(failing, MANY, CONFIG, device="cpu")
+        train_on_cluster(failing, MANY, CONFIG, cluster=cluster)
     assert type(raised.value) is type(error) and str(raised.value) == str(error)
-
-
-@pytest.mark.process
-@needs_ray
-def test_a_cluster_without_gpus_is_refused_for_cuda(cluster):
-    with pytest.raises(UserError, match="has no GPU"):
-        train_on_cluster(make_batches, MANY, CONFIG, device="cuda")
-
-
-def test_without_ray_the_user_is_told_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r'not installed -> pip install "riebench\[ray\]"'):
-        train_on_cluster(make_batches, MANY, CONFIG, device="cpu")
 
 
 def test_nothing_to_train_is_refused_before_ray_starts():
     with pytest.raises(UserError, match="no architecture"):
-        train_on_cluster(make_batches, [], CONFIG, device="cpu")
+        train_on_cluster(make_batches, [], CONFIG, cluster=None)
     with pytest.raises(UserError, match="no 0 groups"):
-        train_on_cluster(make_batches, MANY, CONFIG, device="cpu", groups=0)
+        train_on_cluster(make_batches, MANY, CONFIG, cluster=None, groups=0)

@@ -17,10 +17,14 @@ import pandas as pd
 import psutil
 import pytest
 from conftest import SETTINGS
+from ray_nodes import fall_here, needs_ray, ray
 
+import riebench
 from baselines.dense import Dense
 from riebench.backbones.table import BACKBONES
 from riebench.core.errors import UserError
+from riebench.core.ray_cluster import Terms
+from riebench.core.versions import installed_sources
 from riebench.edits.edit import load_edits
 from riebench.runs import local as workers
 from riebench.runs import run as runs
@@ -28,13 +32,7 @@ from riebench.runs.config import read_config
 from riebench.runs.ray import Worker, work_on_cluster
 from riebench.runs.setup import Setup
 
-try:
-    import ray
-except ImportError:
-    ray = None
-
 GROUPS = [[SimpleNamespace(edit=SimpleNamespace(id=f"edit {i}"))] for i in range(5)]
-needs_ray = pytest.mark.skipif(ray is None, reason="Ray is not installed")
 BACKBONE = BACKBONES.get("tinyworld-turbo@1")
 EDITS = load_edits("tinyworld")[::90][:5]
 CONFIG = read_config(SETTINGS, {"edits_per_category": 0, "seeds": [42], "resamples": 50, "batch_size": 8})
@@ -43,10 +41,11 @@ CONFIG = dataclasses.replace(CONFIG, methods=CONFIG.methods[:3])
 
 @dataclass(frozen=True)
 class Deadly:
-    """Kills its process when it sees an edit for the first time."""
+    """Kills its process when it sees an edit for the first time, and waits to fall with its node at another."""
 
     edit: str = ""
     folder: str = ""
+    last: str = ""
     name = "deadly"
     strength = 1.0
     sites = "update"
@@ -56,15 +55,9 @@ class Deadly:
         if case.edit.id == self.edit and not died.exists():
             died.write_text(str(os.getpid()))
             os.kill(os.getpid(), signal.SIGKILL)
+        if case.edit.id == self.last:
+            fall_here(Path(self.folder, "fallen"))
         return Dense().plan(case)
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """One of two workers, on the CPU or on GPUs that it believes to have."""
-    ray.init("local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture
@@ -73,7 +66,7 @@ def light(cluster, monkeypatch):
 
     def use(load=lambda: [], work=lambda group: []):
         class Light:
-            def load(self, *_):
+            def load(self, terms, *_):
                 return load()
 
             def work(self, group, _):
@@ -98,8 +91,8 @@ def make(folder, *methods, edits=EDITS, engine="local"):
         return runs.run(CONFIG, folder, device="cpu", edits=edits, methods=methods, engine=engine)
 
 
-def work(groups, *, device="cpu", address=None):
-    return work_on_cluster(iter(groups), "scoring", BACKBONE, device, {}, address)
+def work(groups, cluster):
+    return work_on_cluster(iter(groups), "scoring", BACKBONE, cluster, {})
 
 
 def assert_equal(one, other):
@@ -117,29 +110,6 @@ def test_the_default_engine_needs_no_ray():
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
 
 
-def test_without_ray_the_user_is_told_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r'not installed -> pip install "riebench\[ray\]"'):
-        next(work([["a group"]]))
-
-
-def test_without_a_group_nothing_is_started(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    assert list(work([])) == []
-
-
-@pytest.mark.process
-@needs_ray
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "auto", "nonsense", "host:port"])
-def test_an_address_where_nothing_answers_is_said_at_once(address, monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    assert not ray.is_initialized(), "these tests come before those that start a cluster"
-    handler, start = signal.getsignal(signal.SIGTERM), time.monotonic()
-    with pytest.raises(UserError, match=f"no Ray cluster at {address}: .* -> check the address"):
-        next(work([["a group"]], address=address))
-    assert time.monotonic() - start < 10 and signal.getsignal(signal.SIGTERM) is handler
-
-
 @pytest.mark.process
 @needs_ray
 def test_two_workers_make_what_one_process_makes(alone, cluster, tmp_path):
@@ -153,34 +123,38 @@ def test_two_workers_make_what_one_process_makes(alone, cluster, tmp_path):
 
 @pytest.mark.process
 @needs_ray
-def test_what_one_process_began_goes_on_where_a_worker_dies(alone, cluster, tmp_path):
-    deadly = Deadly(EDITS[3].id, str(tmp_path))
+def test_what_one_process_began_goes_on_where_a_worker_dies_and_then_a_node(alone, nodes, tmp_path, capsys):
+    deadly = Deadly(EDITS[3].id, str(tmp_path), EDITS[4].id)
     make(tmp_path / "run", deadly, edits=EDITS[:2])
-    made = make(tmp_path / "run", deadly, engine="ray")
+    with nodes.one_falls(tmp_path / "fallen"):
+        made = make(tmp_path / "run", deadly, engine="ray")
     assert made.manifest["made"] == 3 * 18
     assert_equal(made, alone)
     assert int((tmp_path / "died").read_text()) != os.getpid()
+    said = capsys.readouterr().err
+    assert "Ray: 2 workers, a CPU each" in said
+    for edit in EDITS[3:]:
+        assert f"a worker died over the cases from edit {edit.id!r} on; another one takes it up" in said
 
 
 @pytest.mark.process
 @needs_ray
-def test_each_group_has_a_worker_at_most_and_each_worker_a_gpu(light, tmp_path):
+def test_each_group_has_a_worker_at_most(light, cluster, tmp_path):
     def do(group):
         Path(tmp_path, str(os.getpid())).touch()
         time.sleep(0.2)
-        return [(group[0].edit.id, os.environ["CUDA_VISIBLE_DEVICES"])]
+        return [group[0].edit.id]
 
     light(work=do)
-    assert list(work(GROUPS[:1], device="cuda"))[0][0] == "edit 0"
+    assert list(work(GROUPS[:1], cluster)) == ["edit 0"]
     assert len(list(tmp_path.iterdir())) == 1
-    edits, gpus = zip(*work(GROUPS, device="cuda"), strict=True)
-    assert sorted(edits) == [group[0].edit.id for group in GROUPS] and set(gpus) == {"0", "1"}
+    assert sorted(work(GROUPS, cluster)) == [group[0].edit.id for group in GROUPS]
     assert len(list(tmp_path.iterdir())) == 1 + 2
 
 
 @pytest.mark.process
 @needs_ray
-def test_what_is_made_comes_at_once_and_groups_are_taken_as_workers_come_free(light):
+def test_what_is_made_comes_at_once_and_groups_are_taken_as_workers_come_free(light, cluster):
     taken = []
 
     def do(group):
@@ -188,7 +162,7 @@ def test_what_is_made_comes_at_once_and_groups_are_taken_as_workers_come_free(li
         return [group[0].edit.id]
 
     light(work=do)
-    batches = work(taken.append(group) or group for group in GROUPS)
+    batches = work((taken.append(group) or group for group in GROUPS), cluster)
     assert next(batches) == "edit 1" and len(taken) == 2
     assert next(batches) == "edit 2" and len(taken) == 3
     batches.close()
@@ -202,14 +176,14 @@ def test_what_is_made_comes_at_once_and_groups_are_taken_as_workers_come_free(li
 @pytest.mark.process
 @needs_ray
 @pytest.mark.parametrize("when", ["load", "work"])
-def test_cases_that_cost_three_workers_are_given_up(light, tmp_path, when):
+def test_cases_that_cost_three_workers_are_given_up(light, cluster, tmp_path, when):
     def die(*_):
         Path(tmp_path, str(os.getpid())).touch()
         os.kill(os.getpid(), signal.SIGKILL)
 
     light(**{when: die})
     with pytest.raises(UserError, match="3 workers died over the cases from edit 'edit 0' on -> look at Ray's logs"):
-        list(work(GROUPS[:1]))
+        list(work(GROUPS[:1], cluster))
     assert len(list(tmp_path.iterdir())) == 3
 
 
@@ -217,19 +191,22 @@ def test_cases_that_cost_three_workers_are_given_up(light, tmp_path, when):
 @needs_ray
 @pytest.mark.parametrize("when", ["load", "work"])
 @pytest.mark.parametrize("error", [UserError("no weights", remedy="fetch them"), KeyError("the power fails")])
-def test_errors_of_a_worker_come_out_as_they_are(light, when, error):
+def test_errors_of_a_worker_come_out_as_they_are(light, cluster, when, error):
     def fail(*_):
         raise error
 
     light(**{when: fail})
     with pytest.raises(type(error)) as raised:
-        list(work(GROUPS))
+        list(work(GROUPS, cluster))
     assert type(raised.value) is type(error) and str(raised.value) == str(error)
 
 
-def test_a_worker_of_other_versions_refuses():
-    with pytest.raises(UserError, match="the code in .*riebench on .*, or its metrics, are not those"):
-        Worker().load(BACKBONE, "cpu", {"setup": Setup()}, ("another", "another"), [])
+def test_a_worker_of_other_versions_or_metrics_refuses():
+    words = BACKBONE, {"setup": Setup()}, "another"
+    with pytest.raises(UserError, match=f"the code in {Path(riebench.__file__).parents[1]} on .* is not that of this"):
+        Worker().load(Terms("cpu", "another", ()), *words)
+    with pytest.raises(UserError, match="the metrics on .*, or the weights that they use, are not those"):
+        Worker().load(Terms("cpu", installed_sources(), ()), *words)
 
 
 @pytest.mark.process

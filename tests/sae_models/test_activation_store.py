@@ -144,8 +144,8 @@ def test_written_behind_is_what_is_written(tmp_path):
 
 
 def test_one_shard_at_most_is_written_behind(tmp_path, monkeypatch):
-    go_on, real = threading.Event(), activation_store._write_shard
-    monkeypatch.setattr(activation_store, "_write_shard", lambda *words: go_on.wait() and real(*words))
+    go_on, real = threading.Event(), activation_store.encode
+    monkeypatch.setattr(activation_store, "encode", lambda *words: go_on.wait() and real(*words))
     with StoreWriter(tmp_path, ORIGIN) as writer:
         writer.write_behind(0, make_shard(0))  # returns while it is written
         second = threading.Thread(target=writer.write_behind, args=(1, make_shard(1)))
@@ -155,6 +155,19 @@ def test_one_shard_at_most_is_written_behind(tmp_path, monkeypatch):
         go_on.set()
         second.join()
     assert ActivationStore.open(tmp_path).shards == 2
+
+
+def test_shards_that_come_out_of_order_are_named_in_order_and_the_same_bytes(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    with StoreWriter(one, ORIGIN) as writer:
+        for number in range(ORIGIN.shards):
+            writer.write(number, make_shard(number))
+    with StoreWriter(other, ORIGIN) as writer:
+        for number in reversed(range(ORIGIN.shards)):
+            assert ActivationStore.open(other).shards == 0, "the first is missing"
+            writer.write(number, make_shard(number))
+    names = [path.relative_to(one) for path in one.rglob("*") if path.is_file()]
+    assert [(one / name).read_bytes() for name in names] == [(other / name).read_bytes() for name in names]
 
 
 def test_errors_of_what_is_written_behind_reach_the_caller(tmp_path, monkeypatch):
