@@ -25,7 +25,7 @@ EXAMPLES = {str: "a,b", int: "4,8,16", float: "0.1,0.4"}
 @dataclass(frozen=True)
 class Verb:
     """Describes a verb of the command line. Its flags are the fields of the dataclass `words`, an instance of which
-    `do` is called with.
+    `do` is called with; what that returns is the exit status, None being 0.
 
     examples: two command lines that its help shows. overrides: a dataclass and the names of some of its fields that
     are flags too; a mapping of those that were given is the second argument of `do`.
@@ -34,7 +34,7 @@ class Verb:
     name: str
     summary: str
     words: type
-    do: Callable[..., None]
+    do: Callable[..., int | None]
     examples: tuple[str, str]
     overrides: tuple[type, tuple[str, ...]] | None = None
 
@@ -44,10 +44,11 @@ class Verb:
         if self.overrides:
             add_flags(parser, *self.overrides, title="settings of the run, in the place of those in its file")
 
-    def run(self, arguments: argparse.Namespace) -> None:
-        """Does what the verb does with the words that were given. Raises `UserError` as that does."""
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Does what the verb does with the words that were given, and returns the exit status. Raises `UserError` as
+        that does."""
         overrides = [read_flags(arguments, *self.overrides)] if self.overrides else []
-        self.do(self.words(**read_flags(arguments, self.words)), *overrides)
+        return self.do(self.words(**read_flags(arguments, self.words)), *overrides) or 0
 
 
 def word(

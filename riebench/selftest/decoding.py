@@ -1,0 +1,52 @@
+"""Step 4: what the autoencoder takes for more and more rows, and whether a row depends on the others."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from riebench.selftest.bench import Bench
+from riebench.selftest.measure import Peak, seconds_of
+from riebench.selftest.step import Check, Found
+
+LEVEL = 1 / 255  # of a picture of 8 bits
+
+
+@torch.no_grad()
+def decode(bench: Bench) -> Found:
+    """Returns seconds and peak memory of each size, and how far the last row is from what it is alone."""
+    sampler, sizes = bench.sampler, bench.amounts.decoded
+    vae = sampler.pipeline.vae
+    samples = sampler.generate(bench.requests(max(sizes)), decode=False, keep_here=True)
+    latents = torch.stack([sample.image for sample in samples]).to(sampler.denoiser.dtype) / vae.config.scaling_factor
+
+    def images(rows: Tensor) -> Tensor:
+        return vae.decode(rows, return_dict=False)[0].float() / 2
+
+    found, wrong = [], []
+    for size in sizes:
+        rows = latents[:size]
+        with Peak(bench.device) as peak:
+            seconds = seconds_of(lambda rows=rows: images(rows), bench.device, bench.amounts.repeats)
+        last, filled, alone = images(rows)[-1], images(rows[-1:].expand_as(rows).contiguous())[-1], images(rows[-1:])[0]
+        far = float((last - alone).abs().max())
+        equal = torch.equal(last, filled)
+        row = {"rows": size, "seconds": seconds, "peak GB": peak.gigabytes, "equal": equal, "from alone": far}
+        found.append(row)
+        if not equal or not far < LEVEL:
+            wrong.append(f"row {size - 1} of {size} depends on the others (by {far:.3g})")
+    shown = ", ".join(f"{row['rows']} rows {row['seconds'] * 1e3:.0f} ms{_gigabytes(row)}" for row in found)
+    return Found("; ".join([*wrong, shown]), not wrong, {"sizes": found, "dtype": str(vae.dtype)})
+
+
+def _gigabytes(row: dict) -> str:
+    return "" if row["peak GB"] is None else f" {row['peak GB']:.1f} GB"
+
+
+CHECK = Check(
+    4,
+    "decoding",
+    "the last row is the same to the bit among copies of itself, and within a level of 8 bits of itself alone; seconds"
+    " grow no faster than rows",
+    decode,
+)
