@@ -16,6 +16,7 @@ from riebench.generation.sampler import Request, Sampler
 from riebench.runs.config import RunConfig, read_config
 from riebench.runs.engine import Engine, open_engine
 from riebench.runs.run import choose_edits
+from riebench.selftest.judges import absent_from_runs
 from riebench.selftest.random_weights import Unscored, random_engine
 from riebench.selftest.step import NotPossible, one_line
 
@@ -91,12 +92,15 @@ class Bench:
         """Returns the engine with grounder and judges; where weights are random and judges are missing, with one that
         gives no scores. Raises `NotPossible` where one cannot be loaded."""
         engine = self.engine
+        absent = absent_from_runs(self.backbone.judges)
+        if absent and self.random:
+            return Engine(engine.generation, engine.regions, Unscored())
+        if absent:
+            raise NotPossible(f"what scores is not on this machine: {', '.join(absent)} -> see `riebench doctor`")
         try:
             return engine.load()
         except UserError as error:
-            if not self.random:
-                raise NotPossible(one_line(error)) from error
-            return Engine(engine.generation, engine.regions, Unscored())
+            raise NotPossible(one_line(error)) from error
 
     def config(self, each: int) -> RunConfig:
         """Returns the run whose methods and edits are tried, with so many edits of each category."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from riebench.selftest.bench import Bench
-from riebench.selftest.measure import Peak, seconds_of
+from riebench.selftest.measure import Peak, seconds_of, sizes_that_fit
 from riebench.selftest.step import Check, Found
 
 LEVEL = 1 / 255  # of a picture of 8 bits
@@ -23,20 +23,24 @@ def decode(bench: Bench) -> Found:
     def images(rows: Tensor) -> Tensor:
         return vae.decode(rows, return_dict=False)[0].float() / 2
 
-    found, wrong = [], []
-    for size in sizes:
+    def try_rows(size: int) -> dict:
         rows = latents[:size]
         with Peak(bench.device) as peak:
-            seconds = seconds_of(lambda rows=rows: images(rows), bench.device, bench.amounts.repeats)
+            seconds = seconds_of(lambda: images(rows), bench.device, bench.amounts.repeats)
         last, filled, alone = images(rows)[-1], images(rows[-1:].expand_as(rows).contiguous())[-1], images(rows[-1:])[0]
-        far = float((last - alone).abs().max())
-        equal = torch.equal(last, filled)
-        row = {"rows": size, "seconds": seconds, "peak GB": peak.gigabytes, "equal": equal, "from alone": far}
-        found.append(row)
-        if not equal or not far < LEVEL:
-            wrong.append(f"row {size - 1} of {size} depends on the others (by {far:.3g})")
-    shown = ", ".join(f"{row['rows']} rows {row['seconds'] * 1e3:.0f} ms{_gigabytes(row)}" for row in found)
-    return Found("; ".join([*wrong, shown]), not wrong, {"sizes": found, "dtype": str(vae.dtype)})
+        far, equal = float((last - alone).abs().max()), torch.equal(last, filled)
+        return {"rows": size, "seconds": seconds, "peak GB": peak.gigabytes, "equal": equal, "from alone": far}
+
+    found, too_large = sizes_that_fit(sizes, try_rows)
+    wrong = [
+        f"row {row['rows'] - 1} of {row['rows']} depends on the others (by {row['from alone']:.3g})"
+        for row in found.values()
+        if not row["equal"] or not row["from alone"] < LEVEL
+    ]
+    shown = [f"{size} rows {row['seconds'] * 1e3:.0f} ms{_gigabytes(row)}" for size, row in found.items()]
+    shown += [too_large] if too_large else []
+    detail = {"sizes": list(found.values()), "dtype": str(vae.dtype), "too large": too_large}
+    return Found("; ".join([*wrong, ", ".join(shown)]), not wrong, detail)
 
 
 def _gigabytes(row: dict) -> str:

@@ -14,7 +14,7 @@ from riebench.generation.compiling import compile_parts
 from riebench.generation.lens import Lens
 from riebench.generation.sampler import Sampler
 from riebench.selftest.bench import Bench
-from riebench.selftest.measure import seconds_of
+from riebench.selftest.measure import seconds_of, sizes_that_fit
 from riebench.selftest.step import Check, Found, NotPossible, one_line
 
 MOST_OF_HOOKS = 0.05  # of a forward, on a GPU
@@ -25,11 +25,11 @@ def time_forwards(bench: Bench) -> Found:
     """Returns milliseconds of a forward for each number of rows, and of the largest in another layout, with hooks and
     compiled."""
     sampler, device, repeats = bench.sampler, bench.device, bench.amounts.repeats
-    plain = {}
-    for rows in bench.amounts.rows:
-        forward = _forward(bench, rows)
-        plain[rows] = seconds_of(forward, device, repeats) * 1e3
+    plain, too_large = sizes_that_fit(
+        bench.amounts.rows, lambda rows: seconds_of(_forward(bench, rows), device, repeats) * 1e3
+    )
     largest, otherwise = max(plain), {}
+    forward = _forward(bench, largest)
     sites = [Site(block) for block in bench.backbone.blocks]
     with Lens(sampler.blocks, sites) as lens:
         otherwise["with hooks"] = seconds_of(lambda: (forward(), lens.take()), device, repeats) * 1e3
@@ -46,6 +46,7 @@ def time_forwards(bench: Bench) -> Found:
     slow = device.type == "cuda" and hooks > MOST_OF_HOOKS
     shown = [f"{rows} rows {ms:.0f} ms" for rows, ms in plain.items()]
     shown += [f"{name} {ms:.0f} ms" for name, ms in otherwise.items()]
+    shown += [too_large] if too_large else []
     shown += [] if finite else ["what comes out is not finite"]
     detail |= {"hooks, share of a forward": hooks, "compiled": missing or "as above"}
     return Found(", ".join(shown), finite and not slow, detail)

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from riebench.core.hub import missing_files
-from riebench.metrics import METRICS, default_metrics, split_name
 from riebench.metrics.models import ScoringModels
-from riebench.metrics.networks.base import Network
-from riebench.metrics.networks.table import NETWORKS
 from riebench.regions.grounders import GROUNDER_WEIGHTS, GROUNDERS
 from riebench.selftest.bench import Bench
+from riebench.selftest.judges import is_absent, needed, networks
 from riebench.selftest.step import Check, Found, one_line
 
-LOADED, ABSENT, REFUSED = "loaded", "its weights are not on this machine", "refused: "
+LOADED, ABSENT, REFUSED = "loaded", "its weights are not on this machine", "not loaded: "
 
 
 def load(bench: Bench) -> Found:
@@ -26,19 +24,19 @@ def load(bench: Bench) -> Found:
     parts = {"pipeline": _try(lambda: bench.engine)}
     if not bench.random:
         parts[f"grounder {bench.backbone.grounder}"] = _grounder(bench)
-    needed, by_runs = {*parts}, _needed(bench)
-    for network in NETWORKS.get(bench.backbone.judges, ()):
+    wanted, by_runs = {*parts}, needed(bench.backbone.judges)
+    for network in networks(bench.backbone.judges):
         name = f"judge {network.label}"
-        parts[name] = ABSENT if _absent(network) else _try(lambda key=network.key: _judge(bench, key))
-        if network.key in by_runs:
-            needed.add(name)
+        parts[name] = ABSENT if is_absent(network) else _try(lambda key=network.key: _judge(bench, key))
+        if network.key in by_runs and not bench.random:
+            wanted.add(name)
         gc.collect()
     refused = [f"{name}: {words}" for name, words in parts.items() if words.startswith(REFUSED)]
     absent = [name for name, words in parts.items() if words == ABSENT]
     figure = f"{sum(words == LOADED for words in parts.values())} of {len(parts)} loaded"
     figure += f"; not on this machine: {', '.join(absent)}" if absent else ""
     figure += " (the pipeline with random weights)" if bench.random else ""
-    lacking = [name for name in absent if name in needed]
+    lacking = [name for name in absent if name in wanted]
     missing = f"a run wants {', '.join(lacking)} -> see `riebench doctor`" if lacking else ""
     if refused:
         return Found("; ".join(refused), False, {"parts": parts})
@@ -66,24 +64,6 @@ def _grounder(bench: Bench) -> str:
 
 def _judge(bench: Bench, key: str) -> None:
     ScoringModels(bench.backbone.judges, bench.device)[key]
-
-
-def _absent(network: Network) -> bool:
-    """Returns whether files of a network are missing, that would be downloaded if it were loaded."""
-    if network.weights:
-        return any(missing_files(weights) for weights in network.weights)
-    files = network.describe().files
-    return not files or not all(file.is_file() for file in files)
-
-
-def _needed(bench: Bench) -> Collection[str]:
-    """Returns the keys of the networks that every run of this backbone is scored by."""
-    family = bench.backbone.judges
-    if bench.random or family not in NETWORKS:
-        return ()
-    names = default_metrics(family)
-    models = ScoringModels(family, bench.device)
-    return {key for name in names for key in getattr(METRICS.get(split_name(name)[0])(models), "uses", ())}
 
 
 def _pipeline(bench: Bench) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from statistics import median
 from typing import Any
@@ -97,6 +97,21 @@ class Clock:
             name = self._open[-1]
             self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
         self._since = now
+
+
+def sizes_that_fit(sizes: Iterable[int], work: Callable[[int], Any]) -> tuple[dict[int, Any], str]:
+    """Returns size -> what the work returns for it, smallest first, and in words that a size does not fit into memory;
+    "" where all do. Raises what the work does of the smallest, and whatever else goes wrong."""
+    found: dict[int, Any] = {}
+    for size in sorted(sizes):
+        try:
+            found[size] = work(size)
+        except torch.OutOfMemoryError:
+            if not found:
+                raise
+            torch.cuda.empty_cache()
+            return found, f"{size} rows do not fit into memory"
+    return found, ""
 
 
 @contextmanager
