@@ -73,5 +73,5 @@ class RandomFeatures(Transport):
 
 
 def _norm(added: Addition, num_cells: int) -> Tensor:
-    """Returns the L2 norm of an addition, summed channel by channel."""
-    return added.dense(num_cells).float().mT.contiguous().norm()
+    """Returns the L2 norm of an addition, summed channel by channel, in float32: squares overflow in float16."""
+    return added.dense(num_cells).mT.contiguous().float().norm()

@@ -74,7 +74,7 @@ def quickstart() -> list:
         *(sae(strength=strength, **k) for strength in strengths),
         sae(name="sae-equal-norm", budget="norm", **k),
         *(dense(strength=strength) for strength in strengths),
-        METHODS.get("neurons")(k=ACTIVE),
+        METHODS.get("neurons")(k=5000),
         METHODS.get("random")(**k),
         METHODS.get("region-means")(),
         METHODS.get("pca")(**k),

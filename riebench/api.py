@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from riebench.backbones.loading import choose_device, choose_dtype
+from riebench.backbones.table import Backbone
 from riebench.core.errors import UserError
 from riebench.core.files import named_path
 from riebench.core.pictures import mask_picture, to_picture
@@ -22,8 +23,12 @@ from riebench.methods.method import Method
 from riebench.runs import run as runs
 from riebench.runs.config import MethodConfig, RunConfig, build_config, read_config
 from riebench.runs.engine import Engine, open_engine
+from riebench.runs.needs import missing_need
 from riebench.runs.plan import find_donor, kind_of_donor, variant_of
+from riebench.runs.setup import Setup
 from sae_models.tensors import dtype_name
+
+BATCH = 2  # the most images generated at once: original and edited
 
 
 @dataclass(frozen=True)
@@ -101,19 +106,23 @@ def edit(
 
     region: a noun in the original picture, `everything`, `background`, `not <noun>`, `mask:<file>`, or a mask itself,
     `[height, width]` of bools; `edited_region` is the same for the edited picture where it differs. method: a name,
-    with its settings as further arguments (`strength=2`, `on="up.0.1:12,55"`), or a Method. category: `add_object` and
-    `delete_object` have one region on both pictures. backbone: a name, or one's own as in a run's YAML. dictionaries:
-    folder of one's own. engine: an open one, to spare loading again, in place of these two and `device`. Raises
-    `UserError` when a name is unknown or the region is not found in a picture.
+    with its settings as further arguments (`strength=2`, `on="up.0.1:12,55"`; others as suit the backbone,
+    `riebench.runs.suited`), or a Method. category: `add_object` and `delete_object` have one region on both pictures.
+    backbone: a name, or one's own as in a run's YAML. dictionaries: folder of one's own. engine: an open one, to spare
+    loading again, in place of these two and `device`. Raises `UserError` when a name is unknown, something is missing
+    that the method needs, or the region is not found in a picture.
     """
     if not isinstance(method, str) and settings:
         raise UserError(f"{', '.join(settings)} cannot be given beside a method", remedy="set them in the method")
-    chosen = MethodConfig(method, settings).build() if isinstance(method, str) else method
+    model, setup = (engine.backbone, engine.setup) if engine else _asked(backbone, dictionaries, device, blocks)
+    chosen = MethodConfig(method, settings).build(model.judges) if isinstance(method, str) else method
+    if error := missing_need(chosen, model, setup):
+        raise error
     with tempfile.TemporaryDirectory() as folder:
         original = _phrase(region, Path(folder) / "original.png")
         edited = original if edited_region is None else _phrase(edited_region, Path(folder) / "edited.png")
         item = Edit("custom", category, original_prompt, edited_prompt, original, edited)
-        engine = engine or _open(backbone, dictionaries, device, blocks)
+        engine = engine or open_engine(model, device, setup=setup, batch_size=BATCH)
         kind = kind_of_donor(chosen)
         cases = [(item, seed), *([find_donor((item, seed), kind, ())] if kind else [])]
         reference, *donors = engine.references(cases, [chosen])
@@ -149,15 +158,18 @@ def generate(
     loading again, in place of `backbone` and `device`. Raises `UserError` where a name is unknown or weights are
     missing.
     """
-    engine = engine or _open(backbone, "", device, ())
+    if engine is None:
+        model, setup = _asked(backbone, "", device, ())
+        engine = open_engine(model, device, setup=setup, batch_size=BATCH)
     return to_picture(engine.generation.image(prompt, seed, intervention))
 
 
-def _open(backbone: str | Mapping[str, Any], dictionaries: str | Path, device: str, blocks: Sequence[str]) -> Engine:
+def _asked(
+    backbone: str | Mapping[str, Any], dictionaries: str | Path, device: str, blocks: Sequence[str]
+) -> tuple[Backbone, Setup]:
     config = RunConfig(backbone=backbone, dictionaries=str(dictionaries), blocks=tuple(blocks) or None)
     found = config.open_backbone()
-    dtype = dtype_name(choose_dtype(found, choose_device(device)))
-    return open_engine(found, device, setup=config.setup(dtype), batch_size=2)
+    return found, config.setup(dtype_name(choose_dtype(found, choose_device(device))))
 
 
 def _phrase(region: str | np.ndarray, path: Path) -> str:

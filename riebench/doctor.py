@@ -14,10 +14,12 @@ from riebench.backbones.folders import backbone_folder, fetch_name, is_shipped, 
 from riebench.backbones.released import VAES
 from riebench.backbones.table import BACKBONES, Backbone
 from riebench.core.errors import UserError
-from riebench.core.hub import Weights, missing_files
+from riebench.core.hub import Weights, fetched_revision, missing_files
+from riebench.core.memory import host_memory
 from riebench.core.text_tables import aligned
-from riebench.metrics.networks.table import METRIC_WEIGHTS
+from riebench.metrics.networks.table import METRIC_WEIGHTS, NETWORKS
 from riebench.regions.grounders import GROUNDER_WEIGHTS, GROUNDERS, SHIPPED_WEIGHTS
+from sae_models.index import DEFAULT_NAMES
 from sae_models.released import RELEASED_WEIGHTS
 
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "lpips")
@@ -40,18 +42,17 @@ def fetch_names() -> dict[str, tuple[Weights, ...]]:
 
 def examine() -> dict[str, Any]:
     """Returns what was found on this machine, as plain values, sizes in 10^9 bytes. Nothing is loaded or downloaded."""
-    import psutil
     import torch
     from huggingface_hub import constants
 
-    memory = psutil.virtual_memory()
+    memory = host_memory()
     devices = [_cuda_device(index) for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)]
     found = {
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
         "libraries": {name: _version(name) for name in LIBRARIES},
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory": {"total": memory.total / 1e9, "free": memory.available / 1e9},
+        "memory": {"total": memory.total / 1e9, "free": memory.free / 1e9},
         "cuda": devices,
         "hub": {
             "home": str(constants.HF_HOME),
@@ -84,7 +85,7 @@ def format_doctor(found: dict[str, Any]) -> str:
         lines.append("GPU: none that torch can use; SDXL on a CPU is slow")
     offline = ", offline (HF_HUB_OFFLINE)" if hub["offline"] else ""
     lines.append(f"weights from the Hub: {hub['home']}, {hub['disk_free']:.1f} GB of disk free{offline}")
-    rows = [("backbone", "weights", "memory for a picture", "to fetch")]
+    rows = [("backbone", "weights", "memory, judges and all", "to fetch")]
     rows += [
         (name, item["weights"], _memory_words(item), _fetch_words(item)) for name, item in found["backbones"].items()
     ]
@@ -126,10 +127,12 @@ def _disk_free(folder: Path) -> float:
 
 def _examine_backbone(backbone: Backbone, dtype: str, free: float) -> dict[str, Any]:
     """Returns weights: in words; missing: files; fetch: (what `riebench fetch` takes, its 10^9 bytes) or None; dtype:
-    what it would be computed in; needs: 10^9 bytes, 0 where it is not known; fits: beside what is free, None where that
-    is not known."""
+    what it would be computed in; needs: 10^9 bytes of a run that generates one picture at a time, the grounder, the
+    judges and the dictionaries with it, 0 where it is not known; fits: beside what is free, None where that is not
+    known."""
     dtype = backbone.dtype if backbone.dtype != "auto" else dtype
     needs = backbone.gigabytes(dtype)
+    needs += _beside(backbone) if needs else 0
     memory = {"dtype": dtype, "needs": needs, "free": free, "fits": needs <= free if needs else None}
     if backbone.weights is None:
         try:
@@ -149,6 +152,15 @@ def _examine_backbone(backbone: Backbone, dtype: str, free: float) -> dict[str, 
     return presence | memory
 
 
+def _beside(backbone: Backbone) -> float:
+    """Returns the 10^9 bytes that the weights of a backbone's grounder, of its CLIP, which is all that is large among
+    the judges of every run, and of its published dictionaries take beside the model; in float32, as their files are."""
+    judges = [network for network in NETWORKS[backbone.judges] if network.key == "clip"]
+    parts = [*GROUNDER_WEIGHTS.get(backbone.grounder, ()), *(item for network in judges for item in network.weights)]
+    parts += RELEASED_WEIGHTS.get(DEFAULT_NAMES.get(backbone.dictionaries or backbone.name, ""), ())
+    return sum(item.gigabytes for item in parts)
+
+
 def _examine_grounder(name: str) -> dict[str, Any]:
     if name in GROUNDER_WEIGHTS:
         return _presence(GROUNDER_WEIGHTS[name], name)
@@ -156,13 +168,16 @@ def _examine_grounder(name: str) -> dict[str, Any]:
 
 
 def _presence(weights: Sequence[Weights], name: str) -> dict[str, Any]:
-    """Returns what `_examine_backbone` does of weights, of files that are all of one name."""
+    """Returns what `_examine_backbone` does of weights, of files that are all of one name; revisions: the commits of
+    those that are there."""
+    revisions = {"revisions": [fetched_revision(item) for item in weights]}
     lacking = [(item, len(missing_files(item))) for item in weights]
     missing = sum(count for _, count in lacking)
     if not missing:
-        return {"weights": "present", "missing": 0, "fetch": None}
+        return {"weights": "present", "missing": 0, "fetch": None} | revisions
     words = f"missing ({missing} of {sum(len(item.files) for item in weights)} files)"
-    return {"weights": words, "missing": missing, "fetch": (name, sum(item.gigabytes for item, n in lacking if n))}
+    fetch = name, sum(item.gigabytes for item, n in lacking if n)
+    return {"weights": words, "missing": missing, "fetch": fetch} | revisions
 
 
 def _memory_words(item: dict[str, Any]) -> str:

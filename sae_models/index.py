@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from riebench.core.errors import UserError, did_you_mean
 from riebench.core.files import data_folder, write_text
+from riebench.core.memory import room_for
 from sae_models import released
 from sae_models.entry import Entry
 from sae_models.layouts import holds_part, weights_sha256
@@ -105,7 +106,8 @@ def fingerprint(entry: Entry, *, root: Path | None = None) -> str:
 
 
 def open(entry: Entry, *, root: Path | None = None, device: str = "cpu") -> Dictionary:
-    """Returns the entry's dictionary. Raises `UserError` where the checkpoint is missing or not the registered one."""
+    """Returns the entry's dictionary. Raises `UserError` where the checkpoint is missing or not the registered one, and
+    where there is no room for it."""
     from sae_models import checkpoint
 
     folder = _folder(entry, root)
@@ -121,7 +123,8 @@ def open(entry: Entry, *, root: Path | None = None, device: str = "cpu") -> Dict
             f"{folder} has (width, num_features, k) = {found}, the index says {listed}",
             remedy="fetch the checkpoint again, or register what lies there",
         )
-    return checkpoint.load(folder, device=device)
+    with room_for(f"the dictionary {entry.name} of {entry.block}", device):
+        return checkpoint.load(folder, device=device)
 
 
 def describe(entry: Entry) -> str:

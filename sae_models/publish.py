@@ -9,10 +9,10 @@ from glob import escape
 from pathlib import Path, PurePosixPath
 
 from riebench.core.errors import UserError
+from riebench.core.hub import page
 from sae_models import checkpoint, index
 from sae_models.entry import Entry
-from sae_models.layouts import LAYOUTS, SDXL_UNBOX, layout_of
-from sae_models.sdxl_unbox import STATISTICS_FILES
+from sae_models.layouts import LAYOUTS, SDXL_UNBOX, STATISTICS_FILES, layout_of
 
 CARD = "README.md"
 FRONT = "---\ntags:\n- sparse-autoencoder\n- riebench\n---\n"
@@ -155,7 +155,7 @@ def _asking_the_hub(repo: str) -> Iterator[None]:
     except LocalTokenNotFoundError as error:
         raise UserError(f"{repo}: you are not logged in to the Hub", remedy="run `hf auth login`") from error
     except GatedRepoError as error:
-        remedy = f"accept its terms at https://huggingface.co/{repo}, then `hf auth login`"
+        remedy = f"accept its terms at {page(repo)}, then `hf auth login`"
         raise UserError(f"{repo} is given to those who ask for it", remedy=remedy) from error
     except RevisionNotFoundError as error:
         raise UserError(f"{repo} has no such revision", remedy="give a branch, a tag or a commit") from error

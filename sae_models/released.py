@@ -4,17 +4,20 @@ Surkov et al. 2024, arXiv 2410.22366: one SAE for each of the four blocks, on up
 Those with k = 160 are RIEBench's own. Neither weights nor statistics are shipped: `riebench fetch NAME` downloads them.
 
 The revision is "main": not pinned, for we could not look the commits up. For the same reason there is no sha256 to hold
-the files against, and they were not evaluated here. What stands in keys is the sha256 of the file that was found.
+the files against, and they were not evaluated here. What stands in keys is the sha256 of the file that was found;
+`riebench doctor --json` says which commit was fetched. Statistics are known of the repository of k = 10 only, and
+nothing here reads them: they are fetched where they are there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from riebench.core.hub import Weights, weights_folder
 from sae_models.entry import Entry
-from sae_models.layouts import SDXL_UNBOX
+from sae_models.layouts import SDXL_UNBOX, STATISTICS_FILES
 
 BACKBONE = "sdxl-turbo@1"
 DEFAULT_NAME = "released-k160-x4"
@@ -28,7 +31,6 @@ BLOCK_PATHS = {
 }
 #: Name -> its repository and k.
 SETS = {DEFAULT_NAME: ("wendlerc/sdxl-turbo-saes", 160), "released-k10-x4": ("surokpro2/sdxl-saes", 10)}
-FILES = (*SDXL_UNBOX.files, "mean.pt", "std.pt")
 
 
 def _folder(block: str, k: int) -> str:
@@ -36,11 +38,14 @@ def _folder(block: str, k: int) -> str:
     return f"{BLOCK_PATHS[block]}_k{k}_hidden{NUM_FEATURES}_auxk256_bs4096_lr0.0001/final"
 
 
+def _paths(k: int, files: Iterable[str]) -> tuple[str, ...]:
+    """Returns the files of all four checkpoints, relative to their repository."""
+    return tuple(f"{_folder(block, k)}/{file}" for block in BLOCK_PATHS for file in files)
+
+
 #: Name -> what `riebench fetch NAME` downloads: the weights of all four blocks, 52 MB each, and their statistics.
 RELEASED_WEIGHTS: dict[str, tuple[Weights, ...]] = {
-    name: (
-        Weights(repo, "main", tuple(f"{_folder(block, k)}/{file}" for block in BLOCK_PATHS for file in FILES), 0.21),
-    )
+    name: (Weights(repo, "main", _paths(k, SDXL_UNBOX.files), 0.21, optional=_paths(k, STATISTICS_FILES)),)
     for name, (repo, k) in SETS.items()
 }
 

@@ -31,7 +31,6 @@ from sae_models.tensors import (
 )
 from sae_models.topk import TopKConfig, TopKSAE
 
-STATISTICS_FILES = ("mean.pt", "std.pt")
 SHAPE = {"width": "d_model", "num_features": "n_dirs_local", "k": "k"}
 OF_TRAINING = ("auxk", "dead_steps_threshold")
 UNREAD = "stats_last_nonzero"

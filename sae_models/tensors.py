@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from riebench.core.errors import UserError
+from riebench.core.memory import is_out_of_memory
 from sae_models.jumprelu import JumpReLUConfig, JumpReLUSAE
 from sae_models.topk import TopKConfig, TopKSAE
 
@@ -71,6 +72,8 @@ def read_pickle(path: Path, remedy: str) -> object:
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # a broken file raises whatever the unpickler meets first
+        if is_out_of_memory(error):
+            raise
         raise UserError(
             f"{path} is not a whole file of tensors and nothing else ({type(error).__name__})",
             remedy=f"{remedy}; code in a checkpoint is never run",

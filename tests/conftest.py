@@ -66,6 +66,21 @@ def of_four(sampler):
     return Sampler(sampler.backbone, sampler.pipeline, 4)
 
 
+@pytest.fixture(scope="module")
+def no_tables():
+    """Runs write an empty summary and report, for tests that look at neither: they take half of a small run's time."""
+    from riebench.core import files
+    from riebench.runs import run as runs
+
+    def write_report(folder, *_tables, **_words):
+        files.write_text(folder / "report.html", "<html></html>")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "summarise", lambda *_scores, **_words: {"dominance": {}})
+        patch.setattr(runs, "write_report", write_report)
+        yield
+
+
 @pytest.fixture(scope="session")
 def small_config():
     return read_config(SETTINGS, {"edits_per_category": 1, "seeds": [42, 7], "resamples": 200, "batch_size": 16})

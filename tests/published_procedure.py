@@ -40,16 +40,17 @@ Rule = Tensor | Callable[[int, Tensor], Tensor]
 
 
 @functools.cache
-def sdxl_shaped_pipeline(channels: int = 1280, seed: int = 0) -> StableDiffusionXLPipeline:
+def sdxl_shaped_pipeline(channels: int = 1280, seed: int = 0, side: int = 16) -> StableDiffusionXLPipeline:
     """A pipeline with SDXL's modules at the four blocks, tiny elsewhere, with random weights drawn from `seed`.
 
-    512 px images, latents [4, 64, 64], the four blocks on a 16x16 grid with `channels` channels (a multiple of 64).
+    The four blocks on a grid of `side` x `side` cells with `channels` channels (a multiple of 64); latents have four
+    times as many places to a side, images 32 times: 512 px for 16 cells.
     To save time the blocks have two layers and `mid.0` one. Made once for the same arguments: leave it as it was.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):  # the default start of 500 million weights takes longer than ours
         unet = UNet2DConditionModel(
-            sample_size=64,
+            sample_size=4 * side,
             block_out_channels=(32, 64, channels),
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
+import control_groups
 import open_clip
 import psutil
 import pytest
@@ -12,10 +14,14 @@ import torch
 from huggingface_hub import constants
 
 from riebench.backbones.table import BACKBONES
+from riebench.core import groups
 from riebench.core.hub import weights_folder
+from riebench.core.memory import host_memory
 from riebench.doctor import examine, fetch_names, format_doctor
 from riebench.metrics.networks.clip import OPENAI_CLIP
+from riebench.metrics.networks.siglip import SIGLIP2
 from riebench.regions.grounders import GROUNDER_WEIGHTS, GROUNDERS
+from sae_models.released import RELEASED_WEIGHTS
 
 CLIP, (CLIP_WEIGHTS,) = OPENAI_CLIP.fetch_name, OPENAI_CLIP.weights
 
@@ -49,7 +55,7 @@ def test_the_machine_is_described(cache):
     found = examine()
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     assert found["libraries"]["torch"] == version("torch") and "not installed" not in found["libraries"].values()
-    assert found["memory"]["total"] == pytest.approx(psutil.virtual_memory().total / 1e9)
+    assert found["memory"]["total"] == pytest.approx(host_memory().total / 1e9)
     assert 0 < found["memory"]["free"] < found["memory"]["total"]
     assert len(found["cuda"]) == (torch.cuda.device_count() if torch.cuda.is_available() else 0)
     assert found["hub"]["disk_free"] > 0  # of a folder that is not there yet
@@ -98,31 +104,40 @@ def test_a_started_download_counts_as_missing(cache):
     assert item["missing"] == len(GROUNDER_WEIGHTS["clipseg"][0].files) - 2 and item["fetch"][0] == "clipseg"
 
 
-def test_memory_is_set_beside_what_is_free(cache, monkeypatch):
+def test_memory_is_set_beside_what_is_free(cache, monkeypatch, tmp_path):
+    """With what the grounder, CLIP and the SAEs take: 0.69 + 0.9 + 1.71 + 0.21 GB."""
+
     class Memory:
-        total, available = 32e9, 15.5e9
+        total, available = 64e9, 48e9
 
     monkeypatch.setattr(psutil, "virtual_memory", Memory)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    text = format_doctor(examine())
-    assert "15.5 of 32.0 GB memory free" in text and "GPU: none" in text
-    assert "15 GB in float32: fits" in line_of(text, "sdxl-turbo@1")
-    assert "17 GB in float32: does not fit" in line_of(text, "sdxl-base@25")
+    limit = {"memory.max": "32000000000", "memory.current": "13000000000"}
+    control_groups.make(tmp_path, 2, "/", limit)
+    monkeypatch.setattr(groups, "ROOT", tmp_path)
+    found = examine()
+    text = format_doctor(found)
+    assert "19.0 of 32.0 GB memory free" in text and "GPU: none" in text
+    assert "18 GB in float32: fits" in line_of(text, "sdxl-turbo@1")
+    assert "21 GB in float32: does not fit" in line_of(text, "sdxl-base@25")
+    turbo, tiny = BACKBONES.get("sdxl-turbo@1"), BACKBONES.get("tinyworld-turbo@1")
+    assert found["backbones"]["sdxl-turbo@1"]["needs"] == pytest.approx(turbo.gigabytes("float32") + 3.51)
+    assert found["backbones"]["tinyworld-turbo@1"]["needs"] == pytest.approx(tiny.gigabytes("float32"))
 
 
 def test_a_gpu_is_described_and_half_precision_is_what_counts(cache, monkeypatch):
     for name, value in {
         "is_available": True,
         "device_count": 1,
-        "mem_get_info": (9.0e9, 12.0e9),
+        "mem_get_info": (12.0e9, 16.0e9),
         "get_device_capability": (7, 5),
         "get_device_name": "Turing",
     }.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
     text = format_doctor(examine())
-    assert "GPU: Turing, 9.0 of 12.0 GB free, no bfloat16" in text
-    assert "7.7 GB in float16: fits" in line_of(text, "sdxl-turbo@1")
-    assert "10 GB in float16: does not fit" in line_of(text, "sdxl-base@25")
+    assert "GPU: Turing, 12.0 of 16.0 GB free, no bfloat16" in text
+    assert "11 GB in float16: fits" in line_of(text, "sdxl-turbo@1")
+    assert "14 GB in float16: does not fit" in line_of(text, "sdxl-base@25")
     assert line_of(text, "sdxl-base@25").endswith("riebench fetch sdxl-base (6.94 GB)")
 
 
@@ -144,11 +159,29 @@ def test_every_name_to_fetch_stands_for_weights():
         assert weights and all(item.files and item.gigabytes > 0 for item in weights)
 
 
-def test_the_clip_is_where_open_clip_looks_for_it(cache, monkeypatch):
-    architecture, _, tag = OPENAI_CLIP.model.partition("/")
+@pytest.mark.parametrize("network", [OPENAI_CLIP, SIGLIP2], ids=["CLIP", "SigLIP 2"])
+def test_the_clips_are_open_clip_s_own_files(cache, monkeypatch, network):
+    """open_clip finds the same file in the same repository, where the branch "main" stands at our commit."""
+    (weights,) = network.weights
+    architecture, _, tag = network.model.partition("/")
     entry = open_clip.get_pretrained_cfg(architecture, tag)
-    assert entry["hf_hub"].strip("/") == CLIP_WEIGHTS.repo
-    put(cache, CLIP_WEIGHTS)
+    assert entry["hf_hub"].strip("/") == weights.repo
+    put(cache, weights)
+    refs = weights_folder(network.fetch_name, weights).parents[1] / "refs"
+    refs.mkdir()
+    (refs / "main").write_text(weights.revision)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     found = open_clip.download_pretrained(entry)
-    assert found == str(weights_folder(CLIP, CLIP_WEIGHTS) / CLIP_WEIGHTS.files[0])
+    assert found == str(weights_folder(network.fetch_name, weights) / weights.files[0])
+    assert network.describe().files == [Path(found)]
+
+
+def test_what_moves_is_told_with_the_commit_that_was_fetched(cache):
+    (weights,) = RELEASED_WEIGHTS["released-k160-x4"]
+    assert examine()["SAEs"]["released-k160-x4"]["revisions"] == [""]
+    put(cache, weights)
+    assert not any("mean.pt" in file for file in weights.files)
+    found = examine()["SAEs"]["released-k160-x4"]
+    assert (found["weights"], found["missing"], found["fetch"]) == ("present", 0, None)
+    assert found["revisions"] == ["c0ffee"]
+    assert "missing" not in line_of(format_doctor(examine()), "released-k160-x4")

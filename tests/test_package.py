@@ -3,9 +3,13 @@
 import os
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import distribution
+from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from riebench.core.files import data_folder
 
@@ -51,3 +55,19 @@ def test_the_command_is_declared():
 
 def _environment():
     return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+CHECKOUT = Path(__file__).parents[1]
+
+
+@pytest.mark.skipif(not (CHECKOUT / ".ci").is_dir(), reason="only a checkout has it")
+def test_what_is_run_at_the_lower_bounds_is_what_is_declared():
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    declared = [Requirement(line) for line in project["dependencies"] + project["optional-dependencies"]["test"]]
+    bounds = {
+        each.name: next(Version(part.version) for part in each.specifier if part.operator == ">=") for each in declared
+    }
+    lines = (CHECKOUT / ".ci" / "lowest.txt").read_text().splitlines()
+    pinned = [Requirement(line) for line in lines if not line.startswith("#")]
+    assert {each.name: Version(next(iter(each.specifier)).version) for each in pinned} == bounds
+    assert all(part.operator == "==" for each in pinned for part in each.specifier)

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -19,7 +19,9 @@ from transformers.utils import logging as transformers_logging
 
 from riebench.backbones.folders import backbone_folder, fetch_name, is_shipped, vae_folder
 from riebench.backbones.table import DTYPES, Backbone
+from riebench.core.checkpoints import Incomplete, load_whole, remedy_for
 from riebench.core.errors import UserError, did_you_mean
+from riebench.core.memory import is_out_of_memory, room_for
 from sae_models.tensors import dtype_name
 
 VARIANT = "fp16"  # as diffusers calls half-precision files: `diffusion_pytorch_model.fp16.safetensors`
@@ -70,16 +72,35 @@ def load_pipeline(backbone: Backbone, device: torch.device, dtype: torch.dtype) 
     precision is read from half-precision files where the folder has them. Raises `UserError` when weights are missing
     or broken, or there is no room for them.
     """
+    name = dtype_name(dtype)
+    with room_for(backbone.name, device, backbone.gigabytes(name), "free some, use dtype float16, or another device"):
+        return _read_pipeline(backbone, dtype).to(device)
+
+
+def _read_pipeline(backbone: Backbone, dtype: torch.dtype) -> DiffusionPipeline:
+    """Returns the pipeline in the host's memory. Raises `UserError` when weights are missing or broken."""
     folder, other = backbone_folder(backbone, dtype_name(dtype)), vae_folder(backbone)
     family = backbone.family
     variant = _variant(folder, dtype, family.denoiser)
     try:
         with quiet():
-            given = {"vae": _load(_named(family.autoencoder), other, dtype)} if other else {}
             own = family.autoencoder_dtype
             types = {"default": dtype, "vae": getattr(torch, own) if own else dtype}
+            given = {"vae": _load_model(_named(family.autoencoder), other, dtype)} if other else {}
+            for part, kind in _models(folder).items():
+                if part not in given:
+                    given[part] = _load_model(kind, folder / part, types.get(part, dtype), variant)
             pipeline = _load(_named(family.pipeline), folder, types, variant=variant, **family.options, **given)
+    except Incomplete as error:
+        name = backbone.vae if other and str(other) in str(error) else fetch_name(backbone, dtype_name(dtype))
+        hub = other if backbone.vae == name else folder
+        raise UserError(
+            f"{backbone.name} cannot be loaded: {error}",
+            remedy=remedy_for(name, hub) if backbone.weights else _remedy(backbone, None, ""),
+        ) from error
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         file, what = _find_broken(folder, variant) or (other and _find_broken_part(other, None)) or (None, str(error))
         raise UserError(
             f"the weights of {backbone.name} cannot be loaded: {f'{file} {what}' if file else what}",
@@ -87,14 +108,7 @@ def load_pipeline(backbone: Backbone, device: torch.device, dtype: torch.dtype) 
         ) from error
     pipeline.set_progress_bar_config(disable=True)  # of this pipeline alone
     family.prepare(pipeline, other is not None)
-    try:
-        return pipeline.to(device)
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"{backbone.name} does not fit into the memory of {device}: it takes about"
-            f" {backbone.gigabytes(dtype_name(dtype)):.1f} GB",
-            remedy="free some, use dtype float16, or another device",
-        ) from error
+    return pipeline
 
 
 def _named(place: str) -> type:
@@ -116,6 +130,28 @@ def quiet() -> Iterator[None]:
         for part, was in zip(parts, shown, strict=True):
             if was:
                 part.enable_progress_bar()
+
+
+def _models(folder: Path) -> dict[str, type]:
+    """Returns the parts of a pipeline that have weights, by the name of their folder, with their classes."""
+    found = {}
+    for part, value in json.loads((folder / "model_index.json").read_text()).items():
+        library, name = value if isinstance(value, list) else (None, None)
+        if library in ("diffusers", "transformers"):
+            kind = getattr(import_module(library), name)
+            if isinstance(kind, type) and issubclass(kind, nn.Module):
+                found[part] = kind
+    return found
+
+
+def _load_model(kind: type, folder: Path, dtype: torch.dtype, variant: str | None = None) -> nn.Module:
+    """Returns a part of a pipeline, with every tensor that it has and, where it is diffusers' own, no other."""
+    own = issubclass(kind, ModelMixin)
+    options = {"torch_dtype": dtype, "low_cpu_mem_usage": False} if own else {"dtype": dtype}
+    there = variant if any(folder.glob(f"*.{variant}*safetensors")) else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # from 0.40 on diffusers says `dtype` too, before only this
+        return load_whole(kind, folder, strict=own, variant=there, **options)
 
 
 def _load(kind: type, folder: Path, dtype, **options):

@@ -19,8 +19,8 @@ GROUPS = {world.NAME: world.SUMMARY}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a verb and returns the exit status, which is 1 where the self-test finds something wrong. A user's error is
-    one line on stderr and 2; Ctrl-C is 130."""
+    """Runs a verb and returns the exit status, which is 1 where the doctor finds that something is missing, or the
+    self-test that something is wrong. A user's error is one line on stderr and 2; Ctrl-C is 130."""
     arguments = build_parser().parse_args(argv)
     try:
         return arguments.verb.run(arguments)

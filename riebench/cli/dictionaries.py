@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from riebench.cli.flags import Verb, word
 from riebench.dictionaries.options import BACKBONE, EvaluateSettings, HarvestSettings, TrainSettings
@@ -102,7 +103,16 @@ class IndexText:
     backbone: str = BACKBONE
     """A name out of `riebench ls backbones`."""
     prompts: str = "4096"
-    """A text file, a prompt on each line; for tinyworld a number."""
+    """How many: captions of tinyworld, or what the dev split of the shipped edits shows; or a file, as in riebench
+    harvest."""
+    blocks: tuple[str, ...] = ()
+    """The blocks, comma-separated (default: all four)."""
+    dictionary: str = ""
+    """Name of the dictionaries (default: those that runs use)."""
+    dictionaries: str = ""
+    """Folder of your own dictionaries (default: the shipped and released ones)."""
+    site: Literal["", "update", "stream"] = ""
+    """What they read of a block: update, or stream (default: what the backbone's dictionaries read)."""
     out: Path | None = None
     """Folder to write to (default: your cache, where runs look)."""
     device: str = "auto"
@@ -112,8 +122,9 @@ class IndexText:
 def _index_text(words: IndexText) -> None:
     from riebench.dictionaries.text_index import index_text
 
-    prompts = int(words.prompts) if words.prompts.isdecimal() else Path(words.prompts)
-    for path in index_text(words.backbone, prompts, words.out, words.device).values():
+    how = {name: getattr(words, name) for name in ("blocks", "dictionary", "dictionaries", "site")}
+    prompts = int(words.prompts) if words.prompts.isdecimal() else words.prompts
+    for path in index_text(words.backbone, prompts, words.out, words.device, **how).values():
         print(path)
 
 
@@ -178,7 +189,7 @@ VERBS = (
         "learn which features go with which words, for text-selected",
         IndexText,
         _index_text,
-        ("riebench index-text", "riebench index-text --backbone sdxl-turbo@1 --prompts prompts.txt --out text_index"),
+        ("riebench index-text --backbone sdxl-turbo@1", "riebench index-text --prompts prompts.txt --out text_index"),
     ),
     Verb(
         "evaluate",

@@ -40,10 +40,7 @@ def _listed(kind: str) -> list[tuple[str, str]]:
 
         return [(category.name, f"{category.id}  {category.title}") for category in CATEGORIES]
     if kind == "runs":
-        from riebench.runs.config import preset_names, read_config
-
-        configs = [(name, read_config(name)) for name in preset_names()]
-        return [(name, f"{c.backbone}, {len(c.methods)} methods, {len(c.seeds)} seeds") for name, c in configs]
+        return _runs()
     if kind == "edits":
         from riebench.edits.edit import load_edits, shipped_sets
 
@@ -54,6 +51,21 @@ def _listed(kind: str) -> list[tuple[str, str]]:
         return [(entry.name, describe(entry)) for entry in entries()]
     registry = _registries()[kind]
     return [(name, registry.summary(name)) for name in registry.names()]
+
+
+def _runs() -> list[tuple[str, str]]:
+    """Returns the shipped runs of each kind of backbone, as one asks for them."""
+    from riebench.runs.config import PRESETS, preset_names, read_config
+
+    rows = []
+    for kind in sorted((path.name for path in PRESETS.iterdir()), reverse=True):  # tinyworld first
+        for name in preset_names(kind):
+            config = read_config(str(PRESETS / kind / f"{name}.yaml"))
+            default = read_config(name) == config
+            asked = name if default else f"{name} --backbone {config.backbone}"
+            seeds = ", ".join(map(str, config.seeds))
+            rows.append((asked, f"{config.backbone}, {config.mode}, {len(config.methods)} methods, seeds {seeds}"))
+    return rows
 
 
 def _registries() -> dict:

@@ -16,7 +16,18 @@ from riebench.core.values import Seed
 from riebench.runs.config import RunConfig, read_config, setting_kinds
 
 #: Fields of a RunConfig that are flags of `riebench run`.
-OVERRIDES = ("backbone", "edits", "split", "mode", "dtype", "dictionaries", "edits_per_category", "batch_size")
+OVERRIDES = (
+    "backbone",
+    "edits",
+    "split",
+    "categories",
+    "edits_per_category",
+    "seeds",
+    "mode",
+    "dtype",
+    "dictionaries",
+    "batch_size",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from riebench.cli.flags import Verb, word
 from riebench.core.errors import UserError, did_you_mean
+from riebench.runs.config import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +22,7 @@ class Fetch:
 
 
 def _fetch(words: Fetch) -> None:
-    from riebench.core.hub import fetch
+    from riebench.core.fetching import fetch
     from riebench.doctor import fetch_names
 
     known = fetch_names()
@@ -38,19 +41,45 @@ def _fetch(words: Fetch) -> None:
             print(f"{name:<{width}}  {sum(w.gigabytes for w in parts):6.2f} GB  {', '.join(w.repo for w in parts)}")
 
 
+#: Fields of a RunConfig that are flags of `riebench doctor`: those that decide what a run needs.
+OVERRIDES = ("backbone", "edits", "split", "mode", "dtype", "dictionaries")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Doctor:
-    """Holds the words of `riebench doctor`."""
+    """Holds the words of `riebench doctor`, beside the fields of a RunConfig."""
 
+    run: str = ""
+    """A shipped run (riebench ls runs) or a YAML file: every part that it needs, with the command that gets what is
+    missing; the exit status is 1 where something is."""
+    device: str = "auto"
+    """Where that run is to compute: auto, cpu or cuda."""
     json: bool = False
     """Print JSON."""
 
 
-def _doctor(words: Doctor) -> None:
+def _doctor(words: Doctor, overrides: Mapping[str, Any]) -> int:
+    if words.run:
+        return _doctor_of_run(words, overrides)
+    if overrides:
+        raise UserError(f"--{next(iter(overrides))} is a setting of a run", remedy="add --run quickstart")
+
     from riebench.doctor import examine, format_doctor
 
     found = examine()
     print(json.dumps(found, indent=2) if words.json else format_doctor(found))
+    if not words.json:
+        print("\nwhat a run needs: riebench doctor --run quickstart --backbone sdxl-turbo@4")
+    return 0
+
+
+def _doctor_of_run(words: Doctor, overrides: Mapping[str, Any]) -> int:
+    from riebench.runs.config import read_config
+    from riebench.runs.parts import describe_parts, format_parts, parts_of
+
+    found = parts_of(read_config(words.run, overrides), words.device)
+    print(json.dumps({"run": words.run} | describe_parts(found), indent=2) if words.json else format_parts(found))
+    return 1 if any(part.missing for part in found) else 0
 
 
 VERBS = (
@@ -63,9 +92,10 @@ VERBS = (
     ),
     Verb(
         "doctor",
-        "what this machine has, which weights are there, what would fit",
+        "what this machine has, which weights are there, what would fit, and what a run is short of",
         Doctor,
         _doctor,
-        ("riebench doctor", "riebench doctor --json"),
+        ("riebench doctor --json", "riebench doctor --run quickstart --backbone sdxl-turbo@4"),
+        overrides=(RunConfig, OVERRIDES),
     ),
 )

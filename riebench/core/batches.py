@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 
 from riebench.core.errors import UserError
+from riebench.core.memory import is_out_of_memory
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,19 +31,15 @@ def halving(work: Callable[[int], R], size: int, what: str) -> tuple[R, int]:
         try:
             return work(size), size
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
-        if size == 1:
-            raise UserError(
-                f"{what}: not even one row fits into memory", remedy="free some memory, or use a smaller model"
-            )
+            if size == 1:
+                said = " ".join(str(error).split()).partition(". ")[0]
+                raise UserError(
+                    f"{what}: not even one row fits into memory{f' ({said})' if said else ''}",
+                    remedy="free some memory, or use a smaller batch size or model",
+                ) from error
         size //= 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         print(f"riebench: {what}: out of memory, going on with batches of {size}", file=sys.stderr, flush=True)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Returns whether memory ran out. torch has an error of its own for a GPU; on the CPU it raises a RuntimeError that
-    only its words tell apart."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

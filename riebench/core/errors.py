@@ -11,6 +11,7 @@ class UserError(ValueError):
 
     def __init__(self, message: str, *, remedy: str = "") -> None:
         super().__init__(f"{message} -> {remedy}" if remedy else message)
+        self.message, self.remedy = message, remedy
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:

@@ -1,11 +1,10 @@
 """Weights on the Hugging Face Hub are files at a revision; this finds them on this machine and fetches them.
 
-Nothing here touches the network but `fetch`. It imports no torch.
+Nothing here touches the network (`riebench.core.fetching` does). It imports no torch.
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,15 +23,25 @@ class Weights:
     """What is needed, relative to the repository's root."""
     gigabytes: float
     """Size of the download, in 10^9 bytes."""
+    optional: tuple[str, ...] = ()
+    """What is fetched too where the repository has it."""
 
     @property
     def url(self) -> str:
-        return f"https://huggingface.co/{self.repo}/tree/{self.revision}"
+        """Says where people can see the files, on the Hub that is used (`HF_ENDPOINT`)."""
+        return f"{page(self.repo)}/tree/{self.revision}"
+
+
+def page(repo: str) -> str:
+    """Returns the address of a repository's page, on the Hub that is used (`HF_ENDPOINT`)."""
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT.rstrip('/')}/{repo}"
 
 
 def missing_files(weights: Weights) -> tuple[str, ...]:
-    """Returns the files that are not in this machine's cache (`HF_HOME`)."""
-    return tuple(file for file in weights.files if _cached(weights, file) is None)
+    """Returns the needed files that are not in this machine's cache (`HF_HOME`)."""
+    return tuple(file for file in weights.files if cached_file(weights, file) is None)
 
 
 def weights_folder(name: str, weights: Weights) -> Path:
@@ -40,55 +49,30 @@ def weights_folder(name: str, weights: Weights) -> Path:
 
     name: what `riebench fetch` calls them. Raises `UserError` with that command where a file is missing.
     """
-    paths = {file: path for file in weights.files if (path := _cached(weights, file))}
-    missing = [file for file in weights.files if file not in paths]
+    missing = missing_files(weights)
     if missing:
         raise UserError(
             f"{len(missing)} of {len(weights.files)} files of {weights.repo} are not on this machine"
             f" ({missing[0]}{', ...' if len(missing) > 1 else ''})",
             remedy=f"run `riebench fetch {name}` ({weights.gigabytes:g} GB)",
         )
-    first = weights.files[0]
-    return paths[first].parents[len(Path(first).parts) - 1]
+    return snapshot_folder(weights)
 
 
-def fetch(name: str, weights: Weights) -> Path:
-    """Downloads what is missing, with progress, and returns the folder; a stopped download goes on where it was.
-
-    Raises `UserError` where the Hub cannot be reached, `HF_HUB_OFFLINE` forbids it, or the repository asks for a login.
-    """
-    import huggingface_hub
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
-
-    missing = missing_files(weights)
-    if not missing:
-        return weights_folder(name, weights)
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
-        raise UserError(f"{name} cannot be fetched while HF_HUB_OFFLINE is set", remedy="unset it")
-    print(
-        f"fetching {len(missing)} files of {weights.url}, at most {weights.gigabytes:g} GB", file=sys.stderr, flush=True
-    )
-    try:
-        folder = huggingface_hub.snapshot_download(
-            weights.repo, revision=weights.revision, allow_patterns=list(weights.files)
-        )
-    except GatedRepoError as error:
-        raise UserError(
-            f"{weights.repo} is given to those who ask for it",
-            remedy=f"accept its terms at {weights.url}, then `hf auth login`",
-        ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise UserError(
-            f"{name} cannot be fetched: {str(error).splitlines()[0]}",
-            remedy="check the network and the disk; what was downloaded is kept",
-        ) from error
-    missing = missing_files(weights)
-    if missing:
-        raise UserError(f"{weights.repo} at {weights.revision} has no {missing[0]}", remedy="report this to riebench")
-    return Path(folder)
+def fetched_revision(weights: Weights) -> str:
+    """Returns the commit of the files on this machine; "" where none of them is there. Where the revision is a branch
+    this is what it stood for when it was fetched."""
+    there = any(cached_file(weights, file) for file in weights.files)
+    return snapshot_folder(weights).name if there else ""
 
 
-def _cached(weights: Weights, file: str) -> Path | None:
+def snapshot_folder(weights: Weights) -> Path:
+    """Returns the folder of the snapshot, of which a file is there."""
+    path, file = next((path, file) for file in weights.files if (path := cached_file(weights, file)))
+    return path.parents[len(Path(file).parts) - 1]
+
+
+def cached_file(weights: Weights, file: str) -> Path | None:
     """Returns where a file of the weights lies in this machine's cache; None where it does not."""
     from huggingface_hub import try_to_load_from_cache
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import psutil
 import torch
 
+from riebench.core.groups import control_groups
+
 LOOK_SECONDS = 0.25
-CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 
 def machine_cores() -> int:
@@ -48,9 +49,19 @@ def count_free_cores() -> int:
 
 
 def _group_limit() -> int:
-    """Returns the cores that a container may use; those of the machine where nothing limits them."""
+    """Returns the cores that a container may use, the least of the limits of its group and of those around it; those of
+    the machine where nothing limits them."""
+    limits = (_cores_of(group) for group in control_groups("cpu"))
+    return min((cores for cores in limits if cores is not None), default=machine_cores())
+
+
+def _cores_of(group: Path) -> int | None:
+    """Returns the whole cores that a control group may use; None where it has no limit."""
     try:
-        quota, period = CGROUP_LIMIT.read_text().split()
-        return int(quota) // int(period)
-    except (OSError, ValueError):  # no control groups, or "max"
-        return machine_cores()
+        if (group / "cpu.max").is_file():  # version 2
+            quota, period = (group / "cpu.max").read_text().split()
+        else:
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return int(quota) // int(period) if int(quota) > 0 else None  # -1 is none in version 1
+    except (OSError, ValueError):  # no such file, or "max"
+        return None

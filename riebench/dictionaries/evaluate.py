@@ -15,7 +15,7 @@ from riebench.backbones.table import BACKBONES, Backbone
 from riebench.core.errors import UserError
 from riebench.dictionaries.generalisation import FIRST_SEED, evaluate_steps, find_entries, held_out_captions
 from riebench.dictionaries.harvest import rows_per_prompt
-from riebench.dictionaries.prompts import read_prompts
+from riebench.dictionaries.prompts import EDITS, read_prompts
 from riebench.dictionaries.reconstruction import reconstruction_effect, summarise
 from riebench.dictionaries.stability import compare_pairs, find_pairs
 from riebench.generation.replacement import Scope
@@ -47,9 +47,9 @@ def evaluate(
     prompts: how many; without a source, on `trained_on` as many more as give 16,384 rows. images: of how many of them
     images are made with updates replaced, by the dictionaries of `names`, or else those that runs use, or else all; 0
     for none. source: of the prompts, as `read_prompts` takes it; "" takes captions of held-out scenes for tinyworld,
-    and for others what `read_prompts` does. names: of the dictionaries (default: all there are); root: of their index
-    (default: the shipped one); site: what they code of the blocks; other: a folder of dictionaries of another training
-    seed.
+    and for others what the dev split of the shipped edits shows, which no dictionary was trained on. names: of the
+    dictionaries (default: all there are); root: of their index (default: the shipped one); site: what they code of the
+    blocks; other: a folder of dictionaries of another training seed.
 
     Returns what JSON can hold, None for what is not defined:
 
@@ -104,7 +104,7 @@ def evaluate(
 
 def _prompts(source: str, count: int, family: str) -> list[str]:
     if source or family != "tinyworld":
-        return read_prompts(source, count=count, family=family)
+        return read_prompts(source or EDITS, count=count, seed=FIRST_SEED)
     return held_out_captions(count)
 
 

@@ -23,7 +23,8 @@ class HarvestSettings:
     blocks: tuple[str, ...] = ()
     """The blocks, comma-separated (default: all four)."""
     prompts: str = ""
-    """A .txt, .jsonl or .parquet file, datasets:NAME[:SPLIT], or captions of tinyworld (default: the model's)."""
+    """A .txt, .jsonl or .parquet file, datasets:NAME[:SPLIT], captions of tinyworld, or edits: what the dev split of
+    the shipped edits shows (default: captions; SDXL: LAION-COCO's, from the Hub)."""
     column: str = ""
     """Column of the prompts, in a .jsonl, .parquet or data set."""
     count: int = 0
@@ -74,7 +75,7 @@ class TrainSettings:
     architecture: str = field(default="topk", metadata=_GRID)
     """The kind of SAE: topk, batch-topk, l1 or jumprelu."""
     k: tuple[int, ...] = field(default=(), metadata=_GRID)
-    """Active features a vector (default: 4,8,16; SDXL 10)."""
+    """Active features a vector (default: 4,8,16; SDXL 160)."""
     weights: tuple[float, ...] = field(default=(), metadata=_GRID | {"flag": "weight"})
     """Weight of the loss of l1 or jumprelu, instead of k: larger is sparser."""
     expansions: tuple[int, ...] = field(default=(), metadata=_GRID | {"flag": "width"})
@@ -129,7 +130,7 @@ class EvaluateSettings:
     other: Path | None = None
     """Folder of dictionaries of another seed, to compare with."""
     prompts: str = ""
-    """Prompts, as in riebench harvest (default: held-out captions; SDXL's own)."""
+    """Prompts, as in riebench harvest (default: held-out captions; SDXL: edits)."""
     count: int = 16
     """How many prompts; an evaluation of these and the other defaults takes two to three minutes on one core."""
     images: int = 2

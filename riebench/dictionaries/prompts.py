@@ -1,4 +1,5 @@
-"""Prompts to harvest with: captions of the embedded world, a text file, a column of a table, or a data set by name."""
+"""Prompts to harvest with: captions of the embedded world, what the shipped edits show, a text file, a column of a
+table, or a data set by name."""
 
 from __future__ import annotations
 
@@ -10,8 +11,9 @@ import numpy as np
 
 from riebench.core.errors import UserError, did_you_mean
 from riebench.core.files import read_json_lines, read_lines
+from riebench.dictionaries.edit_prompts import edit_prompts
 
-CAPTIONS = "captions"
+CAPTIONS, EDITS = "captions", "edits"
 DATASETS = "datasets:"
 #: LAION-COCO's captions, filtered, as the published SAEs' training data (24 million, column `caption`). The name is
 #: taken from the published code; nothing of it was downloaded or tried in making riebench.
@@ -25,7 +27,8 @@ def read_prompts(
 ) -> list[str]:
     """Returns prompts in the order of their source, without surrounding space; blank ones are left out.
 
-    source: `captions` (of random scenes of tinyworld, drawn from `seed`), a `.txt` file with a prompt a line, a
+    source: `captions` (of random scenes of tinyworld, drawn from `seed`), `edits` (what the dev split of the shipped
+    edits shows, `riebench.dictionaries.edit_prompts`, drawn from `seed`), a `.txt` file with a prompt a line, a
     `.jsonl` or `.parquet` file, or `datasets:NAME[:SPLIT]`, read as a stream, SPLIT being `train` where none is given;
     "" takes what suits the family of judges (`Backbone.judges`). column: of a table; "" takes the first of `COLUMNS`
     that it has. count: read so many; 0 reads all. Only these are kept in memory.
@@ -37,7 +40,10 @@ def read_prompts(
         raise UserError(f"{count} prompts cannot be read", remedy="give a number from 1 on, or 0 for all")
     if source == CAPTIONS:
         return _captions(count, seed)
-    found = list(islice((text.strip() for text in _texts(source, column) if text.strip()), count or None))
+    if source == EDITS:
+        found = edit_prompts(count, seed)
+    else:
+        found = list(islice((text.strip() for text in _texts(source, column) if text.strip()), count or None))
     if len(found) < max(count, 1):
         raise UserError(f"{source} holds {len(found)} prompts", remedy=f"ask for fewer than {count or 1}, or add some")
     return found
@@ -64,8 +70,8 @@ def _texts(source: str, column: str) -> Iterator[str]:
     readers = {".txt": _of_text, ".jsonl": _of_json_lines, ".parquet": _of_parquet}
     if path.suffix not in readers:
         raise UserError(
-            f"prompts cannot be read from {source!r}{did_you_mean(source, (CAPTIONS,))}",
-            remedy=f"give {CAPTIONS}, {DATASETS}NAME, or a file that ends in {', '.join(readers)}",
+            f"prompts cannot be read from {source!r}{did_you_mean(source, (CAPTIONS, EDITS))}",
+            remedy=f"give {CAPTIONS}, {EDITS}, {DATASETS}NAME, or a file that ends in {', '.join(readers)}",
         )
     if not path.is_file():
         raise UserError(f"{path} does not exist", remedy="check the path")

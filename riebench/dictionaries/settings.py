@@ -38,11 +38,11 @@ class Defaults:
     revival: AuxK | Restart
 
 
-#: By the family of a backbone's judges. Those of SDXL are the recipe of the published SAEs (arXiv 2410.22366); those of
-#: tinyworld suit 384 to 1,536 features and a training of minutes.
+#: By the family of a backbone's judges. Those of SDXL are the recipe of the published SAEs (arXiv 2410.22366), with the
+#: k of RIEBench's; those of tinyworld suit 384 to 1,536 features and a training of minutes.
 DEFAULTS = {
     "tinyworld": Defaults(4_096, 1_200, 2_048, 4e-3, 25, (4, 8, 16), (4, 8, 16), AuxK(48, dead_after=25_000)),
-    "sdxl": Defaults(1_500_000, 0, 4_096, 1e-4, 100, (10,), (4,), AuxK(256, dead_after=10_000_000)),
+    "sdxl": Defaults(1_500_000, 0, 4_096, 1e-4, 100, (160,), (4,), AuxK(256, dead_after=10_000_000)),
 }
 
 

@@ -4,40 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from riebench.backbones.loading import choose_device
+from riebench.backbones.own import backbone_from
 from riebench.backbones.table import BACKBONES
 from riebench.core.errors import UserError
 from riebench.core.progress import Progress
-from riebench.dictionaries.prompts import CAPTIONS, read_prompts
+from riebench.dictionaries.prompts import CAPTIONS, EDITS, read_prompts
 from riebench.generation.sampler import Request, Sampler, load_sampler
-from riebench.methods.text_index import TextIndex, cache_folder, save_text_index
+from riebench.methods.text_index import TextIndex, cache_folder, index_file, save_text_index
 from sae_models import index
 from sae_models.dictionary import Dictionary
 
 RIDGE = 0.01  # times the text vectors' mean variance, added to the variance in every direction
 FIRST_SEED = 30_000  # of the generations that an index is built from; dictionaries were trained on seeds below
 BATCH = 32
+ROWS = 2**14  # the most vectors encoded at once: 5120 features of them are 0.3 GB
 
 
 @torch.no_grad()
 def build_text_index(
-    sampler: Sampler, dictionaries: Mapping[str, Dictionary], prompts: Sequence[str], seed: int
+    sampler: Sampler, dictionaries: Mapping[str, Dictionary], prompts: Sequence[str], seed: int, site: str = "update"
 ) -> dict[str, TextIndex]:
     """Returns block -> the index of its dictionary, from one generation a prompt, prompt i from the noise of seed + i.
 
-    dictionaries: block -> dictionary, on the sampler's device. A feature's direction is the ridge regression of its
-    mean activation a_p over a picture's cells and steps on the prompts' vectors t_p (`Sampler.text_vector`), both
-    centred: (sum t t^T + r I)^-1 sum a t, of unit length. Dividing by the covariance of the text keeps a feature from
-    answering to words that merely stand beside its own. The autoencoder of the pipeline is not run, and no more than a
-    batch of traces is held. Raises `UserError` for fewer than two prompts.
+    dictionaries: block -> dictionary, on the sampler's device; site: the kind of site that they read. A feature's
+    direction is the ridge regression of its mean activation a_p over a picture's cells and steps on the prompts'
+    vectors t_p (`Sampler.text_vector`), both centred: (sum t t^T + r I)^-1 sum a t, of unit length. Dividing by the
+    covariance of the text keeps a feature from answering to words that merely stand beside its own. The autoencoder of
+    the pipeline is not run, and no more than a batch of traces is held. Raises `UserError` for fewer than two prompts.
     """
     if len(prompts) < 2:
         raise UserError(f"{len(prompts)} prompts show no contrast", remedy="give some thousands")
-    sites = sampler.blocks.sites(dictionaries, sampler.backbone.family.default_site)
+    sites = sampler.blocks.sites(dictionaries, site)
     text = _Moments()
     sums = {block: _FeatureSums() for block in dictionaries}
     with Progress("relating features to words", total=len(prompts), unit="prompt") as progress:
@@ -48,9 +51,11 @@ def build_text_index(
             traces = sampler.trace([Request(prompt, seed + start + i) for i, prompt in enumerate(chunk)], sites)
             for site in sites:
                 rows_pnc = torch.stack([trace[site].flatten(0, 1) for trace in traces])
-                rows = rows_pnc.flatten(0, 1).float().to(sampler.device)
-                z_pnf = dictionaries[site.block].encode(rows).unflatten(0, rows_pnc.shape[:2]).cpu()
-                sums[site.block].add(z_pnf, text_pe)
+                pictures = max(1, ROWS // rows_pnc.shape[1])
+                for some_pnc, some_pe in zip(rows_pnc.split(pictures), text_pe.split(pictures), strict=True):
+                    rows = some_pnc.flatten(0, 1).float().to(sampler.device)
+                    z_pnf = dictionaries[site.block].encode(rows).unflatten(0, some_pnc.shape[:2])
+                    sums[site.block].add(z_pnf, some_pe)
             progress.update(start + len(chunk))
     covariance = text.covariance()
     ridged = covariance + RIDGE * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=torch.float64)
@@ -80,12 +85,13 @@ class _FeatureSums:
         self.total_f, self.cells_f, self.pictures_f = 0.0, 0.0, 0.0
 
     def add(self, z_pnf: Tensor, text_pe: Tensor) -> None:
-        """Adds the features of some pictures at every cell and step, and their prompts' vectors."""
-        z_pnf, fires_pnf = z_pnf.double(), z_pnf > 0
-        self.moments.add(z_pnf.mean(1), text_pe)
-        self.total_f = self.total_f + z_pnf.sum((0, 1))
-        self.cells_f = self.cells_f + fires_pnf.sum((0, 1))
-        self.pictures_f = self.pictures_f + fires_pnf.any(1).sum(0)
+        """Adds the features of some pictures at every cell and step, summed where they are, and their prompts'
+        vectors."""
+        fires_pnf = z_pnf > 0
+        self.moments.add(z_pnf.mean(1, dtype=torch.float64).cpu(), text_pe)
+        self.total_f = self.total_f + z_pnf.sum((0, 1), dtype=torch.float64).cpu()
+        self.cells_f = self.cells_f + fires_pnf.sum((0, 1)).cpu()
+        self.pictures_f = self.pictures_f + fires_pnf.any(1).sum(0).cpu()
 
     def index(self, ridged_ee: Tensor) -> TextIndex:
         """Returns the index of what was added. ridged_ee: covariance of the prompts' vectors with the ridge."""
@@ -100,27 +106,39 @@ class _FeatureSums:
 
 
 def index_text(
-    backbone: str, prompts: int | Path = 4096, out: Path | None = None, device: str = "auto"
+    backbone: str | Mapping[str, Any],
+    prompts: int | str | Path = 4096,
+    out: Path | None = None,
+    device: str = "auto",
+    *,
+    blocks: Sequence[str] = (),
+    dictionary: str = "",
+    dictionaries: str | Path = "",
+    site: str = "",
 ) -> dict[str, Path]:
-    """Builds and writes the index of each default dictionary of a backbone. Returns block -> its file.
+    """Builds and writes the index of each dictionary that runs on a backbone are given. Returns block -> its file.
 
-    prompts: how many captions of tinyworld's training scenes, or a text file with a prompt on each line, which other
-    backbones need. out: folder to write to (default: the user's cache, where runs look). Raises `UserError` where there
-    are no prompts or no dictionaries.
+    backbone: a name, or one's own as in a run's YAML. prompts: how many, of captions of tinyworld's training scenes or,
+    on other models, of what the dev split of the shipped edits shows (`riebench.dictionaries.edit_prompts`); or a
+    source as `read_prompts` takes it. out: folder to write to (default: the user's cache, where runs look, for released
+    dictionaries too). An index is known by its dictionary, so one that was made on a model in one step serves its runs
+    in more. blocks, dictionary, dictionaries, site: as in a run's configuration. Raises `UserError` where there are no
+    such prompts or dictionaries.
     """
-    found = BACKBONES.get(backbone)
-    if isinstance(prompts, int) and found.judges != "tinyworld":
-        raise UserError(
-            f"no prompts are shipped for {backbone}",
-            remedy="give a text file with a prompt on each line, some thousands of them",
-        )
-    counted = isinstance(prompts, int)
-    texts = read_prompts(CAPTIONS, count=prompts, seed=FIRST_SEED) if counted else read_prompts(str(prompts))
+    found = BACKBONES.get(backbone) if isinstance(backbone, str) else backbone_from(backbone, "backbone")
+    site, root = site or found.family.default_site, Path(dictionaries).expanduser() if dictionaries else None
+    if isinstance(prompts, int):
+        source = CAPTIONS if found.judges == "tinyworld" else EDITS
+        texts = read_prompts(source, count=prompts, seed=FIRST_SEED)
+    else:
+        texts = read_prompts(str(prompts))
     where, folder = choose_device(device), Path(out) if out else cache_folder()
-    entries = {block: index.find(found.dictionaries or found.name, block) for block in found.blocks}
-    dictionaries = {block: index.open(entry, device=str(where)) for block, entry in entries.items()}
-    indices = build_text_index(load_sampler(found, where, BATCH), dictionaries, texts, FIRST_SEED)
-    paths = {block: folder / f"{index.fingerprint(entry)[:16]}.safetensors" for block, entry in entries.items()}
+    trained_on = found.dictionaries or found.name
+    named = found.family.in_order(blocks or found.blocks)
+    entries = {block: index.find(trained_on, block, dictionary or None, root=root, site=site) for block in named}
+    opened = {block: index.open(entry, root=root, device=str(where)) for block, entry in entries.items()}
+    indices = build_text_index(load_sampler(found, where, BATCH), opened, texts, FIRST_SEED, site)
+    paths = {block: folder / index_file(index.fingerprint(entry, root=root)) for block, entry in entries.items()}
     for block, path in paths.items():
         save_text_index(path, indices[block])
     return paths

@@ -17,6 +17,7 @@ from riebench.backbones.table import Backbone
 from riebench.core.batches import fixed_batches, halving
 from riebench.core.errors import UserError
 from riebench.edits.edit import strip_marks
+from riebench.generation.decoding import decode_in_chunks
 from riebench.generation.interventions import Addition, Intervention, window_steps
 from riebench.generation.lens import Lens, Live, Part, RowAdditions
 from riebench.generation.live import Rewrite
@@ -25,6 +26,7 @@ from riebench.generation.sharing import twin_of
 
 #: Images generated at once where nothing is asked for: on the CPU more gain nothing (`docs/performance.md`).
 BATCH_SIZES = {"cpu": 16, "cuda": 32}
+LARGEST_BATCH = 4096  # of images; batches are filled up, so a larger one would take memory for nothing
 REMEMBERED_PROMPTS = 256  # whose embeddings are kept
 #: Branch of an intervention -> branch of a row -> the sign that additions go to it with.
 SIGNS = {"cond": {"cond": 1}, "uncond": {"uncond": 1}, "both": {"cond": 1, "uncond": -1}}
@@ -70,17 +72,18 @@ class Sampler:
     Every request has its own `torch.Generator("cpu")`, which draws the starting latents and then each step's
     ancestral noise; so a seed means the same noise in any batch. Batches are padded to `batch_size`, so a row does
     not depend on how many others there are: two requests with equal content give equal bits. Where memory runs out the
-    batch size is halved, for good.
+    batch size is halved, for good. Images are decoded in chunks (`riebench.generation.decoding`), and where memory runs
+    out in there, only these are halved. Raises `UserError` for a batch size below 0 or above `LARGEST_BATCH`.
     """
 
     def __init__(self, backbone: Backbone, pipeline: DiffusionPipeline, batch_size: int = 0) -> None:
-        if batch_size < 0:
-            raise UserError(f"batch size {batch_size} is too small", remedy="use at least 1, or 0 for the usual one")
+        _check_batch_size(batch_size)
         self.backbone, self.pipeline = backbone, pipeline
         self.denoiser: nn.Module = getattr(pipeline, backbone.family.denoiser)
         self.blocks = Blocks(backbone.family, self.denoiser)
         self.device = self.denoiser.device
         self.batch_size = batch_size or BATCH_SIZES.get(self.device.type, BATCH_SIZES["cpu"])
+        decode_in_chunks(pipeline, backbone)
         self._texts: dict[str, dict[str, Tensor]] = {}
         self._replay = Replay(self.blocks, backbone.blocks)
         self._whole_forwards = 0
@@ -436,14 +439,23 @@ def _rewriting(rewrites: Sequence[Rewrite], places: Sequence[tuple[int, int]], s
     return added
 
 
+def _check_batch_size(size: int) -> None:
+    if not 0 <= size <= LARGEST_BATCH:
+        raise UserError(
+            f"batch size {size} is too {'small' if size < 0 else 'large'}",
+            remedy=f"use 1 to {LARGEST_BATCH}, or 0 for the usual one",
+        )
+
+
 def load_sampler(
     backbone: Backbone, device: torch.device, batch_size: int = 0, dtype: torch.dtype | None = None
 ) -> Sampler:
-    """Returns a sampler of the backbone's pipeline on a device. Raises `UserError` when its weights are missing or
-    broken.
+    """Returns a sampler of the backbone's pipeline on a device. Raises `UserError` for a batch size that cannot be, and
+    when weights are missing or broken or there is no room for them.
 
     batch_size: of images generated at once; 0 takes what suits the device (`BATCH_SIZES`). dtype: of the denoiser; None
     takes the backbone's own.
     """
+    _check_batch_size(batch_size)
     pipeline = load_pipeline(backbone, device, dtype or choose_dtype(backbone, device))
     return Sampler(backbone, pipeline, batch_size)

@@ -90,8 +90,10 @@ class Method(Protocol):
     has them.
 
     A method may also have `uses_sae`, False where it does not ask for `Case.sae`, so that none need be there;
-    `select_on`, see `Case.select_on` and `Case.text_index`; and, where it works on neurons, `select(case)`, which
-    returns site -> `Selected`, so that those of all cases are read together."""
+    `select_on`, see `Case.select_on` and `Case.text_index`; and `needs`, names out of `riebench.runs.needs.NEEDS` of
+    what a machine may lack: where it does, a run leaves the method out and says so. None of them is a setting. One
+    that works on neurons may have `select(case)`, which returns site -> `Selected`, so that those of all cases are
+    read together."""
 
     name: str
     strength: float

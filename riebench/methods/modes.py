@@ -37,6 +37,8 @@ class Mode(Protocol):
     """How an image mask may become cells; the first is the mode's own."""
     dense_statistic: str
     """The statistic of a region that `dense` takes, where it has no choice."""
+    tf32_products: bool
+    """Whether a GPU computes products of float32 matrices in TF32 (`riebench.core.precision`)."""
 
     @property
     def look(self) -> Look:
@@ -68,6 +70,7 @@ class Strict:
     seeds: tuple[int, ...] = ()
     mask_rules: tuple[str, ...] = ("touched", "half")
     dense_statistic: str = ""
+    tf32_products: bool = True
 
     @property
     def look(self) -> Look:
@@ -108,6 +111,7 @@ class Reference:
     seeds: tuple[int, ...] = (42,)
     mask_rules: tuple[str, ...] = ("published",)
     dense_statistic: str = "mean"
+    tf32_products: bool = False  # as torch does by itself
 
     @property
     def look(self) -> Look:

@@ -50,7 +50,7 @@ def _mean(features_tnf: Tensor, aggregation: str, unit_norm: bool) -> Tensor:
     """Returns `[F]`: normalised over the cells at each step where asked, then the first step or the mean of all, then
     the mean over the cells."""
     if unit_norm:
-        features_tnf = features_tnf / features_tnf.norm(dim=1, keepdim=True)
+        features_tnf = features_tnf.float() / features_tnf.float().norm(dim=1, keepdim=True)  # float16 overflows
     return (features_tnf[0] if aggregation == "first" else features_tnf.mean(dim=0)).mean(dim=0)
 
 

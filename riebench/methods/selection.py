@@ -34,7 +34,7 @@ def mean_features(features_tnf: Tensor, aggregation: str = "first", unit_norm: b
         raise UserError(f"unknown aggregation over steps {aggregation!r}", remedy="use 'first' or 'mean'")
     z_tnf = features_tnf[:1] if aggregation == "first" else features_tnf
     if unit_norm:
-        z_tnf = z_tnf / z_tnf.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        z_tnf = z_tnf.float() / z_tnf.float().norm(dim=1, keepdim=True).clamp_min(1e-12)  # float16 overflows
     return z_tnf.mean(dim=(0, 1))
 
 

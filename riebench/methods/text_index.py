@@ -67,9 +67,14 @@ def text_index_path(fingerprint: str) -> Path:
 
     fingerprint: of the dictionary, `sae_models.index.fingerprint`.
     """
-    name = f"{fingerprint[:16]}.safetensors"
+    name = index_file(fingerprint)
     shipped = data_folder() / "tinyworld" / "text_index" / name
     return shipped if shipped.is_file() else cache_folder() / name
+
+
+def index_file(fingerprint: str) -> str:
+    """Returns the name of the file that holds a dictionary's index."""
+    return f"{fingerprint[:16]}.safetensors"
 
 
 def cache_folder() -> Path:
@@ -78,12 +83,14 @@ def cache_folder() -> Path:
     return (Path(home) if home else Path.home() / ".cache") / "riebench" / "text_index"
 
 
-def find_text_index(fingerprint: str) -> TextIndex:
-    """Returns the index of a dictionary. Raises `UserError` with the command that builds it where there is none."""
+def find_text_index(fingerprint: str, remedy: str = "run `riebench index-text --backbone NAME`") -> TextIndex:
+    """Returns the index of a dictionary. Raises `no_text_index` where there is none."""
     path = text_index_path(fingerprint)
     if not path.is_file():
-        raise UserError(
-            f"there is no text index for the dictionary {fingerprint[:16]}",
-            remedy="run `riebench index-text --backbone NAME` with the backbone's name",
-        )
+        raise no_text_index(fingerprint, remedy)
     return load_text_index(path)
+
+
+def no_text_index(fingerprint: str, remedy: str) -> UserError:
+    """Returns the error that a dictionary has no index. remedy: what to do."""
+    return UserError(f"there is no text index for the dictionary {fingerprint[:16]}", remedy=remedy)

@@ -4,7 +4,7 @@ Imports no torch.
 """
 
 from riebench.metrics.base import Metric, ScoreBatch, score_batch
-from riebench.metrics.build import describe, scorers
+from riebench.metrics.build import describe, networks, scorers
 from riebench.metrics.table import (
     ANY_CLIP,
     DEFAULT,
@@ -25,6 +25,7 @@ __all__ = [
     "check_names",
     "default_metrics",
     "describe",
+    "networks",
     "score_batch",
     "scorers",
     "split_name",

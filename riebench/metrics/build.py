@@ -9,6 +9,7 @@ import numpy as np
 
 from riebench.metrics.base import Metric
 from riebench.metrics.models import ScoringModels
+from riebench.metrics.networks.base import Description
 from riebench.metrics.table import METRICS, check_names, split_name
 
 if TYPE_CHECKING:
@@ -44,6 +45,14 @@ def describe(names: Sequence[str], family: str, *, keep_marks: bool = False) -> 
     Raises `UserError` as `check_names` does.
     """
     return tuple(_described(metric) for metric in _build(names, family, "cpu", keep_marks))
+
+
+def networks(names: Sequence[str], family: str) -> list[Description]:
+    """Returns what is known of each network that the metrics of those names share, without loading or hashing it.
+    Raises `UserError` as `check_names` does."""
+    metrics = _build(names, family, "cpu", keep_marks=False)
+    used = {(metric.models.clip_name, key): metric.models for metric in metrics for key in getattr(metric, "uses", ())}
+    return [models.describe(key) for (_, key), models in used.items()]
 
 
 def _build(names: Sequence[str], family: str, device: torch.device | str, keep_marks: bool) -> list[Metric]:

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from riebench.core.errors import UserError, did_you_mean
+from riebench.core.memory import room_for
 from riebench.metrics.networks.base import BATCH_SIZE, Description, Network
 from riebench.metrics.networks.table import NETWORKS, other_clip
 
@@ -43,9 +44,12 @@ class ScoringModels:
             )
 
     def __getitem__(self, key: str) -> Any:
-        """Returns a network, loaded. Raises `UserError` where its weights are missing or the family has none."""
+        """Returns a network, loaded. Raises `UserError` where its weights are missing, there is no room for them or the
+        family has none."""
         if key not in self.loaded:
-            self.loaded[key] = self._network(key).load(self.device, self.batch_size, self.keep_marks)
+            network = self._network(key)
+            with room_for(f"{network.label}, which scores,", self.device, sum(w.gigabytes for w in network.weights)):
+                self.loaded[key] = network.load(self.device, self.batch_size, self.keep_marks)
         return self.loaded[key]
 
     def describe(self, key: str) -> Description:

@@ -33,13 +33,15 @@ def asked_section(summary: dict, manifest: Mapping) -> Markup:
         "Seeds": ", ".join(map(str, seeds)) if isinstance(seeds, (list, tuple)) else "",
         "Blocks": ", ".join(summary["blocks"]),
         "On subsets of the blocks": _text(config.get("subsets_of", "")),
+        "Left out": "; ".join(
+            f"{_text(one.get('method', ''))}: {_text(one.get('why', ''))}"
+            for one in _mappings(manifest.get("left_out"))
+        ),
         "Intervals": f"from {summary['resamples']:,} bootstrap resamples of the edits, seed {summary['seed']}",
     }
-    methods = manifest.get("methods")
     rows = [
         (_text(method.get("name", "")), _text(method.get("strength", "")), _settings(method))
-        for method in (methods if isinstance(methods, (list, tuple)) else ())
-        if isinstance(method, Mapping)
+        for method in _mappings(manifest.get("methods"))
     ]
     listed = table("Methods and their settings", ("method", "strength", "settings"), rows, file_name="settings")
     return definitions({key: text for key, text in said.items() if text}, kind="short") + (
@@ -99,6 +101,11 @@ def _settings(method: Mapping) -> str:
 def _mapping(value: object) -> Mapping:
     """Returns the value, or an empty mapping where it is none: a manifest may come from anywhere."""
     return value if isinstance(value, Mapping) else {}
+
+
+def _mappings(value: object) -> list[Mapping]:
+    """Returns the mappings of a list, none where it is no list."""
+    return [item for item in (value if isinstance(value, (list, tuple)) else ()) if isinstance(item, Mapping)]
 
 
 def _text(value: object) -> str:

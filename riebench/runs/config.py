@@ -16,13 +16,15 @@ from riebench.backbones.own import backbone_from
 from riebench.backbones.table import BACKBONES, DTYPES, Backbone
 from riebench.core.errors import UserError, did_you_mean
 from riebench.core.values import Range, Seed, check_value
+from riebench.methods.method import Method
 from riebench.methods.modes import MODES, mode_named
 from riebench.regions.grounders import GROUNDERS, grounder_settings
 from riebench.runs.setup import Setup
+from riebench.runs.suited import edits_for, settings_for
 
-PRESETS = Path(__file__).parent / "presets"
+PRESETS = Path(__file__).parent / "presets"  # a folder for each kind of backbone (`Backbone.judges`)
 #: Fields of a method's dataclass that say what it is, and are no settings; its name in tables is `label`.
-NO_SETTINGS = ("name", "sites", "select_on")
+NO_SETTINGS = ("name", "sites", "select_on", "needs")
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,12 @@ class MethodConfig:
     label: str = ""
     """Its name in tables, where that is not its own: a second setting of a method wants one."""
 
-    def build(self):
-        """Returns the method. Raises `UserError` for an unknown name or setting, and for a value that a setting cannot
-        have."""
+    def build(self, kind: str = "") -> Method:
+        """Returns the method. kind: of the backbone (`Backbone.judges`), which decides what suits where a setting is
+        not given (`riebench.runs.suited`); "" takes the defaults of the method's dataclass. Raises `UserError` for an
+        unknown name or setting, and for a value that a setting cannot have."""
         factory, kinds = METHODS.get(self.name), setting_kinds(self.name)
-        settings = dict(self.settings)
+        settings = settings_for(kind, self.name, self.settings)
         if kinds is not None:
             _refuse_unknown(settings, kinds, f"method {self.name!r} has no setting", "use")
             where = f"method {self.name!r}: "
@@ -83,8 +86,8 @@ class RunConfig:
     """Name of the dictionaries that methods use (`riebench ls dictionaries`); empty for the benchmark's own."""
     dictionaries: str = ""
     """Folder of one's own dictionaries, as `riebench train` writes it."""
-    edits: str = "tinyworld"
-    """Name of a shipped edit set, or a path."""
+    edits: str = ""
+    """Name of a shipped edit set, or a path; empty takes what suits the backbone: riebench, or tinyworld's own."""
     categories: tuple[str, ...] = ()
     """Which categories of it; empty for all."""
     split: str = ""
@@ -133,6 +136,8 @@ class RunConfig:
         self.setup("float32")
         self.open_backbone()
         own = self._named_backbone.blocks
+        if not self.edits:
+            object.__setattr__(self, "edits", edits_for(self._named_backbone.judges))
         for name, remedy in (("seeds", "distinct whole numbers"), ("blocks", f"some, as {', '.join(own)}")):
             items = getattr(self, name)
             if items is not None and (not items or len(set(items)) != len(items)):
@@ -151,8 +156,12 @@ class RunConfig:
 
     @property
     def _named_backbone(self) -> Backbone:
-        named = self.backbone
-        return backbone_from(named, "backbone") if isinstance(named, Mapping) else BACKBONES.get(named)
+        return _backbone(self.backbone)
+
+    def build_methods(self) -> list[Method]:
+        """Returns its methods, with what suits the backbone where a setting is not given. Raises `UserError` as
+        `MethodConfig.build` does."""
+        return [method.build(self._named_backbone.judges) for method in self.methods]
 
     def setup(self, dtype: str) -> Setup:
         """Returns what all cases share; `dtype` is what is computed in on the device of the run."""
@@ -174,23 +183,25 @@ class RunConfig:
         return {"name": self.grounder} if self.grounder else {}
 
 
-def preset_names() -> list[str]:
-    """Returns the names of the shipped runs."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+def _backbone(named: str | Mapping[str, Any]) -> Backbone:
+    return backbone_from(named, "backbone") if isinstance(named, Mapping) else BACKBONES.get(named)
+
+
+def preset_names(kind: str = "*") -> list[str]:
+    """Returns the names of the shipped runs of a kind of backbone (`Backbone.judges`), or of all kinds."""
+    return sorted({path.stem for path in PRESETS.glob(f"{kind}/*.yaml")})
 
 
 def read_config(name: str, overrides: Mapping[str, Any] | None = None) -> RunConfig:
     """Returns the configuration of a preset or a YAML file, with the overrides in the place of its values; where they
     ask for reference mode, its seed is taken too.
 
-    Raises `UserError` for unknown or repeated keys, for values that are not allowed, and for broken YAML.
+    The preset is that of the kind of the backbone that the overrides name (`Backbone.judges`); where they name none, of
+    tinyworld, or else of the only kind that has one of that name. Raises `UserError` for unknown or repeated keys, for
+    values that are not allowed, and for broken YAML.
     """
-    path = PRESETS / f"{name}.yaml" if name in preset_names() else Path(name)
-    if not path.is_file():
-        raise UserError(
-            f"there is no run {name!r}{did_you_mean(name, preset_names())}",
-            remedy=f"use {', '.join(preset_names())} or a YAML file",
-        )
+    over = _checked(overrides or {})
+    path = _file_of(name, over.get("backbone"))
     try:
         values = yaml.load(path.read_text(), _Loader)
     except (
@@ -201,8 +212,21 @@ def read_config(name: str, overrides: Mapping[str, Any] | None = None) -> RunCon
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}", remedy="mend that line") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no settings", remedy="write `key: value` lines, as in the shipped presets")
-    over = _with_seeds_of_mode(_checked(overrides or {}))
-    return RunConfig(**_with_seeds_of_mode(_checked(values, f"{path}: ") | over))
+    return RunConfig(**_with_seeds_of_mode(_checked(values, f"{path}: ") | _with_seeds_of_mode(over)))
+
+
+def _file_of(name: str, backbone: str | Mapping[str, Any] | None) -> Path:
+    """Returns where a preset or a file of one's own lies. Raises `UserError` where there is none."""
+    kind = _backbone(backbone or RunConfig.backbone).judges
+    known = preset_names(kind) if backbone else preset_names()
+    if name in known:
+        of_kinds = [PRESETS / kind / f"{name}.yaml", *sorted(PRESETS.glob(f"*/{name}.yaml"))]
+        return next(path for path in of_kinds if path.is_file())
+    if Path(name).is_file():
+        return Path(name)
+    of_kind = f" for a backbone that is judged as {kind}" if name in preset_names() else ""
+    remedy = f"use {', '.join(known)} or a YAML file"
+    raise UserError(f"there is no run {name!r}{of_kind}{did_you_mean(name, known)}", remedy=remedy)
 
 
 def build_config(values: Mapping[str, Any], where: str) -> RunConfig:

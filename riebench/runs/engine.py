@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
@@ -21,7 +20,9 @@ from riebench.backbones.family import blocks_text
 from riebench.backbones.loading import choose_device, choose_dtype
 from riebench.backbones.table import BACKBONES, Backbone
 from riebench.core.errors import UserError
+from riebench.core.memory import free_memory
 from riebench.core.pictures import picture_digest, regions_to_array, rounded, to_array, unusable
+from riebench.core.precision import set_tf32
 from riebench.edits.edit import Edit
 from riebench.generation.compiling import compile_parts
 from riebench.generation.interventions import Intervention
@@ -153,7 +154,7 @@ class Engine:
         traces = sum(generation.trace_bytes(kind) for kind in self._kinds(methods) if generation.holds(kind))
         looked_at = {kind_of_donor(method) for method in methods} | {""}
         each = 2 * traces * len(looked_at) + generation.trace_bytes(generation.site) * len(methods)
-        return max(1, int(TRACES_SHARE * _free_bytes(self.sampler.device) / each))
+        return max(1, int(TRACES_SHARE * free_memory(self.sampler.device) / each))
 
     def _kinds(self, methods: Sequence[Method]) -> tuple[str, ...]:
         """Returns the kinds of sites that methods are to see traces of, the blocks' own first."""
@@ -191,7 +192,7 @@ class Engine:
         each = 2 * sum(
             self.generation.trace_bytes(kind) for kind in self._kinds(methods) if self.generation.holds(kind)
         )
-        most = min(DONORS_KEPT, int(TRACES_SHARE * _free_bytes(self.sampler.device) / each))
+        most = min(DONORS_KEPT, int(TRACES_SHARE * free_memory(self.sampler.device) / each))
         for case in list(self._donors)[: -most or None]:
             del self._donors[case]
 
@@ -373,11 +374,13 @@ def open_engine(
     """Returns an engine of a backbone, by name. What judges its pictures is loaded when it is first asked for.
 
     setup: strict mode in the backbone's own dtype where nothing else is asked for. batch_size: 0 takes what suits the
-    device. compiled: with torch.compile. Raises `UserError` where something is missing.
+    device. compiled: with torch.compile. On a GPU the mode decides on TF32 for the whole process: do not use engines of
+    both modes in turns. Raises `UserError` where something is missing.
     """
     found = BACKBONES.get(backbone) if isinstance(backbone, str) else backbone
     where = choose_device(device)
     setup = setup or Setup(dtype=dtype_name(choose_dtype(found, where)))
+    set_tf32(where.type, products=setup.rules.tf32_products)
     sampler = load_sampler(found, where, batch_size, getattr(torch, setup.dtype))
     if compiled:
         compile_parts(found.family, sampler.pipeline)
@@ -387,11 +390,6 @@ def open_engine(
 def _methods(tasks: Sequence[Task]) -> list[Method]:
     """Returns the methods of tasks, each once."""
     return list({id(wanted.variant.method): wanted.variant.method for t in tasks for wanted in t.wanted}.values())
-
-
-def _free_bytes(device: torch.device) -> int:
-    """Returns the free memory of a device."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def _shared_batch(tasks: Sequence[Task], references: Sequence[Reference], forwards: float) -> Batch:

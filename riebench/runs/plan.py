@@ -15,6 +15,7 @@ from riebench.backbones.table import Backbone
 from riebench.core.errors import UserError, did_you_mean
 from riebench.core.files import data_folder, file_sha256
 from riebench.core.keys import digest
+from riebench.core.precision import describe_float32
 from riebench.core.versions import folder_digest
 from riebench.edits.edit import Edit
 from riebench.edits.phrases import mask_files
@@ -22,6 +23,7 @@ from riebench.generation.interventions import window_steps
 from riebench.methods.method import Method
 from riebench.methods.text_index import find_text_index
 from riebench.regions.grounders import GROUNDER_WEIGHTS, GROUNDERS, SHIPPED_WEIGHTS, grounder_settings
+from riebench.runs.needs import index_remedy
 from riebench.runs.setup import Setup
 from riebench.runs.store import picture_path
 from riebench.runs.versions import code_of, code_of_family, code_version
@@ -113,12 +115,13 @@ def plan(
     variants: Sequence[Variant],
     setup: Setup,
     others: Sequence[Edit] = (),
+    device: str = "cpu",
 ) -> list[Task]:
     """Returns the tasks of a run, with the keys of what they make.
 
     others: the edits out of which methods that ask for it are given another one to choose features on; by default those
-    of the cases. Raises `UserError` where a method holds what cannot be part of a key or what the backbone cannot do,
-    and where weights are missing.
+    of the cases. device: "cpu" or "cuda", where the results are made. Raises `UserError` where a method holds what
+    cannot be part of a key or what the backbone cannot do, and where weights are missing.
     """
     for variant in variants:
         _check(variant.method, backbone)
@@ -132,6 +135,7 @@ def plan(
         ],
         "mask_rule": setup.mask_rule,
         "mode": setup.mode,
+        **describe_float32(device, products=setup.rules.tf32_products),
     }
     uses_sae = any(variant.blocks and _uses_sae(variant.method) for variant in variants)
     dictionaries = {block: _fingerprint(backbone, setup, block) for block in backbone.blocks} if uses_sae else {}
@@ -146,7 +150,8 @@ def plan(
             "dictionaries": dictionaries if variant.blocks and _uses_sae(variant.method) else {},
         }
         if getattr(variant.method, "select_on", "") == TEXT:
-            words["text_index"] = {block: find_text_index(of) for block, of in dictionaries.items()}
+            remedy = index_remedy(backbone, setup)
+            words["text_index"] = {block: find_text_index(of, remedy) for block, of in dictionaries.items()}
         settings.append((variant, digest(words), digest([code, code_of(variant.method)])))
     kinds = sorted({kind_of_donor(variant.method) for variant in variants} - {""})
     pool = list(others) or list(dict.fromkeys(edit for edit, _ in cases))

@@ -19,6 +19,7 @@ from riebench.core.errors import UserError
 from riebench.core.files import file_sha256
 from riebench.core.keys import digest
 from riebench.core.pictures import from_array, read_picture, regions_from_array
+from riebench.core.precision import describe_float32, set_tf32
 from riebench.core.progress import Progress
 from riebench.core.scores import describe_scores, scores_of
 from riebench.edits.edit import Edit, load_edits, set_sha256
@@ -52,7 +53,8 @@ def score_run(folder: Path, metrics: Sequence[str], device: str = "auto") -> pd.
 
 def _score(run: Run, metrics: Sequence[str], device: str) -> pd.DataFrame:
     folder, manifest, frame = run.folder, run.manifest, run.scores
-    family, keep_marks = _backbone(manifest).judges, mode_named(manifest["mode"]).keeps_marks
+    mode, family = mode_named(manifest["mode"]), _backbone(manifest).judges
+    keep_marks = mode.keeps_marks
     check_names(metrics, family)
     new = [name for name in metrics if name not in frame.columns]
     if not new:
@@ -60,10 +62,13 @@ def _score(run: Run, metrics: Sequence[str], device: str) -> pd.DataFrame:
     edits = _edits(frame, manifest)
     rows = frame[frame["status"] == "ok"]
     _check_pictures(folder, rows)
-    version = digest([file_sha256(folder / SCORES), judge_version(new, family, keep_marks=keep_marks)])
+    where = choose_device(device)
+    float32 = describe_float32(where.type, products=mode.tf32_products)
+    version = digest([file_sha256(folder / SCORES), judge_version(new, family, keep_marks=keep_marks), float32])
     done = _read_checkpoint(folder / CHECKPOINT, version)
     if len(done) < len(rows):
-        scorer = Scorer(family, choose_device(device), keep_marks=keep_marks, names=new)
+        set_tf32(where.type, products=mode.tf32_products)
+        scorer = Scorer(family, where, keep_marks=keep_marks, names=new)
         done = _score_rows(folder, rows, edits, scorer, done, version)
     scores = pd.DataFrame(done, columns=new, index=rows.index).reindex(frame.index)  # empty for failures
     described = (*scores_of(frame), *describe(new, family, keep_marks=keep_marks))

@@ -24,6 +24,7 @@ from riebench.core import files
 from riebench.core.errors import UserError, did_you_mean
 from riebench.core.interrupts import Interrupted, stopping
 from riebench.core.keys import describe
+from riebench.core.precision import describe_float32, set_tf32
 from riebench.core.progress import Progress
 from riebench.core.scores import EDITS_KEY, Score, describe_scores
 from riebench.edits.checks import check_edits
@@ -38,6 +39,7 @@ from riebench.report import write_report
 from riebench.runs.config import RunConfig
 from riebench.runs.engine import GROUP
 from riebench.runs.local import work_here
+from riebench.runs.needs import leave_out
 from riebench.runs.plan import Task, plan, plan_variants
 from riebench.runs.ray import work_on_cluster
 from riebench.runs.resume import CACHE_MODES, find_missing, rescored, with_pictures
@@ -75,6 +77,7 @@ def run(
             raise UserError(f"unknown {name} {value!r}{did_you_mean(value, known)}", remedy=f"use {', '.join(known)}")
     clock = time.monotonic()
     asked = _asked(config, device, methods, edits)
+    set_tf32(asked.device.type, products=asked.setup.rules.tf32_products)
     with Store(out) as store, stopping() as wish:
         for folder in reuse:
             items = (item for task in asked.tasks for item in (*task.shared, *task.wanted))
@@ -154,18 +157,24 @@ def _asked(config: RunConfig, device: str, methods: Sequence[Method], edits: Seq
         raise error_of(Path("the edits given"), problems)
     about = describe_set(config.edits) if edits is None else {"name": "given in Python", "sha256": set_sha256(known)}
     chosen = choose_edits(known, config)
-    all_methods = [*(method.build() for method in config.methods), *methods]
+    wanted = [*config.subsets_of, *(method.name for method in methods)]
+    all_methods, left_out = leave_out([*config.build_methods(), *methods], backbone, setup, wanted)
+    for one in left_out:
+        print(f"riebench: {one.method} is left out: {one.why}", file=sys.stderr)
     settings = [(method.name, method.strength) for method in all_methods]
     if len(set(settings)) != len(settings):
         shown = ", ".join(f"{name} at {strength}" for name, strength in settings)
         raise UserError(f"two methods share name and strength: {shown}", remedy="give one a label, or its own name")
     cases = [(edit, seed) for edit in chosen for seed in config.seeds]
-    tasks = plan(backbone, cases, plan_variants(all_methods, config.subsets_of, backbone.blocks), setup, known)
+    variants = plan_variants(all_methods, config.subsets_of, backbone.blocks)
+    tasks = plan(backbone, cases, variants, setup, known, where.type)
     names = setup.metric_names(backbone.judges)
     described = describe_metrics(names, backbone.judges, keep_marks=setup.keeps_marks)
     scoring = judge_version(names, backbone.judges, keep_marks=setup.keeps_marks)
     manifest = _describe(config, about, chosen, all_methods, backbone.blocks, where.type)
+    manifest |= {"left_out": [dataclasses.asdict(one) for one in left_out]}
     manifest |= {"scoring": scoring, "setup": _words(setup, backbone)}
+    manifest |= describe_float32(where.type, products=setup.rules.tf32_products)
     return _Asked(backbone, where, setup, chosen, about, tasks, names, described, scoring, manifest)
 
 

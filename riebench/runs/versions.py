@@ -16,6 +16,7 @@ GENERATING = (
     "riebench/backbones/loading.py",
     "riebench/core/batches.py",
     "riebench/core/pictures.py",
+    "riebench/core/precision.py",
     "riebench/edits/phrases.py",
     "riebench/generation",
     "riebench/methods",

@@ -104,9 +104,7 @@ class Bench:
 
     def config(self, each: int) -> RunConfig:
         """Returns the run whose methods and edits are tried, with so many edits of each category."""
-        edits = "tinyworld" if self.backbone.judges == "tinyworld" else "riebench"
-        given = {"backbone": self.backbone.name, "edits": edits, "edits_per_category": each, "seeds": [SEED]}
-        return read_config(RUN, given)
+        return read_config(RUN, {"backbone": self.backbone.name, "edits_per_category": each, "seeds": [SEED]})
 
     def edits(self, each: int) -> list[Edit]:
         """Returns the first edits of each category of that run."""

@@ -6,13 +6,16 @@ from typing import Any
 
 import torch
 
+from riebench.core.precision import set_tf32
 from riebench.doctor import examine
+from riebench.runs.setup import Setup
 from riebench.selftest.bench import Bench
 from riebench.selftest.step import Check, Found
 
 
 def look(bench: Bench) -> Found:
     """Returns what the doctor finds, TF32 and attention as torch has them, and how many threads there are."""
+    set_tf32(bench.device.type, products=Setup().rules.tf32_products)  # as a run does
     doctor, torch_says = examine(), _torch()
     missing = [name for name, version in doctor["libraries"].items() if version == "not installed"]
     fits = doctor["backbones"].get(bench.backbone.name, {}).get("fits")

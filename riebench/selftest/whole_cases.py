@@ -32,7 +32,7 @@ def run_cases(bench: Bench) -> Found:
     """Returns seconds by part, rows by status and reason, and the most memory that was taken."""
     engine = bench.whole_engine()
     config = bench.config(1)
-    methods, left_out = _methods(bench, engine, [method.build() for method in config.methods])
+    methods, left_out = _methods(bench, engine, config.build_methods())
     clock = Clock(bench.device)
     timed = [TimedMethod(method, clock) for method in methods]
     edits, known = bench.edits(1)[: bench.amounts.cases], load_edits(config.edits)

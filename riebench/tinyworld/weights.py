@@ -13,6 +13,7 @@ from torch import nn
 
 from riebench.core.errors import UserError
 from riebench.core.files import write_bytes
+from riebench.core.memory import is_out_of_memory, room_for
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -25,6 +26,8 @@ def reading(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing", remedy="install riebench again, or train tinyworld") from error
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(
             f"{path} cannot be read ({type(error).__name__}: {reason})",
@@ -44,8 +47,10 @@ def save_weights(model: nn.Module, path: Path, dtype: torch.dtype = torch.float3
 def load_weights(model: Model, path: Path, device: torch.device | str = "cpu") -> Model:
     """Loads the state of a safetensors file into `model`, which it returns frozen and in evaluation mode on `device`.
 
-    Raises `UserError` naming the file where it is missing, broken, or made for another architecture.
+    Raises `UserError` naming the file where it is missing, broken, or made for another architecture, and where there is
+    no room for it.
     """
-    with reading(path):
-        model.load_state_dict(load(Path(path).read_bytes()))
-    return model.eval().requires_grad_(False).to(device)
+    with room_for(f"tinyworld's {Path(path).name}", device):
+        with reading(path):
+            model.load_state_dict(load(Path(path).read_bytes()))
+        return model.eval().requires_grad_(False).to(device)

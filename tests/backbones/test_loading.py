@@ -260,12 +260,16 @@ def test_a_broken_file_of_ones_own_is_named(tmp_path, name, harm, said):
         load_pipeline(backbone, CPU, torch.float32)
 
 
-def test_no_room_on_the_device_is_said(tiny, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: out of memory"), MemoryError()]
+)
+@pytest.mark.parametrize("place", ["to", "from_pretrained"])
+def test_no_room_on_the_device_is_said(tiny, monkeypatch, place, error):
     def full(*_args, **_kwargs):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
-    monkeypatch.setattr(StableDiffusionXLPipeline, "to", full)
-    with pytest.raises(UserError, match="does not fit into the memory of cpu: it takes about 7.0 GB"):
+    monkeypatch.setattr(StableDiffusionXLPipeline, place, full)
+    with pytest.raises(UserError, match="does not fit into the memory of cpu: it takes about 7.0 GB -> free some"):
         load_pipeline(dataclasses.replace(tiny, parameters=3.5), CPU, torch.float16)
 
 
@@ -368,3 +372,90 @@ def test_pictures_and_traces_have_the_size_that_is_asked_for(tiny, kind, height,
     held = sum(value.nbytes for value in sample.trace.values())
     scale = sampler.pipeline.vae_scale_factor
     assert scale == 8 and sampler.blocks.trace_bytes(BLOCK_NAMES, kind, 2, pixels, scale, dtype) == held
+
+
+# ---------------------------------------------------------------- tensors
+
+
+def without(file, drop=(), add=()):
+    """Writes a file of tensors again without some, and with others beside them; returns the names that it had."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(file)
+    names = list(tensors)
+    for name in drop:
+        del tensors[name]
+    save_file(tensors | dict.fromkeys(add, torch.zeros(1)), file, metadata={"format": "pt"})
+    return names
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory):
+    """tinyworld as a pipeline of one's own: (backbone, folder), small and of the true classes."""
+    folder = tmp_path_factory.mktemp("mine") / "turbo"
+    shutil.copytree(data_folder() / TINYWORLD.folder, folder)
+    return dataclasses.replace(TINYWORLD, folder=str(folder)), folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "text_encoder_2"])
+def test_a_part_that_lacks_a_tensor_is_refused_not_filled_with_noise(mine, part):
+    backbone, folder = mine
+    (file,) = (folder / part).glob("*.safetensors")
+    kept = file.read_bytes()
+    names = without(file)
+    lost = next(name for name in names if name.endswith("norm1.weight") or name.endswith("layer_norm1.weight"))
+    without(file, drop=[lost])
+    try:
+        with pytest.raises(UserError) as caught:
+            load_pipeline(backbone, CPU, torch.float32)
+    finally:
+        file.write_bytes(kept)
+    message, _, remedy = str(caught.value).partition(" -> ")
+    assert f"the weights in {folder / part} lack " in message and lost.removeprefix("text_model.") in message
+    assert "mend the folder" in remedy
+    load_pipeline(backbone, CPU, torch.float32)
+
+
+@pytest.mark.slow
+def test_tensors_of_another_shape_or_too_many_are_refused(mine):
+    backbone, folder = mine
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    kept = file.read_bytes()
+    try:
+        without(file, add=["mid_block.of_another_model"])
+        with pytest.raises(UserError, match="have beside what is read mid_block.of_another_model"):
+            load_pipeline(backbone, CPU, torch.float32)
+        without(file, drop=["conv_out.bias"], add=["conv_out.bias"])
+        with pytest.raises(UserError, match="conv_out.bias"):
+            load_pipeline(backbone, CPU, torch.float32)
+    finally:
+        file.write_bytes(kept)
+
+
+@pytest.mark.slow
+def test_a_tensor_that_the_hub_s_files_lack_is_said_with_their_command(hub):
+    backbone, snapshot = hub
+    without(snapshot / "unet" / "diffusion_pytorch_model.fp16.safetensors", drop=["conv_out.bias"])
+    with pytest.raises(UserError) as caught:
+        load_pipeline(backbone, CPU, torch.float16)
+    message, _, remedy = str(caught.value).partition(" -> ")
+    assert f"{snapshot / 'unet'} lack conv_out.bias" in message
+    assert "pip install -U riebench" in remedy
+    assert f"delete {snapshot.parents[1]} and run `riebench fetch tiny`" in remedy
+    load_pipeline(backbone, CPU, torch.float32)  # which does not read that file
+
+
+@pytest.mark.slow
+def test_a_tensor_that_another_vae_lacks_is_said_with_its_command(tiny, folder, tmp_path, monkeypatch):
+    weights = Weights("someone/vae", "abc", ("config.json", "diffusion_pytorch_model.safetensors"), 0.1)
+    monkeypatch.setitem(VAES, "other", weights)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--someone--vae" / "snapshots" / "abc"
+    shutil.copytree(folder / "vae", snapshot)
+    without(snapshot / "diffusion_pytorch_model.safetensors", drop=["decoder.conv_in.bias"])
+    hub = Weights("someone/tiny", "abc", (), 0.1)
+    backbone = dataclasses.replace(tiny, vae="other", folder="", weights=hub, weights_full=hub)
+    monkeypatch.setattr("riebench.backbones.loading.backbone_folder", lambda *_: folder)
+    with pytest.raises(UserError, match=r"lack decoder.conv_in.bias .*models--someone--vae .*`riebench fetch other`"):
+        load_pipeline(backbone, CPU, torch.float32)

@@ -145,6 +145,8 @@ def test_flags_of_a_run_are_fields_of_its_configuration(monkeypatch):
     assert given["out"] == Path("runs/quickstart") and given["reuse"] == (Path("a"), Path("b"))
     assert (given["cache"], given["engine"], given["address"]) == ("only-missing", "local", None)
     assert (given["device"], given["compile"]) == ("auto", False)
+    assert main(shlex.split("run quickstart --seeds 7,8 --categories add_object,change_pose")) == 2
+    assert (given["config"].seeds, given["config"].categories) == ((7, 8), ("add_object", "change_pose"))
 
 
 @pytest.mark.parametrize(

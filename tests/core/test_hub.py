@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RemoteEntryNotFoundError
 
 from riebench import doctor
 from riebench.cli import main
 from riebench.core.errors import UserError
-from riebench.core.hub import Weights, fetch, missing_files, weights_folder
+from riebench.core.fetching import fetch
+from riebench.core.hub import Weights, missing_files, weights_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = Weights("someone/model", COMMIT, ("config.json", "unet/weights.safetensors"), 1.5)
@@ -82,8 +83,11 @@ class Response:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (LocalEntryNotFoundError("no connection\nat all"), "cannot be fetched: no connection -> check the network"),
-        (OSError(28, "No space left on device"), "No space left on device -> check the network and the disk"),
+        (
+            LocalEntryNotFoundError("no connection\nat all"),
+            "fetched from https:.*: no connection -> check the network;",
+        ),
+        (OSError(28, "No space left on device"), r"disk of .* is full: .* takes 1.5 GB.* -> free some, .* HF_HOME"),
         (GatedRepoError("403", response=Response()), "given to those who ask .* accept its terms at https://hugg"),
     ],
     ids=["network", "disk", "gated"],
@@ -96,14 +100,19 @@ def test_what_goes_wrong_is_one_line(cache, monkeypatch, error, message):
 
 def test_a_repository_without_a_file_that_is_wanted_is_said(cache, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(put(cache, "config.json")))
-    with pytest.raises(UserError, match="has no unet/weights.safetensors"):
+    monkeypatch.setattr(
+        huggingface_hub, "hf_hub_download", failing(RemoteEntryNotFoundError("404", response=Response()))
+    )
+    with pytest.raises(UserError, match="has no unet/weights.safetensors -> report this to riebench"):
         fetch("model", WEIGHTS)
 
 
 def test_offline_means_offline(cache, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked the network"))
-    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set -> unset it"):
+    with pytest.raises(
+        UserError, match="HF_HUB_OFFLINE is set: 2 of 2 files .* -> unset it and run `riebench fetch model`"
+    ):
         fetch("model", WEIGHTS)
 
 
@@ -118,11 +127,6 @@ def test_the_command_fetches_by_name_whatever_the_steps(cache, monkeypatch, caps
 
 
 def test_every_pinned_revision_is_a_commit_or_said_to_be_none():
-    """Names that move are those whose commit could not be looked up, and the two where open_clip looks."""
+    """Names that move are those whose commit could not be looked up."""
     moving = {w.repo for parts in doctor.fetch_names().values() for w in parts if len(w.revision) != 40}
-    assert moving == {
-        "timm/vit_large_patch14_clip_224.openai",
-        "timm/ViT-B-16-SigLIP2",
-        "wendlerc/sdxl-turbo-saes",
-        "surokpro2/sdxl-saes",
-    }
+    assert moving == {"wendlerc/sdxl-turbo-saes", "surokpro2/sdxl-saes"}

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from rows import rows_of
 from safetensors.torch import save_file
 from sdxl_blocks import BLOCK_NAMES
@@ -20,8 +21,9 @@ from riebench.backbones.sdxl import SDXL
 from riebench.core.errors import UserError
 from riebench.core.files import data_folder
 from riebench.core.pictures import eight_bits
+from riebench.dictionaries.edit_prompts import edit_prompts
 from riebench.dictionaries.prompts import world_prompts
-from riebench.dictionaries.text_index import RIDGE, build_text_index, index_text
+from riebench.dictionaries.text_index import FIRST_SEED, RIDGE, build_text_index, index_text
 from riebench.edits.edit import Edit, load_edits
 from riebench.generation.sampler import Request
 from riebench.methods.method import Case
@@ -227,11 +229,35 @@ def test_index_text_writes_a_file_for_each_dictionary(tmp_path, monkeypatch):
     assert {path.parent for path in again.values()} == {tmp_path / "cache" / "riebench" / "text_index"}
 
 
-def test_other_backbones_need_a_file_of_prompts(tmp_path):
-    with pytest.raises(UserError, match="no prompts are shipped for sdxl-turbo@1 -> give a text file"):
-        index_text("sdxl-turbo@1", 10)
+class Enough(Exception):
+    """Ends an indexing once its prompts are read."""
+
+
+def test_sdxls_prompts_are_those_of_the_shipped_edits_or_ones_own(tmp_path, monkeypatch):
+    read = []
+
+    def build(sampler, dictionaries, prompts, seed, site):
+        read.extend(prompts)
+        raise Enough
+
+    monkeypatch.setattr("riebench.dictionaries.text_index.build_text_index", build)
+    monkeypatch.setattr("riebench.dictionaries.text_index.load_sampler", lambda *_: None)
+    monkeypatch.setattr("sae_models.index.open", lambda *_, **__: None)
+    with pytest.raises(Enough):
+        index_text("sdxl-turbo@4", 10, device="cpu")
+    assert read == edit_prompts(10, FIRST_SEED)
+    (tmp_path / "mine.txt").write_text("a cat\na dog\n")
+    for source in (tmp_path / "mine.txt", str(tmp_path / "mine.txt")):
+        read.clear()
+        with pytest.raises(Enough):
+            index_text("sdxl-turbo@1", source, device="cpu")
+        assert read == ["a cat", "a dog"]
     with pytest.raises(UserError, match="none.txt"):
         index_text("sdxl-turbo@1", tmp_path / "none.txt")
+    with pytest.raises(UserError, match="riebench fetch released-k160-x4"):
+        monkeypatch.undo()
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        index_text("sdxl-turbo@4", 10, device="cpu")
 
 
 @pytest.mark.slow

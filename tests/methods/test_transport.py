@@ -19,6 +19,7 @@ from riebench.core.errors import UserError
 from riebench.edits.edit import Edit
 from riebench.generation.interventions import Addition
 from riebench.methods.method import Case, Method
+from riebench.methods.published import select_published
 from riebench.methods.selection import mean_features, select
 from riebench.methods.text_index import TextIndex
 from sae_models.pca import PCA
@@ -322,6 +323,26 @@ def test_random_features_have_the_count_and_norm_of_sae_but_not_its_directions()
         assert np.linalg.norm(ours) > 0
         np.testing.assert_allclose(np.linalg.norm(others), np.linalg.norm(ours), rtol=1e-5)
         assert not np.allclose(others, ours)
+
+
+def test_norms_of_half_precision_do_not_overflow():
+    """Of updates whose squares, and of neurons whose norm, are more than float16 can hold."""
+    case = make_case([Site(block) for block in BLOCKS], seed=3)
+    loud = {
+        side: {site: (value * 3000).half() for site, value in getattr(case, side).items()}
+        for side in ("original", "edited")
+    }
+    case = dataclasses.replace(case, **loud)
+    sae, random = SAE(k=3).plan(case), RandomFeatures(k=3).plan(case)
+    for site, added in sae.additions.items():
+        values = added.values.double()
+        assert added.values.dtype == torch.float16 and torch.isinf(added.values.square()).any()
+        assert float(random.additions[site].values.double().norm()) == pytest.approx(float(values.norm()), rel=1e-3)
+    rows = torch.tensor([[[60_000.0, 1.0], [60_000.0, 0.0]]]).half()  # [steps, cells, F]
+    assert mean_features(rows, unit_norm=True).tolist() == pytest.approx([0.5**0.5, 0.5])
+    site = Site("mid.0", "neurons", 0)
+    chosen = select_published({site: rows}, {site: rows.flip(-1)}, 1, "all", "first", True)[site]
+    assert (chosen.on.tolist(), chosen.off.tolist()) == ([0], [1])
 
 
 def test_neurons_are_scored_by_unit_norm_and_moved_as_they_are():

@@ -1,5 +1,6 @@
 """The metrics of CLIP: by hand, on an encoder of colours, and open_clip's preparation of images beside its own."""
 
+import json
 import math
 from types import SimpleNamespace
 
@@ -7,8 +8,11 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from huggingface_hub import constants
 from metric_batches import images, make_batch, make_edit
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from siglip_tokenizer import write_siglip_tokenizer
 from torch.nn import functional as F
 
 from riebench.core.errors import UserError
@@ -304,18 +308,88 @@ def test_open_clip_s_model_reads_images_as_it_says_and_texts_by_its_tokenizer(mo
     assert (encoder.encode_images(large) * encoder.encode_images(small)).sum(dim=1).min() > 0.99
 
 
-def test_weights_that_cannot_be_had_are_named_with_the_command_that_gets_them(monkeypatch):
+def test_weights_that_cannot_be_had_are_named_with_the_command_that_gets_them(monkeypatch, tmp_path):
     def nothing(*_args, **_kwargs):
-        raise FileNotFoundError(
-            "Failed to download file (open_clip_model.safetensors) for timm/ViT-B-16-SigLIP2.\nmore"
-        )
+        raise FileNotFoundError("Failed to download file (open_clip_model.safetensors) for laion/CLIP-ViT-B-32.\nmore")
 
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(open_clip, "create_model", nothing)
-    with pytest.raises(UserError, match="SigLIP2/webli cannot be loaded: Failed.*`riebench fetch siglip2-vit-b-16`"):
+    with pytest.raises(UserError, match="timm/ViT-B-16-SigLIP2 are not on .*`riebench fetch siglip2-vit-b-16`"):
         scorers(["siglip2_text_edited"], "sdxl")
-    with pytest.raises(UserError, match="laion2b_s34b_b79k cannot be loaded.*where there is a network") as error:
+    with pytest.raises(
+        UserError, match="laion2b_s34b_b79k cannot be loaded: Failed.*where there is a network"
+    ) as error:
         scorers(["clip_image_edited@ViT-B-32/laion2b_s34b_b79k"], "sdxl")
     assert "\n" not in str(error.value)
+
+
+SMALL_TEXT = {"context_length": 64, "vocab_size": 256000, "width": 8, "heads": 1, "layers": 1}
+SMALL_VISION = {"image_size": 32, "patch_size": 16, "width": 16, "head_width": 8, "layers": 1}
+
+
+@pytest.fixture(scope="module")
+def siglip():
+    """(configuration, file) of a small random model of SigLIP 2's class, with all of its vocabulary."""
+    whole = open_clip.get_model_config("ViT-B-16-SigLIP2")
+    text = {key: value for key, value in whole["text_cfg"].items() if key not in SMALL_TEXT} | SMALL_TEXT
+    small = whole | {"embed_dim": 8, "text_cfg": text, "vision_cfg": SMALL_VISION}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-16-SigLIP2", small)
+        torch.manual_seed(0)
+        yield small, open_clip.create_model("ViT-B-16-SigLIP2").eval()
+
+
+@pytest.fixture
+def snapshot(siglip, tmp_path, monkeypatch):
+    """The folder of SigLIP 2's files in a cache of the Hub."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    (weights,) = SIGLIP2.weights
+    folder = tmp_path / f"models--{weights.repo.replace('/', '--')}" / "snapshots" / weights.revision
+    folder.mkdir(parents=True)
+    save_file(siglip[1].state_dict(), folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": siglip[0]}))
+    write_siglip_tokenizer(folder, side="left")  # whatever they say: what fills up stands on the right
+    return folder
+
+
+def test_siglip_reads_texts_as_it_was_trained_to_and_out_of_the_pinned_folder(siglip, snapshot):
+    encoder = SIGLIP2.load("cpu", 2, keep_marks=False)
+    expected = siglip[1].encode_text(torch.tensor([[235250, 2686, 576, 476, 4401, 1] + [0] * 58]), normalize=True)
+    np.testing.assert_allclose(encoder.texts(["A photo of a Cat"]), expected.detach(), rtol=0, atol=1e-6)
+    assert SIGLIP2.describe().files == [snapshot / "open_clip_model.safetensors"]
+
+
+@pytest.mark.parametrize("template", ["<bos> $A <eos>", "$A"])
+def test_a_tokenizer_that_makes_other_tokens_is_refused(snapshot, template):
+    write_siglip_tokenizer(snapshot, template=template)
+    with pytest.raises(
+        UserError, match=r"SigLIP2/webli makes \[.* of 'A photo of a Cat!', .* \[235250, .* 4401, 1, 0\] and 57 more"
+    ):
+        SIGLIP2.load("cpu", 2, keep_marks=False)
+
+
+def test_texts_that_were_filled_up_on_the_left_are_refused(snapshot, monkeypatch):
+    plain = openclip.HFTokenizer
+    monkeypatch.setattr(openclip, "HFTokenizer", lambda *a, **kw: plain(*a, **kw | {"padding_side": "left"}))
+    with pytest.raises(UserError, match=r"makes \[0, 0, 0.* where the model was trained on \[235250, 2686, 576, 476"):
+        SIGLIP2.load("cpu", 2, keep_marks=False)
+
+
+def test_a_clip_that_lacks_a_tensor_is_refused(snapshot):
+    file = snapshot / "open_clip_model.safetensors"
+    tensors = load_file(file)
+    del tensors["text.ln_final.weight"]
+    save_file(tensors, file)
+    with pytest.raises(UserError) as error:
+        SIGLIP2.load("cpu", 2, keep_marks=False)
+    message, _, remedy = str(error.value).partition(" -> ")
+    assert "siglip2-vit-b-16 cannot be loaded" in message and "riebench fetch siglip2-vit-b-16" in remedy
+
+
+def test_openai_s_clip_has_the_tokens_that_it_was_trained_on():
+    tokenizer = open_clip.get_tokenizer("ViT-L-14-quickgelu")
+    assert tuple(tokenizer([OPENAI_CLIP.text])[0].tolist()) == OPENAI_CLIP.tokens
+    assert len(OPENAI_CLIP.tokens) == 77 and len(SIGLIP2.tokens) == 64
 
 
 # ---------------------------------------------------------------- efficiency

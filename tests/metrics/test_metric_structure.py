@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from metric_batches import images, make_batch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import ViTConfig, ViTModel
 
@@ -85,3 +87,20 @@ def test_missing_weights_are_named_with_the_command_that_gets_them(monkeypatch):
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_args, **_kwargs: None)
     with pytest.raises(UserError, match="facebook/dino-vitb8.*run `riebench fetch dino-vitb8`"):
         scorers(["structure_distance"], "tinyworld")
+
+
+def test_a_dino_that_lacks_a_tensor_is_refused(tmp_path, monkeypatch):
+    (weights,) = dino.DINO.weights
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / f"models--{weights.repo.replace('/', '--')}" / "snapshots" / weights.revision
+    small = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, patch_size=32)
+    ViTModel(small).save_pretrained(snapshot)  # with the pooling layer that the file has and DINO does not use
+    dino.DINO.load("cpu", 2, keep_marks=False)
+    tensors = load_file(snapshot / "model.safetensors")
+    del tensors["layernorm.weight"]
+    save_file(tensors, snapshot / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError) as error:
+        dino.DINO.load("cpu", 2, keep_marks=False)
+    message, _, remedy = str(error.value).partition(" -> ")
+    assert f"dino-vitb8 cannot be loaded: the weights in {snapshot} lack layernorm.weight" in message
+    assert "`riebench fetch dino-vitb8`" in remedy

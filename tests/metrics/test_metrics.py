@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from memory import OUT_OF_MEMORY
 from metric_batches import images, make_batch, make_edit
 from torch import nn
 from torch.nn import functional as F
@@ -30,6 +31,7 @@ from riebench.metrics import (
     score_batch,
     scorers,
 )
+from riebench.metrics.models import ScoringModels
 from riebench.metrics.networks import dino, key_similarity, lpips_distance, openclip
 from riebench.metrics.networks.lpips import ALEX, VGG
 from riebench.metrics.networks.table import NETWORKS
@@ -102,6 +104,26 @@ def test_unknown_names_and_families():
         scorers(["oracle_success"], "sdxl")
     with pytest.raises(UserError, match="named twice"):
         scorers(["psnr", "psnr"])
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: str(error)[:30])
+def test_no_room_for_a_network_that_scores_is_one_line(error, monkeypatch):
+    """Whatever is raised, and though loading has errors of its own to tell of."""
+
+    def full(*_args, **_kwargs):
+        raise error
+
+    monkeypatch.setattr(openclip.open_clip, "create_model", full)
+    monkeypatch.setattr(lpips_distance, "load", full)
+    models = ScoringModels("sdxl", "cpu")
+    with pytest.raises(
+        UserError, match="CLIP, which scores, does not fit into the memory of cpu: it takes about 1.7 GB"
+    ):
+        models["clip"]
+    with pytest.raises(
+        UserError, match="LPIPS.*, which scores, does not fit into the memory of cpu -> free some of it"
+    ):
+        models["lpips"]
 
 
 @pytest.mark.parametrize(
@@ -254,7 +276,7 @@ def test_the_description_says_where_prompts_keep_their_marks():
 class RandomClip:
     """A CLIP of random weights in open_clip's place."""
 
-    def __init__(self, name, device, remedy):
+    def __init__(self, name, device, **_):
         generator = torch.Generator().manual_seed(len(name))
         self.weight = torch.randn(16, 3 * 8 * 8, generator=generator)
         self.words = torch.randn(128, 16, generator=generator)
@@ -404,9 +426,9 @@ def test_the_edited_image_itself_is_the_best_edit_on_every_score_against_it(metr
 def test_metrics_of_one_other_clip_share_it_and_bear_its_name(networks, monkeypatch):
     built = []
 
-    def build(name, device, remedy):
+    def build(name, device, **_):
         built.append(name)
-        return RandomClip(name, device, remedy)
+        return RandomClip(name, device)
 
     monkeypatch.setattr(openclip, "Encoder", build)
     names = [f"{name}@ViT-B-32/laion2b_s34b_b79k" for name in ANY_CLIP]

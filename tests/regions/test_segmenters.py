@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,8 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
+from memory import OUT_OF_MEMORY
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import BertTokenizerFast, CLIPTokenizerFast
 
@@ -18,6 +21,7 @@ from riebench.core.errors import UserError
 from riebench.core.files import data_folder
 from riebench.regions.grounders import GROUNDER_WEIGHTS, GROUNDERS, SHIPPED_WEIGHTS, THRESHOLDS, grounder_settings
 from riebench.regions.grounding import ground
+from riebench.regions.segmenters.grounding_dino_sam2 import POSITIONS, SENTENCE
 
 DINO_SAM2 = "grounding-dino+sam2"
 PHRASES = [("cat",), ("dog", "red star")]
@@ -276,6 +280,20 @@ def test_missing_weights_are_named_with_the_command_that_fetches_them(name, monk
     assert GROUNDER_WEIGHTS[name][0].repo in str(error.value)
 
 
+@pytest.mark.parametrize("name", STAND_INS)
+def test_no_room_for_a_grounder_is_one_line(name, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise OUT_OF_MEMORY[1]
+
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    first = GROUNDER_WEIGHTS[name][0]
+    said = (
+        f"the grounder's {first.repo} does not fit into the memory of cpu: it takes about {first.gigabytes:.1f} GB ->"
+    )
+    with pytest.raises(UserError, match=re.escape(said)):
+        load(name)
+
+
 def test_the_second_model_of_a_grounder_is_missed_too(monkeypatch, tmp_path, hub_cache):
     first, second = GROUNDER_WEIGHTS[DINO_SAM2]
     (tmp_path / f"models--{first.repo.replace('/', '--')}").symlink_to(
@@ -425,3 +443,65 @@ def _pil(image_chw: torch.Tensor):
     from riebench.regions.segmenters.inputs import pil_images
 
     return pil_images(image_chw[None])[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "index", "part"),
+    [
+        (DINO_SAM2, 0, "text_projection"),
+        (DINO_SAM2, 1, "positional_embedding"),
+        ("sam3", 0, "detr"),
+        ("clipseg", 0, "decoder"),
+    ],
+)
+def test_weights_that_lack_a_tensor_are_refused(name, index, part, hub_cache, monkeypatch):
+    weights = GROUNDER_WEIGHTS[name][index]
+    snapshot = hub_cache / f"models--{weights.repo.replace('/', '--')}" / "snapshots" / weights.revision
+    file = snapshot / "model.safetensors"
+    kept = file.read_bytes()
+    tensors = load_file(file)
+    lost = next(key for key in sorted(tensors) if part in key)
+    try:
+        save_file({key: tensor for key, tensor in tensors.items() if key != lost}, file, metadata={"format": "pt"})
+        with pytest.raises(UserError) as error:
+            load(name)
+    finally:
+        file.write_bytes(kept)
+    message, _, remedy = str(error.value).partition(" -> ")
+    assert f"{name} cannot be loaded: the weights in {snapshot} lack " in message and lost in message
+    assert f"delete {snapshot.parents[1]} and run `riebench fetch {name}`" in remedy
+    file.write_bytes(kept[:200])  # and a broken file is a line too
+    try:
+        with pytest.raises(UserError, match=f"{name.replace('+', '.')} cannot be loaded: .*riebench fetch"):
+            load(name)
+    finally:
+        file.write_bytes(kept)
+
+
+def test_grounding_dino_s_separators_count_with_the_words_before_them(monkeypatch):
+    """As in the original code; by transformers 5.0 to 5.22 a full stop has position 0, which is refused."""
+    module = transformers.models.grounding_dino.modeling_grounding_dino
+    right = module.generate_masks_with_special_tokens_and_transfer_map
+
+    def wrong(input_ids, **options):
+        masks, positions = right(input_ids, **options)
+        return masks, positions * (input_ids != 1012)
+
+    monkeypatch.setattr(module, "generate_masks_with_special_tokens_and_transfer_map", wrong)
+    with pytest.raises(UserError, match=r"positions: \[0, 0, 1, 0, 0, 0, 0\] .* -> .*transformers>=5.23"):
+        load(DINO_SAM2)
+
+
+def test_positions_of_a_sentence_are_worked_out_by_hand():
+    def positions(ids, separators=(101, 102, 1012, 1029)):
+        """Counts up behind each separator; the last one begins a count too, since nothing stands before it."""
+        found, count = [], 0
+        for token in ids[:-1]:
+            found.append(count)
+            count = 0 if token in separators else count + 1
+        return [*found, count]
+
+    words = {"[CLS]": 101, "[SEP]": 102, ".": 1012}
+    ids = [words.get(word, 2000) for word in f"[CLS] {SENTENCE} [SEP]".split()]
+    assert tuple(positions(ids)) == POSITIONS

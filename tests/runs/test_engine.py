@@ -261,7 +261,7 @@ def test_a_twin_shares_every_weight_of_all_three_parts(engine):
 def test_two_twins_in_two_threads_score_as_one_engine_to_the_bit(engine):
     one = fresh(engine).load()
     variants = [Variant(SAE(), ("up.0.1",)), Variant(SAE(mode="adaptive"), engine.backbone.blocks)]
-    halves = [[(edit, 9) for edit in EDITS[:4]], [(edit, 9) for edit in EDITS[4:8]]]
+    halves = [[(edit, 9) for edit in EDITS[:2]], [(edit, 9) for edit in EDITS[4:6]]]
 
     def work(each: Engine, cases):
         return [r for found in each.references(cases) for r in each.results([(found, variants)])]
@@ -276,7 +276,7 @@ def test_two_twins_in_two_threads_score_as_one_engine_to_the_bit(engine):
                 pd.testing.assert_frame_equal(*rows, check_exact=True)
                 pairs = [(a.image, b.image) for a, b in zip(mine, theirs, strict=True)]
                 assert all(torch.equal(a, b) for a, b in pairs if b is not None)
-                assert sum(b is not None for _, b in pairs) >= 6
+                assert sum(b is not None for _, b in pairs) >= 3
 
 
 @pytest.fixture(scope="module")

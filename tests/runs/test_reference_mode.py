@@ -1,5 +1,5 @@
-"""Reference mode against a second, slow implementation of the published procedure, on a pipeline of SDXL's shape: 16x16
-cells in the deepest level, of 320 channels for every setting and of SDXL's 1280 for some. Same selected features, same
+"""Reference mode against a second, slow implementation of the published procedure, on a pipeline of SDXL's shape: 320
+channels in the deepest level for every setting and SDXL's 1280 for some, on 8x8 cells. Same selected features, same
 added tensors, same image."""
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from riebench.runs.setup import Setup
 from sae_models.topk import TopKConfig, TopKSAE
 
 EDIT = Edit("e", "change_colour", "a red heart in the sky", "a blue striped circle at night", "heart", "circle")
-CHANNELS, FULL = 320, 1280
+CHANNELS, FULL, SIDE = 320, 1280, 8
 STEPS = {CHANNELS: 2, FULL: 1}
 IMAGE = 2e-4  # of a pixel's range: additions are summed in another order
 METHOD = {"sae": "sae", "sae_adaptive": "sae", "steering": "dense", "neurons": "neurons"}
@@ -48,7 +48,7 @@ def channels(request):
 @pytest.fixture(scope="module")
 def sampler(channels):
     backbone = Backbone("shaped@2", "/nowhere", STEPS[channels], 0.0, grounder="everything", judges="sdxl")
-    return Sampler(backbone, sdxl_shaped_pipeline(channels), batch_size=1)
+    return Sampler(backbone, sdxl_shaped_pipeline(channels, side=SIDE), batch_size=1)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def plain_saes(channels):
 @pytest.fixture(scope="module")
 def masks():
     generator = torch.Generator().manual_seed(7)
-    mask_e, mask_o = torch.rand(2, 16, 16, generator=generator) < 0.3
+    mask_e, mask_o = torch.rand(2, SIDE, SIDE, generator=generator) < 0.3
     return mask_e, mask_o
 
 
@@ -96,8 +96,8 @@ def make_case(samples, masks, plain_saes, category: str, kind: str) -> Case:
 
 
 def in_maps(value_tnc: torch.Tensor) -> torch.Tensor:
-    """`[T, C, 16, 16]`, as the peer has them."""
-    return value_tnc.transpose(1, 2).unflatten(2, (16, 16))
+    """`[T, C, h, w]`, as the peer has them."""
+    return value_tnc.transpose(1, 2).unflatten(2, (SIDE, SIDE))
 
 
 def make_method(mode: str, k: int, settings: dict):
@@ -178,7 +178,7 @@ def test_same_features_same_additions_same_image(
     added = expected.deltas
     if mode != "sae_adaptive":  # there it is known only while the image is made, and the image holds it
         for place, value in added.items():
-            ours = plan.additions[site_of(place)].dense(16 * 16)
+            ours = plan.additions[site_of(place)].dense(SIDE * SIDE)
             ours = ours if isinstance(place, tuple) else in_maps(ours)
             torch.testing.assert_close(ours, value, atol=1e-4 * float(value.abs().max()), rtol=1e-4)
     assert max(float(value.abs().max()) for value in added.values()) > 0.1
@@ -219,7 +219,7 @@ def test_every_setting_of_static_transport_is_the_published_one(
             keep_spatial=keep_spatial,
             placement=placement,
         )
-        ours = in_maps(plan.additions[Site(block)].dense(16 * 16))
+        ours = in_maps(plan.additions[Site(block)].dense(SIDE * SIDE))
         torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -309,6 +309,7 @@ def test_a_run_in_reference_mode_says_so_in_every_row(tmp_path):
             "mode": "reference",
             "edits_per_category": 1,
             "categories": ["change_colour", "delete_object"],
+            "blocks": ["mid.0", "up.0.1"],
             "methods": [
                 "noop",
                 {"name": "sae", "k": 40},
@@ -324,7 +325,7 @@ def test_a_run_in_reference_mode_says_so_in_every_row(tmp_path):
     pd.testing.assert_frame_equal(done.scores, whole.scores, check_exact=True)
     assert set(done.scores["mode"]) == {"reference"} and set(done.scores["seed"]) == {42}
     assert (done.scores["status"] == "ok").all() and done.manifest["setup"]["mask_rule"] == "published"
-    whole = done.scores[done.scores.blocks == "+".join(BLOCK_NAMES)]
+    whole = done.scores[done.scores.blocks == "mid.0+up.0.1"]
     assert set(whole.method) == {"sae", "live"} and (whole.num_features == 80).all()  # all blocks share one k
     assert np.isfinite(whole[whole.method == "sae"]["injected_norm"]).all()
     assert done.scores[["lpips_original", "clip_text_edited"]].notna().all().all()

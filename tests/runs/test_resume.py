@@ -9,13 +9,11 @@ import hashlib
 import importlib
 import io
 import json
-import multiprocessing
 import os
 import random
 import secrets
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,12 +27,14 @@ import pytest
 import torch
 import yaml
 from conftest import SETTINGS
+from forked import CONTEXT, start
 from PIL import Image
 
 from baselines.dense import Dense
 from riebench.cli import main
 from riebench.core.errors import UserError
 from riebench.core.interrupts import Interrupted
+from riebench.generation import sampler
 from riebench.generation.interventions import Intervention
 from riebench.runs import plan
 from riebench.runs import run as runs
@@ -44,17 +44,13 @@ from riebench.runs.run import CACHE_MODES, Run, run
 from riebench.runs.scoring import Scorer
 from riebench.runs.store import PENDING, WRITER, Batch, Store
 
-pytestmark = pytest.mark.slow  # what it runs takes a while, or the run that all its tests look at
+# what it runs takes a while, or the run that all its tests look at
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_tables")]
 
 KILLS = 20
 PATIENCE = 60.0  # seconds until something that is waited for has failed to come
 PER_CASE = 3 + 3  # every subset of two blocks, and three more methods
-WHOLE, WIDE = 2 * PER_CASE, 4 * PER_CASE  # results of the runs that are compared with
-MANY = 10 * (15 + 3)  # all four blocks
-FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(
-    ["pytest", "riebench.runs.run", "open_clip", "lpips", "riebench.metrics.networks.lpips_distance"]
-)
+WHOLE, WIDE, MANY = 2 * PER_CASE, 4 * PER_CASE, 18 * PER_CASE  # results of the runs that are compared with
 
 
 def config_of(**changes) -> RunConfig:
@@ -75,16 +71,18 @@ def wide_config() -> RunConfig:
 
 def many_config() -> RunConfig:
     """Batches enough that twenty killed processes do not come to their end."""
-    return config_of(seeds=tuple(range(5)), blocks=None)
+    return config_of(seeds=tuple(range(9)))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Sums differ in their last bits between one thread and two, and here every bit is compared."""
+def one_thread(no_tables):
+    """Sums differ in their last bits between one thread and two, and here every bit is compared. The weights of the
+    backbone are read once for all runs of this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         before = torch.get_num_threads()
         torch.set_num_threads(1)
+        patch.setattr(sampler, "load_pipeline", functools.cache(sampler.load_pipeline))
         yield
         torch.set_num_threads(before)
 
@@ -111,7 +109,7 @@ def wide(tmp_path_factory, one_thread) -> Path:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory, one_thread) -> Path:
-    """The same two edits with five seeds, never disturbed."""
+    """The same two edits with nine seeds, never disturbed."""
     return run(many_config(), tmp_path_factory.mktemp("undisturbed") / "many", device="cpu").folder
 
 
@@ -195,17 +193,21 @@ def write_config(config: RunConfig, path: Path) -> Path:
 
 
 def go_on(config: RunConfig, out: Path, log: Path, engines: int) -> None:
-    """What a fresh process does: the same command, in small groups, which bring the first part sooner."""
+    """What another process does: the same command, in small groups, which bring the first part sooner."""
     sys.stderr = log.open("a")
     torch.set_num_threads(engines)
     runs.GROUP = 1
     run(config, out, device="cpu")
 
 
-def in_a_fresh_process(config: RunConfig, out: Path, engines: int = 1) -> FORKED.Process:
-    process = FORKED.Process(target=go_on, args=(config, out, out.with_suffix(".log"), engines))
-    process.start()
-    return process
+def in_another_process(config: RunConfig, out: Path, engines: int = 1) -> CONTEXT.Process:
+    return start(go_on, config, out, out.with_suffix(".log"), engines)
+
+
+def command(words: list[str], log: Path) -> None:
+    """What another process does: a command, and it exits as the command line does."""
+    sys.stdout = sys.stderr = log.open("a")
+    sys.exit(main(words))
 
 
 # Killing
@@ -219,9 +221,9 @@ def test_killed_at_twenty_random_moments_it_ends_with_the_scores_of_an_undisturb
     killed, history = tmp_path / "killed", [set()]
     for number in range(KILLS):
         there = len(parts(killed))
-        process = in_a_fresh_process(many_config(), killed, engines=2 if number in (5, 15) else 1)
+        process = in_another_process(many_config(), killed, engines=2 if number in (5, 15) else 1)
         if moments.random() < 0.3:
-            time.sleep(moments.uniform(0, 0.8))  # while it starts
+            time.sleep(moments.uniform(0, 0.5))  # while it starts
         else:
             wanted = there + moments.randint(1, 2)
             wait_until(lambda wanted=wanted: len(parts(killed)) >= wanted, process.is_alive)
@@ -292,13 +294,12 @@ def test_a_file_of_somebody_elses_among_the_parts_is_left_alone(folder, whole):
 def test_after_ctrl_c_the_same_command_goes_on(tmp_path, many, capsys):
     out = tmp_path / "run"
     words = ["run", str(write_config(many_config(), tmp_path / "mine.yaml")), "--out", str(out), "--device", "cpu"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "riebench.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    wait_until(lambda: parts(out), lambda: process.poll() is None)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130 and "Traceback" not in errors
+    process = start(command, words, tmp_path / "log")
+    wait_until(lambda: parts(out), process.is_alive)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(PATIENCE)
+    errors = (tmp_path / "log").read_text()
+    assert process.exitcode == 130 and "Traceback" not in errors
     there = len(results_on_disk(out))
     assert 0 < there < MANY and not unfinished(out)
     assert errors.strip().splitlines()[-1] == (
@@ -398,7 +399,7 @@ def test_stopping_a_run_that_takes_nothing_does_not_promise_to_go_on(folder, mon
 @pytest.mark.process
 def test_a_second_process_refuses_and_spoils_nothing(tmp_path, whole, capsys):
     out = tmp_path / "run"
-    first = in_a_fresh_process(config_of(), out)
+    first = in_another_process(config_of(), out)
     wait_until(lambda: parts(out), first.is_alive)
     os.kill(first.pid, signal.SIGSTOP)
     try:

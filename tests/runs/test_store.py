@@ -7,14 +7,15 @@ import json
 import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
+from itertools import count
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import CONTEXT, start
 from PIL import Image
 
 from riebench.core import files
@@ -181,35 +182,43 @@ def test_a_broken_picture_is_named_and_its_rows_forgotten(filled, harm):
     assert recipes_in(filled, of=8) == list(range(8))
 
 
-HOLD = """
-import sys, time
-from riebench.runs.store import Store
-with Store(sys.argv[1]):
-    print("open", flush=True)
-    time.sleep(60)
-"""
+def hold(folder: Path, said: Connection) -> None:
+    """What another process does: it opens the folder and keeps it."""
+    with Store(folder):
+        said.send("open")
+        time.sleep(60)
 
 
-def start(code: str, *words: object) -> subprocess.Popen:
-    """Another process, which has said its first line."""
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, words)], stdout=subprocess.PIPE, text=True, env=env
-    )
-    assert process.stdout.readline()
+def fill(folder: Path, said: Connection) -> None:
+    """What another process does: it goes on to add batches of three."""
+    with Store(folder) as store:
+        assert store.damage == [], store.damage
+        first = next(n for n in count(0, 3) if store.row(f"r{n}") is None)
+        said.send(first)
+        for n in count(first, 3):
+            store.add(batch(n, n + 1, n + 2))
+
+
+def started(target: Callable[[Path, Connection], None], folder: Path) -> CONTEXT.Process:
+    """Another process, which has said its first word."""
+    heard, said = CONTEXT.Pipe(duplex=False)
+    process = start(target, folder, said)
+    said.close()
+    heard.recv()
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path):
-    holder = start(HOLD, tmp_path)
+    holder = started(hold, tmp_path)
     try:
         for _ in range(2):
             with pytest.raises(UserError, match=rf"another riebench \(process {holder.pid}\b.*writing to .* -> wait"):
                 Store(tmp_path).__enter__()
     finally:
         holder.kill()
-        holder.wait()
+        holder.join()
     assert recipes_in(tmp_path) == []
 
 
@@ -221,28 +230,15 @@ def test_one_process_cannot_open_a_folder_twice(tmp_path):
     assert recipes_in(tmp_path) == [0]
 
 
-FILL = """
-import sys
-from itertools import count
-from test_store import batch
-from riebench.runs.store import Store
-with Store(sys.argv[1]) as store:
-    assert store.damage == [], store.damage
-    first = next(n for n in count(0, 3) if store.row(f"r{n}") is None)
-    print(first, flush=True)
-    for n in count(first, 3):
-        store.add(batch(n, n + 1, n + 2))
-"""
-
-
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_process_that_is_killed_leaves_only_whole_things(tmp_path):
     chance, kept = random.Random(5), 0
     for _ in range(5):
-        writer = start(f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n{FILL}", tmp_path)
+        writer = started(fill, tmp_path)
         time.sleep(0.03 + 0.2 * chance.random())
-        writer.send_signal(signal.SIGKILL)
-        writer.wait()
+        writer.kill()
+        writer.join()
         with Store(tmp_path) as store:
             assert store.damage == []
             last = next(n for n in range(10**6) if store.row(f"r{n}") is None)

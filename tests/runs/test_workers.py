@@ -116,16 +116,6 @@ def test_threads_are_as_many_as_cores_are_idle(monkeypatch):
     assert threads.count_free_cores() == 1
 
 
-@pytest.mark.parametrize(("text", "count"), [("200000 100000\n", 2), ("max 100000\n", 4), ("50000 100000\n", 1)])
-def test_a_container_s_limit_counts(monkeypatch, tmp_path, text, count):
-    (tmp_path / "cpu.max").write_text(text)
-    monkeypatch.setattr(threads, "CGROUP_LIMIT", tmp_path / "cpu.max")
-    monkeypatch.setattr(threads, "machine_cores", lambda: 4)
-    monkeypatch.setattr(threads.psutil.Process, "cpu_affinity", lambda self: [0, 1, 2, 3], raising=False)
-    monkeypatch.setattr(threads.psutil, "cpu_percent", lambda interval, percpu: [0.0] * 4)
-    assert threads.count_free_cores() == count
-
-
 @pytest.mark.process
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not bind processes to cores")
 @pytest.mark.parametrize(("setting", "expected"), [({"OMP_NUM_THREADS": "2"}, 2), ({}, 1)])

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from memory import OUT_OF_MEMORY
 from sdxl_blocks import BLOCKS
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from riebench.core.errors import UserError
 from sae_models import checkpoint, index
 from sae_models.released import RELEASED_WEIGHTS
 from sae_models.sdxl_unbox import load_released
+from sae_models.tensors import read_pickle
 from sae_models.topk import TopKConfig, TopKSAE
 
 BACKBONE = "sdxl-turbo@1"
@@ -314,8 +316,11 @@ def test_what_is_fetched_is_all_files_of_all_blocks():
         (weights,) = RELEASED_WEIGHTS[name]
         assert (weights.repo, weights.revision) == (repo, "main")
         folders = {index.find(BACKBONE, block, name).folder for block in BLOCKS}
-        files = ("config.json", "state_dict.pth", "mean.pt", "std.pt")
-        assert sorted(weights.files) == sorted(f"{folder}/{file}" for folder in folders for file in files)
+        for files, found in (
+            (("config.json", "state_dict.pth"), weights.files),
+            (("mean.pt", "std.pt"), weights.optional),
+        ):
+            assert sorted(found) == sorted(f"{folder}/{file}" for folder in folders for file in files)
         numbers = 2 * 1280 * 5120 + 1280 + 5120  # of one SAE, in float32
         assert weights.gigabytes == pytest.approx(4 * 4 * numbers / 1e9, abs=0.005)
 
@@ -354,6 +359,27 @@ def test_released_weights_of_another_shape_are_refused(hub_cache, folder):
     put_in_cache(hub_cache, "surokpro2/sdxl-saes", folder, entry.folder)
     with pytest.raises(UserError, match=r"\(6, 20, 10\), the index says \(1280, 5120, 10\)"):
         index.open(entry)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: str(error)[:30])
+def test_no_room_for_a_dictionary_is_one_line(error, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise error
+
+    monkeypatch.setattr(checkpoint, "load", full)
+    with pytest.raises(
+        UserError, match="the dictionary topk-k16-x8 of mid.0 does not fit into the memory of cpu -> free"
+    ):
+        index.open(index.find("tinyworld-turbo@1", "mid.0"))
+
+
+def test_no_room_for_a_pickle_is_not_taken_for_a_broken_one(tmp_path, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise OUT_OF_MEMORY[0]
+
+    monkeypatch.setattr(torch, "load", full)
+    with pytest.raises(MemoryError):
+        read_pickle(tmp_path / "state_dict.pth", "fetch it again")
 
 
 def test_registering_writes_no_released_entry(tmp_path, monkeypatch):

@@ -291,3 +291,13 @@ def test_untrained_judges_are_below_the_bars():
     torch.manual_seed(0)
     assert evaluate_oracle(Oracle().eval(), 5, 64)["mean"] < 0.5
     assert evaluate_grounder(Grounder().eval(), 5, 64)["mean"] < 0.5
+
+
+@pytest.mark.parametrize("place", ["load_state_dict", "to"])
+def test_no_room_for_a_shipped_network_is_not_taken_for_a_broken_file(place, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.nn.Module, place, full)
+    with pytest.raises(UserError, match="tinyworld's grounder.safetensors does not fit into the memory of cpu -> free"):
+        load_grounder()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from riebench.core.files import data_folder, read_json
-from riebench.core.hub import Weights
+from riebench.core.hub import Weights, missing_files, weights_folder
 from riebench.metrics.networks.base import Description, Network
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ class TinyworldClip(Network):
 
 @dataclass(frozen=True)
 class OpenClip(Network):
-    """A model of open_clip, in float32, whose weights open_clip downloads when they are first loaded."""
+    """A model of open_clip, in float32. Where it names no weights of its own, open_clip downloads them when they are
+    first loaded."""
 
     model: str
     """"architecture/weights"."""
@@ -52,28 +53,47 @@ class OpenClip(Network):
     label: str = "CLIP"
     fetch_name: str = ""
     weights: tuple[Weights, ...] = ()
+    """One, with the tensors in its first file."""
+    text: str = ""
+    """What the tokenizer is tried on when the model is loaded."""
+    tokens: tuple[int, ...] = ()
+    """What it makes of that, padding too."""
 
     def describe(self) -> Description:
         """Returns what open_clip knows of the model. Raises `UserError` as `check_model` does."""
         from riebench.metrics.networks.openclip import model_preprocessing, weights_file
 
-        words, file = str(model_preprocessing(self.model)), weights_file(self.model)
+        words = str(model_preprocessing(self.model))
+        if not self.weights:
+            file = weights_file(self.model)
+        elif missing_files(self.weights[0]):
+            file = None
+        else:
+            file = weights_folder(self.fetch_name, self.weights[0]) / self.weights[0].files[0]
         return Description(self.model, [file] if file else [], words, fetch=self.fetch_name or self.model)
 
     def load(self, device: torch.device | str, batch_size: int, keep_marks: bool) -> Embeddings:
         from riebench.metrics.networks import openclip
         from riebench.metrics.networks.embeddings import Embeddings
 
-        remedy = f"run `riebench fetch {self.fetch_name}`" if self.fetch_name else "try again"
-        encoder = openclip.Encoder(self.model, device, remedy=f"{remedy}, where there is a network")
+        tokens = {self.text: self.tokens} if self.text else {}
+        encoder = openclip.Encoder(self.model, device, fetch_name=self.fetch_name, weights=self.weights, tokens=tokens)
         return Embeddings(encoder, device, keep_marks, batch_size, encoder.preprocessing.resize)
 
 
-#: The CLIP that judges SDXL's pictures. Plain ViT-L-14 would run the wrong activation on those weights. open_clip 3
-#: looks for them on the Hub, at the branch "main"; its folder `~/.cache/clip` is read only where huggingface_hub is
-#: not installed.
+#: The CLIP that judges SDXL's pictures. Plain ViT-L-14 would run the wrong activation on those weights. The commit is
+#: the one that public caches of these files show.
 OPENAI_CLIP = OpenClip(
     "ViT-L-14-quickgelu/openai",
     fetch_name="clip-vit-l-14",
-    weights=(Weights("timm/vit_large_patch14_clip_224.openai", "main", ("open_clip_model.safetensors",), 1.71),),
+    weights=(
+        Weights(
+            "timm/vit_large_patch14_clip_224.openai",
+            "18d0535469bb561bf468d76c1d73aa35156c922b",
+            ("open_clip_model.safetensors",),
+            1.71,
+        ),
+    ),
+    text="A photo of a cat",
+    tokens=(49406, 320, 1125, 539, 320, 2368, 49407, *[0] * 70),
 )

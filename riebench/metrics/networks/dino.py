@@ -41,7 +41,7 @@ class DinoNetwork(Network):
         from riebench.metrics.networks.key_similarity import KeySimilarity, load_vit
         from riebench.metrics.networks.remembered import Remembered
 
-        model = load_vit(weights_folder(self.fetch_name, self.weights[0]), device)
+        model = load_vit(self.fetch_name, weights_folder(self.fetch_name, self.weights[0]), device)
         return Remembered(KeySimilarity(model, SIZE, MEAN, STD), device, batch_size)
 
 

@@ -15,6 +15,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 from transformers import ViTModel
 
+from riebench.core.checkpoints import fetched, load_whole
+
 KEYS = ("k_proj", "key")  # what transformers calls the projection, from version 5 on and before
 
 
@@ -36,11 +38,13 @@ class KeySimilarity:
         return TF.normalize(resized, self._mean, self._std)
 
 
-def load_vit(folder: Path, device: torch.device | str = "cpu") -> ViTModel:
-    """Returns the model that lies in a folder of transformers, in float32."""
-    model = ViTModel.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, add_pooling_layer=False
-    )
+def load_vit(name: str, folder: Path, device: torch.device | str = "cpu") -> ViTModel:
+    """Returns the model that lies in a folder of transformers, in float32.
+
+    Raises `UserError` where tensors are missing or the files cannot be read. name: what `riebench fetch` calls it.
+    """
+    with fetched(name, folder):
+        model = load_whole(ViTModel, folder, dtype=torch.float32, use_safetensors=True, add_pooling_layer=False)
     return model.to(device).eval().requires_grad_(False)
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from riebench.core.batches import fixed_batches
 from riebench.core.errors import UserError
+from riebench.core.memory import is_out_of_memory
 from riebench.metrics.networks.base import BATCH_SIZE
 from riebench.metrics.networks.remembered import REMEMBERED_IMAGES, Remembered, contents
 
@@ -35,6 +36,8 @@ def trunk_state(network: LpipsNetwork) -> dict[str, torch.Tensor]:
             return torch.load(path, map_location="cpu", weights_only=True)
         return load(path.read_bytes())
     except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, LookupError, EOFError) as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(
             f"LPIPS's weights {path} cannot be read: {str(error).splitlines()[0]}", remedy=network.remedy
         ) from error

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import open_clip
 import torch
 from huggingface_hub import try_to_load_from_cache
+from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg
 from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
+from riebench.core.checkpoints import fetched
 from riebench.core.errors import UserError, did_you_mean
+from riebench.core.hub import Weights, weights_folder
+from riebench.core.memory import is_out_of_memory
 
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # in the order in which open_clip looks
 
@@ -85,20 +90,51 @@ class Preprocessing:
 
 
 class Encoder:
-    """An encoder by the name "architecture/weights", such as "ViT-L-14-quickgelu/openai", in float32.
+    """An encoder by the name "architecture/weights", such as "ViT-L-14-quickgelu/openai", in float32."""
 
-    Raises `UserError` with the remedy when the weights can neither be found nor downloaded.
-    """
+    def __init__(
+        self,
+        name: str,
+        device: torch.device | str = "cpu",
+        *,
+        fetch_name: str = "",
+        weights: Sequence[Weights] = (),
+        tokens: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    ) -> None:
+        """fetch_name, weights: what `riebench fetch` calls the files and which they are, the weights first; without
+        them open_clip looks for its own, and downloads them. tokens: what the tokenizer must make of some texts: all of
+        the model's context, padding too.
 
-    def __init__(self, name: str, device: torch.device | str = "cpu", *, remedy: str = "try again") -> None:
-        architecture, _, weights = name.partition("/")
-        try:
-            model = open_clip.create_model(architecture, pretrained=weights, device=device)
-            self._tokenizer = open_clip.get_tokenizer(architecture)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"CLIP {name} cannot be loaded: {str(error).splitlines()[0]}", remedy=remedy) from error
-        self._model, self._device = model.eval().requires_grad_(False), device
-        self.preprocessing = Preprocessing.from_config(open_clip.get_model_preprocess_cfg(model))
+        Raises `UserError` with the remedy when the weights cannot be had or lack a tensor, and for another tokenizer.
+        """
+        architecture, _, tag = name.partition("/")
+        if weights:
+            folder = weights_folder(fetch_name, weights[0])
+            with fetched(fetch_name, folder):  # no tensor may lack, and none be of another shape: open_clip is strict
+                model = open_clip.create_model(architecture, pretrained=str(folder / weights[0].files[0]), device="cpu")
+                self._tokenizer = _tokenizer(architecture, folder)
+            self.preprocessing = model_preprocessing(name)
+        else:
+            try:
+                model = open_clip.create_model(architecture, pretrained=tag, device="cpu")
+                self._tokenizer = open_clip.get_tokenizer(architecture)
+            except (OSError, RuntimeError, ValueError) as error:
+                if is_out_of_memory(error):
+                    raise
+                raise UserError(
+                    f"CLIP {name} cannot be loaded: {str(error).splitlines()[0]}",
+                    remedy="try again, where there is a network",
+                ) from error
+            self.preprocessing = Preprocessing.from_config(open_clip.get_model_preprocess_cfg(model))
+        self._model, self._device = model.to(device).eval().requires_grad_(False), device
+        for text, expected in tokens.items():
+            found = self._tokenizer([text])[0].tolist()
+            if found != list(expected):
+                raise UserError(
+                    f"the tokenizer of {name} makes {_short(found)} of {text!r}, where the model was trained on"
+                    f" {_short(expected)}",
+                    remedy="`pip install -U riebench`, which brings versions of transformers and open_clip that do",
+                )
 
     @torch.no_grad()
     def encode_images(self, images_bchw: torch.Tensor) -> torch.Tensor:
@@ -109,6 +145,25 @@ class Encoder:
     def encode_texts(self, texts: list[str]) -> torch.Tensor:
         """Returns the unit embeddings `[b, e]` of texts, cut off at the model's context."""
         return self._model.encode_text(self._tokenizer(texts).to(self._device), normalize=True)
+
+
+def _tokenizer(architecture: str, folder: Path) -> Callable[[list[str]], torch.Tensor]:
+    """Returns an architecture's tokenizer, with the files of a folder where it has some. It fills up on the right: so
+    SigLIP 2 was trained, and its files do not always say so."""
+    text = open_clip.get_model_config(architecture)["text_cfg"]
+    if "hf_tokenizer_name" not in text:
+        return open_clip.get_tokenizer(architecture)
+    options = text.get("tokenizer_kwargs", {})
+    return HFTokenizer(str(folder), context_length=text["context_length"], padding_side="right", **options)
+
+
+def _short(tokens: Sequence[int]) -> str:
+    """Returns tokens without the many that are equal at the end."""
+    whole = list(tokens)
+    while len(whole) > 1 and whole[-1] == whole[-2]:
+        whole.pop()
+    more = len(tokens) - len(whole)
+    return f"{whole}{f' and {more} more of the last' if more else ''}"
 
 
 def check_model(name: str) -> None:

@@ -13,10 +13,10 @@ SIGLIP2 = OpenClip(
     weights=(
         Weights(
             repo="timm/ViT-B-16-SigLIP2",
-            revision="main",  # where open_clip looks
+            revision="eee10eff6dd8cabae2d7f379d4e8cfcd352030aa",  # that of public caches of these files
             files=(
-                "open_clip_config.json",
                 "open_clip_model.safetensors",
+                "open_clip_config.json",
                 "special_tokens_map.json",
                 "tokenizer.json",
                 "tokenizer_config.json",
@@ -24,4 +24,7 @@ SIGLIP2 = OpenClip(
             gigabytes=1.54,
         ),
     ),
+    # in lower case and without punctuation, <eos> at the end and no <bos>, filled up on the right: as it was trained
+    text="A photo of a Cat!",
+    tokens=(235250, 2686, 576, 476, 4401, 1, *[0] * 58),
 )

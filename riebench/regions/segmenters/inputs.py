@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from riebench.core.checkpoints import fetched, load_whole
 from riebench.core.hub import weights_folder
+from riebench.core.memory import room_for
 from riebench.regions.grounders import GROUNDER_WEIGHTS
 
 
@@ -39,8 +41,11 @@ def to_model(inputs: Any, model: nn.Module) -> dict[str, Any]:
 def load_pair(name: str, index: int, model: type, processor: type, device: torch.device | str) -> tuple[Any, Any]:
     """Returns model and processor from the grounder's index-th weights, in float32, for inference.
 
-    name: the grounder's, as in `riebench fetch`. Raises `UserError` where files are missing.
+    name: the grounder's, as in `riebench fetch`. Raises `UserError` where files or tensors are missing, or cannot be
+    read, and where there is no room for them.
     """
-    folder = weights_folder(name, GROUNDER_WEIGHTS[name][index])
-    loaded = model.from_pretrained(folder, local_files_only=True, dtype=torch.float32, use_safetensors=True)
-    return loaded.to(device), processor.from_pretrained(folder, local_files_only=True)
+    weights = GROUNDER_WEIGHTS[name][index]
+    folder = weights_folder(name, weights)
+    with room_for(f"the grounder's {weights.repo}", device, weights.gigabytes), fetched(name, folder):
+        loaded = load_whole(model, folder, dtype=torch.float32, use_safetensors=True)
+        return loaded.to(device), processor.from_pretrained(folder, local_files_only=True)
