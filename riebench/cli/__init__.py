@@ -8,19 +8,19 @@ import os
 import sys
 from typing import Any
 
-from riebench.cli import dictionaries, edits, leaderboard, listing, runs, weights, world
+from riebench.cli import dictionaries, edits, leaderboard, listing, runs, selftest, weights, world
 from riebench.cli.flags import Verb
 from riebench.core.errors import UserError
 
-FAMILIES = (runs, weights, edits, leaderboard, listing, dictionaries, world)
+FAMILIES = (runs, weights, selftest, edits, leaderboard, listing, dictionaries, world)
 VERBS: tuple[Verb, ...] = tuple(verb for family in FAMILIES for verb in family.VERBS)
 #: Words that stand before verbs of their own.
 GROUPS = {world.NAME: world.SUMMARY}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a verb and returns the exit status, which is 1 where the doctor finds that something is missing. A user's
-    error is one line on stderr and 2; Ctrl-C is 130."""
+    """Runs a verb and returns the exit status, which is 1 where the doctor finds that something is missing, or the
+    self-test that something is wrong. A user's error is one line on stderr and 2; Ctrl-C is 130."""
     arguments = build_parser().parse_args(argv)
     try:
         return arguments.verb.run(arguments)

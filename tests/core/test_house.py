@@ -22,7 +22,7 @@ FLOORS = (
     ("metrics", "methods"),
     ("baselines", "dictionaries", "doctor"),
     ("runs", "leaderboard", "tinyworld_build"),
-    ("api",),
+    ("api", "selftest"),
     ("cli",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
