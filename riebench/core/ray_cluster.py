@@ -1,4 +1,4 @@
-"""This connects to a Ray cluster, or starts one on this machine, and says what each worker is given. Imports no torch."""
+"""This connects to a Ray cluster, or starts one here, and says what each worker is given. Imports no torch."""
 
 from __future__ import annotations
 
