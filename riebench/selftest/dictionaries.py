@@ -92,11 +92,11 @@ def _in_float32(sampler: Sampler) -> Iterator[None]:
     dtypes = [part.dtype for part in parts]
     try:
         for part in parts:
-            part.to(torch.float32)
+            torch.nn.Module.to(part, torch.float32)  # not diffusers' own, which warns of it
         yield
     finally:
         for part, dtype in zip(parts, dtypes, strict=True):
-            part.to(dtype)
+            torch.nn.Module.to(part, dtype)
 
 
 CHECK = Check(
