@@ -6,6 +6,7 @@ import importlib.util
 from typing import Any
 
 from riebench.core.ray_cluster import ray_cluster
+from riebench.core.ray_pool import call_on_cluster
 from riebench.selftest.bench import Bench
 from riebench.selftest.step import Check, Found, NotPossible
 
@@ -16,8 +17,9 @@ def look(bench: Bench) -> Found:
     """Returns the threads and devices of a worker on this machine."""
     if importlib.util.find_spec("ray") is None:
         raise NotPossible(f'Ray is not installed -> pip install "riebench[ray]"; a clone\'s tests of a GPU: `{TESTS}`')
-    with ray_cluster(None, bench.device.type) as (ray, workers, given):
-        worker = ray.get(ray.remote(**given)(_worker).remote())
+    with ray_cluster(None, bench.device.type) as cluster:
+        workers, given = cluster.slots(), dict(cluster.resources)
+        worker = call_on_cluster(cluster, _worker, "the look at a worker")
     seen = {"workers": workers, "given": given, "worker": worker}
     threads, devices = worker["threads"], worker["devices"]
     wrong = [f"a worker has {threads} threads"] if threads < 1 else []
@@ -26,7 +28,7 @@ def look(bench: Bench) -> Found:
     return Found("; ".join([*wrong, figure]), not wrong, seen)
 
 
-def _worker() -> dict[str, Any]:
+def _worker(_device: Any) -> dict[str, Any]:
     import os
 
     import torch
