@@ -185,7 +185,7 @@ class NaiveLoop:
             if site in additions:
                 edited, added = output.clone(), additions[site]
                 for cell, value in zip(added.cells.tolist(), added.values[now["step"]], strict=True):
-                    edited[0, cell] += value
+                    edited[0, cell, slice(None) if added.channels is None else added.channels] += value
                 return edited
 
         def on_step_end(_pipeline, step: int, _timestep, tensors: dict) -> dict:

@@ -66,6 +66,15 @@ def of_four(sampler):
     return Sampler(sampler.backbone, sampler.pipeline, 4)
 
 
+@pytest.fixture(scope="session")
+def hub_home(tmp_path_factory):
+    """What `HF_HOME` is to be: the faked cache of the Hub (`tests/rehearsal`), made once for all processes."""
+    from rehearsal.fake_hub import shared_hub
+
+    base = tmp_path_factory.getbasetemp()
+    return shared_hub(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
+
+
 @pytest.fixture(scope="module")
 def no_tables():
     """Runs write an empty summary and report, for tests that look at neither: they take half of a small run's time."""

@@ -197,8 +197,8 @@ def test_a_black_reference_fails_the_case(engine, monkeypatch):
 @pytest.mark.slow
 def test_where_memory_is_short_fewer_cases_go_together_and_nothing_changes(tmp_path, monkeypatch):
     sizes = []
-    work = Engine._work
-    monkeypatch.setattr(Engine, "_work", lambda self, tasks, *a: sizes.append(len(tasks)) or work(self, tasks, *a))
+    begin = Engine._begin
+    monkeypatch.setattr(Engine, "_begin", lambda self, tasks, *a: sizes.append(len(tasks)) or begin(self, tasks, *a))
     config = build_config(SMALL | {"seeds": [42, 43]}, "here")
     plenty = run(config, tmp_path / "a", device="cpu")
     assert max(sizes) == 4

@@ -107,12 +107,13 @@ def test_unknown_names_and_families():
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: str(error)[:30])
-def test_no_room_for_a_network_that_scores_is_one_line(error, monkeypatch):
+def test_no_room_for_a_network_that_scores_is_one_line(error, tmp_path, monkeypatch):
     """Whatever is raised, and though loading has errors of its own to tell of."""
 
     def full(*_args, **_kwargs):
         raise error
 
+    monkeypatch.setattr(openclip, "weights_folder", lambda *_asked: tmp_path)
     monkeypatch.setattr(openclip.open_clip, "create_model", full)
     monkeypatch.setattr(lpips_distance, "load", full)
     models = ScoringModels("sdxl", "cpu")

@@ -210,10 +210,10 @@ def test_scores_do_not_depend_on_how_many_are_scored_at_once(engine, monkeypatch
     assert_equal([apart.score([row])[0] for row in reversed(rows)][::-1], together)
     whole = apart._score
 
-    def cramped(rows, size):
+    def cramped(rows, digests, size):
         if size > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(rows, size)
+        return whole(rows, digests, size)
 
     monkeypatch.setattr(apart, "_score", cramped)
     assert_equal(apart.score(rows), together)
