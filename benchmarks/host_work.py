@@ -20,9 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -50,6 +48,7 @@ from riebench.runs.reference import Generation
 from riebench.runs.scoring import Scorer
 from riebench.runs.setup import Setup
 from riebench.runs.store import Store
+from riebench.selftest.measure import Clock
 from sae_models.topk import TopKConfig, TopKSAE
 
 BEFORE = Path(__file__).with_name("host_work_before.json")
@@ -81,40 +80,6 @@ def quickstart() -> list:
         METHODS.get("mismatched")(**k),
         METHODS.get("text-selected")(),
     ]
-
-
-class Clock:
-    """Adds up CPU seconds by the name of a part; what is open within another counts for itself alone."""
-
-    def __init__(self) -> None:
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-        self._open: list[str] = []
-        self._since = time.process_time()
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        self._turn()
-        self._open.append(name)
-        try:
-            yield
-        finally:
-            self._turn()
-            self._open.pop()
-
-    def _turn(self) -> None:
-        now = time.process_time()
-        if self._open:
-            self.seconds[self._open[-1]] += now - self._since
-        self._since = now
-
-    def of(self, function, name: str):
-        """Returns the function, its time counted under a name."""
-
-        def counted(*args, **kwargs):
-            with self.part(name):
-                return function(*args, **kwargs)
-
-        return counted
 
 
 class Allocated(TorchDispatchMode):
@@ -234,7 +199,7 @@ class Judge:
     name, higher_is_better, bounds, summary = "judge", True, (0.0, 1.0), ""
 
     def __init__(self, clock: Clock) -> None:
-        self._network = Remembered(clock.of(lambda images: (images.new_zeros(len(images)),), NOT_COUNTED))
+        self._network = Remembered(clock.timed(NOT_COUNTED, lambda images: (images.new_zeros(len(images)),)))
 
     def score(self, batch) -> np.ndarray:
         for images in (batch.intervened, batch.original, batch.edited):
@@ -266,9 +231,9 @@ def task(methods: Sequence, blocks: Sequence[str]) -> Task:
 
 def measure(backbone: Backbone) -> dict[str, float]:
     """Returns the figures of one case: seconds of each part, bytes, results."""
-    clock = Clock()
+    clock = Clock(time.process_time)
     engine, sampler = host_engine(backbone, clock)
-    engine._ask, engine._announce = (clock.of(part, "planning") for part in (engine._ask, engine._announce))
+    engine._ask, engine._announce = (clock.timed("planning", part) for part in (engine._ask, engine._announce))
     with clock.part("pictures and the rest"):
         batches = list(engine.work([[task(quickstart(), backbone.blocks)]]))
     with tempfile.TemporaryDirectory() as folder, clock.part("writing"), Store(Path(folder) / "run") as store:
@@ -288,7 +253,7 @@ def measure(backbone: Backbone) -> dict[str, float]:
 def measure_base() -> dict[str, float]:
     """Returns the host memory of one case of SDXL base, in 10^9 bytes, beyond what this process has before it."""
     backbone = BACKBONES.get("sdxl-base@25")
-    engine, _ = host_engine(backbone, Clock())
+    engine, _ = host_engine(backbone, Clock(time.process_time))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in engine.work([[task(quickstart(), backbone.blocks)]]):
         pass

@@ -45,7 +45,7 @@ def remedy_for(name: str, snapshot: Path) -> str:
     )
 
 
-def load_whole(kind: type, folder: Path, *, strict: bool = False, **options: Any) -> Any:
+def load_whole(kind: Any, folder: Path, *, strict: bool = False, **options: Any) -> Any:
     """Returns the network that a class of transformers or diffusers reads from a folder of this machine.
 
     Both libraries fill what a file lacks with random numbers and say so in a line of their log, or in none. strict:

@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from riebench.runs.engine import Engine
 from riebench.runs.plan import TEXT, Shared, Task, Wanted, find_donor, kind_of_donor, plan_variants
 from riebench.runs.store import Store, picture_path
 from riebench.selftest.bench import SEED, Bench
-from riebench.selftest.measure import Clock, Peak, in_place
+from riebench.selftest.measure import Clock, Peak, finished, in_place
 from riebench.selftest.step import Check, Found, NotPossible
 
 NO_REGION = "no region found"  # in the reason of a row that is no fault of the machine
@@ -33,7 +34,7 @@ def run_cases(bench: Bench) -> Found:
     engine = bench.whole_engine()
     config = bench.config(1)
     methods, left_out = _methods(bench, engine, config.build_methods())
-    clock = Clock(bench.device)
+    clock = Clock(partial(finished, bench.device))
     timed = [TimedMethod(method, clock) for method in methods]
     edits, known = bench.edits(1)[: bench.amounts.cases], load_edits(config.edits)
     variants = plan_variants(timed, config.subsets_of, bench.backbone.blocks)

@@ -25,14 +25,14 @@ from riebench.edits.edit import load_edits
 from riebench.edits.sets import write_set_file
 
 COMMANDS = sdxl_commands(README.read_text())
-CATEGORIES = ("change_object", "change_colour")  # of which the edit set has an edit in each split here
+CATEGORIES = ("change_object",)  # of which the edit set has an edit in each split here
 #: Words of a command -> what makes it small; the first that fits counts.
 SMALL = {
     ("run", "--mode", "reference"): (),  # which has a seed of its own
     ("run", "leaderboard"): (),  # whose entries are of all edits with three seeds
     ("run", "sdxl-base@25"): ("--categories", CATEGORIES[0], "--seeds", "42"),
     ("run",): ("--seeds", "42"),
-    ("index-text",): ("--prompts", "8"),  # as many as the few edits say
+    ("index-text",): ("--prompts", "2"),  # of what few edits say
     ("train",): ("--batch-size", "16"),
     ("evaluate",): ("--count", "4", "--images", "1"),
 }

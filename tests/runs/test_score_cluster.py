@@ -16,6 +16,7 @@ from riebench.core.errors import UserError
 from riebench.core.ray_cluster import Terms
 from riebench.core.threads import threads
 from riebench.core.versions import installed_sources
+from riebench.methods.modes import MODES
 from riebench.runs import rescore
 from riebench.runs.ray import ScoreWorker
 from riebench.runs.rescore import CHECKPOINT, score_run
@@ -77,7 +78,7 @@ def test_a_cluster_that_cannot_score_leaves_the_run_as_it_was(folder, cluster, c
 
 def test_a_scorer_of_other_metrics_refuses():
     with pytest.raises(UserError, match="the metrics on .* are not those of this command"):
-        ScoreWorker().load(Terms("cpu", installed_sources(), ()), "tinyworld", False, ["mse"], "another")
+        ScoreWorker().load(Terms("cpu", installed_sources(), ()), "tinyworld", MODES["strict"], ["mse"], "another")
 
 
 def test_a_part_is_what_lies_in_the_folder_and_names_a_broken_picture(folder):
