@@ -156,13 +156,13 @@ def _summed(parts: Sequence[tuple[Tensor, Tensor, Tensor]], dictionary: Dictiona
     """Returns the addition that is the sum of parts: (cells, bool `[cells]`; features `[k]`; what `_moved` makes)."""
     touched = torch.stack([cells for cells, _, _ in parts]).any(dim=0)
     some = isinstance(dictionary, Identity)
-    channels = torch.cat([numbers for _, numbers, _ in parts]).unique() if some else None
+    channels = torch.cat([numbers for _, numbers, _ in parts]).unique().to(touched.device) if some else None
     steps, width = len(parts[0][2]), dictionary.width
     shape = (steps, int(touched.sum()), width if channels is None else len(channels))
     values_tnm = torch.zeros(shape, dtype=dtype, device=touched.device)
     for cells, numbers, rows_tnk in parts:
         rows = cells[touched].nonzero().flatten()
-        columns = slice(None) if channels is None else torch.searchsorted(channels, numbers)
+        columns = slice(None) if channels is None else torch.searchsorted(channels, numbers.to(channels.device))
         where = (slice(None), rows) if channels is None else (slice(None), rows[:, None], columns)
         values_tnm[where] += rows_tnk.to(values_tnm)
     if channels is None or len(channels) == width:

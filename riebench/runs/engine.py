@@ -28,7 +28,7 @@ from riebench.generation.compiling import compile_parts
 from riebench.generation.interventions import Intervention
 from riebench.generation.sampler import Request, load_sampler
 from riebench.generation.sharing import twin_of
-from riebench.methods.method import Method
+from riebench.methods.method import Case, Method
 from riebench.regions.find import Regions
 from riebench.regions.grounders import GROUNDERS
 from riebench.runs.pictures import Pictures
@@ -92,8 +92,8 @@ class Engine:
         self.ahead = 1 if self.sampler.device.type == "cuda" else 0
         """How many groups are planned beside the one whose images are made."""
         self._counted = self.sampler.forwards
-        self._donors: dict[tuple[Edit, int], Reference] = {}
-        """Cases that others chose features on, or may, used longest ago first."""
+        self._donors: dict[tuple[str, ...], dict[tuple[Edit, int], Reference]] = {}
+        """Kinds of sites that are traced -> cases that others chose features on, or may, used longest ago first."""
 
     @property
     def regions(self) -> Regions:
@@ -168,10 +168,11 @@ class Engine:
         methods = _methods(tasks)
         cases = [(task.edit, task.seed) for task in tasks]
         wanted = dict.fromkeys(donor for task in tasks for donor in task.donors.values() if donor not in cases)
-        new = [donor for donor in wanted if donor not in self._donors]
+        kept = self._donors.setdefault(self._kinds(methods), {})
+        new = [donor for donor in wanted if donor not in kept]
         found = self.references([*cases, *new], methods, [*(task.pictures for task in tasks), *([None] * len(new))])
         made = dict(zip([*cases, *new], found, strict=True))
-        donors = {case: self._donors.get(case) or made[case] for task in tasks for case in task.donors.values()}
+        donors = {case: kept.get(case) or made[case] for task in tasks for case in task.donors.values()}
         references = [
             dataclasses.replace(made[case], donors={kind: donors[donor] for kind, donor in task.donors.items()})
             for case, task in zip(cases, tasks, strict=True)
@@ -186,15 +187,16 @@ class Engine:
 
     def _keep(self, references: Mapping[tuple[Edit, int], Reference], methods: Sequence[Method]) -> None:
         """Keeps references for when features are to be chosen on them, and forgets those used longest ago."""
+        kept = self._donors[self._kinds(methods)]
         for case, reference in references.items():
-            self._donors.pop(case, None)
-            self._donors[case] = reference.as_donor()
+            kept.pop(case, None)
+            kept[case] = reference.as_donor()
         each = 2 * sum(
             self.generation.trace_bytes(kind) for kind in self._kinds(methods) if self.generation.holds(kind)
         )
         most = min(DONORS_KEPT, int(TRACES_SHARE * free_memory(self.sampler.device) / each))
-        for case in list(self._donors)[: -most or None]:
-            del self._donors[case]
+        for case in list(kept)[: -most or None]:
+            del kept[case]
 
     def _finish(
         self,
@@ -266,7 +268,13 @@ class Engine:
                 kind = site_of(method, self.generation.site)
                 if kind not in reference.large or not hasattr(method, "select"):
                     continue
-                selected = method.select(reference.seen(kind))
+                case, failure = self._shown(method, reference)
+                if failure:
+                    continue
+                try:
+                    selected = method.select(case)
+                except UserError:  # which its plan says again
+                    continue
                 original, edited = reference.large[kind]
                 edited.expect({site: chosen.on for site, chosen in selected.items()})
                 original.expect({site: chosen.off for site, chosen in selected.items()})
@@ -346,22 +354,29 @@ class Engine:
 
     def _ask(self, method: Method, reference: Reference) -> tuple[Intervention, str]:
         """Returns a method's plan of a case, of which it sees the sites it asked for; or why it has none."""
-        kind = site_of(method, self.generation.site)
-        case = reference.seen(kind)
-        if kind and not case.original:
-            return Intervention(), f"{method.name}: the case has no trace of {kind}; name the method when it is made"
-        donor_kind = kind_of_donor(method)
-        if donor_kind:
-            donor = reference.donors.get(donor_kind)
-            if donor is None:
-                return Intervention(), f"{method.name}: there is no other case to choose features on"
-            if donor.failure:
-                return Intervention(), f"{method.name}: the case to choose features on cannot be used: {donor.failure}"
-            case = dataclasses.replace(case, select_on=donor.seen(kind))
+        case, failure = self._shown(method, reference)
+        if failure:
+            return Intervention(), failure
         try:
             return method.plan(case), ""
         except UserError as error:
             return Intervention(), f"{method.name}: {error}"
+
+    def _shown(self, method: Method, reference: Reference) -> tuple[Case, str]:
+        """Returns the case as a method sees it, and why it cannot do anything with it; "" where it can."""
+        kind = site_of(method, self.generation.site)
+        case = reference.seen(kind)
+        if kind and not case.original:
+            return case, f"{method.name}: the case has no trace of {kind}; name the method when it is made"
+        donor_kind = kind_of_donor(method)
+        if not donor_kind:
+            return case, ""
+        donor = reference.donors.get(donor_kind)
+        if donor is None:
+            return case, f"{method.name}: there is no other case to choose features on"
+        if donor.failure:
+            return case, f"{method.name}: the case to choose features on cannot be used: {donor.failure}"
+        return dataclasses.replace(case, select_on=donor.seen(kind)), ""
 
 
 def open_engine(

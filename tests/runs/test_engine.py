@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -330,5 +331,28 @@ def test_a_case_that_others_chose_features_on_is_not_made_again(engine, groups, 
     monkeypatch.setattr(engines, "DONORS_KEPT", 1)
     asked.clear()
     list(other.work([groups[0], groups[1], groups[0]]))
-    assert len(other._donors) == 1 and asked[0] == first, "all donors were kept so far"
+    (kept,) = other._donors.values()
+    assert len(kept) == 1 and asked[0] == first, "all donors were kept so far"
     assert asked[1] == [*second, first[0]], "only the one used last is kept"
+
+
+@dataclasses.dataclass(frozen=True)
+class NeuronsElsewhere(Neurons):
+    """Chooses neurons on another edit."""
+
+    name: str = "neurons-elsewhere"
+    select_on: ClassVar[str] = "edit"
+
+
+@pytest.mark.slow
+def test_a_case_that_was_kept_without_neurons_is_made_again_for_who_wants_them(engine, groups, monkeypatch):
+    other, (task,) = fresh(engine), groups[1]
+    blocks = [w for w in task.wanted if w.variant.method.name == "mismatched"]
+    (neurons,) = plan_variants([NeuronsElsewhere(k=5)], (), ("up.0.0", "up.0.1"))
+    wanted = [dataclasses.replace(blocks[0], variant=neurons)]
+    for asked in (blocks, wanted):
+        *_, batch = other.work([[dataclasses.replace(task, wanted=tuple(asked))]])
+        assert [row["status"] for row in batch.rows] == ["ok"], batch.rows[0]["reason"]
+    monkeypatch.setattr(references, "HELD_BYTES", 0)
+    *_, again = fresh(engine).work([[dataclasses.replace(task, wanted=tuple(wanted))]])
+    assert repr(again.rows) == repr(batch.rows), "neurons that are read again are chosen on the other case too"
