@@ -64,10 +64,9 @@ class TextSelected(Transport):
         indices = {site: _fitting(case.text_index(site.block), sae, site) for site, sae in saes.items()}
         cells = {site: case.original_cells[site.block] for site in saes}
         region = Region(case, "original", saes)
-        features = {site: latents.flatten(0, 1) for site, latents in region.first(case.steps).items()}
+        present = region.present(saes)
         vectors = [case.text(prompt) for prompt in (case.edit.edited_prompt, case.edit.original_prompt)]
-        scores = {s: score_features(index, *vectors).to(features[s].device) for s, index in indices.items()}
-        present = {site: (z_nf > 0).any(dim=0) for site, z_nf in features.items()}
+        scores = {s: score_features(index, *vectors).to(present[s].device) for s, index in indices.items()}
         on = self._highest(
             {site: score.where(indices[site].active.to(score.device) > 0, 0) for site, score in scores.items()}
         )
@@ -76,9 +75,11 @@ class TextSelected(Transport):
         additions = {}
         for site, sae in saes.items():
             on, off = selected[site].on, selected[site].off
-            added_n1k = indices[site].typical[on.cpu()].to(features[site]).expand(len(features[site]), -1)
-            both = torch.cat([on, off]), torch.cat([added_n1k, -features[site][:, off]], dim=1)
-            rows_tnc = self.strength * decode_some(sae, *both).unflatten(0, (case.steps, -1))
+            off_tnk = region.of({site: off})[site]
+            on_tnk = indices[site].typical[on.cpu()].to(off_tnk).expand(*off_tnk.shape[:2], -1)
+            moved_nk = torch.cat([on_tnk, -off_tnk], dim=2).flatten(0, 1)
+            rows_nc = self.strength * decode_some(sae, torch.cat([on, off]), moved_nk)
+            rows_tnc = rows_nc.unflatten(0, off_tnk.shape[:2])
             additions[site] = Addition(cells[site].nonzero().flatten(), rows_tnc.to(case.original[site].dtype))
         return Intervention(
             additions,

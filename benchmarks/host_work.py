@@ -109,7 +109,10 @@ class HostSampler(Sampler):
     """A sampler whose networks are not there: traces and pictures are random, and take no time. What it does for
     interventions is done."""
 
-    def __init__(self, backbone: Backbone, clock: Clock) -> None:
+    def __init__(self, backbone: Backbone, clock: Clock, adds: bool) -> None:
+        """adds: whether additions are done; where not, streams of a whole batch, which are the denoiser's, need no
+        room."""
+        self.adds = adds
         with torch.device("meta"):
             unet = UNet2DConditionModel.from_config(UNET).half()
         self.backbone, self.denoiser, self.clock = backbone, unet, clock
@@ -142,8 +145,9 @@ class HostSampler(Sampler):
     def regenerate(self, requests: Sequence[Request], originals: Sequence[Sample]) -> Iterator[Tensor]:
         for start in range(0, len(requests), self.batch_size):
             rows = list(requests[start : start + self.batch_size])
-            with self.clock.part("additions"):
-                self._add(rows)
+            if self.adds:
+                with self.clock.part("additions"):
+                    self._add(rows)
             with self.clock.part(NOT_COUNTED):
                 pictures = [self._picture() for _ in rows]
             yield from pictures
@@ -207,9 +211,9 @@ class Judge:
         return values.double().numpy()
 
 
-def host_engine(backbone: Backbone, clock: Clock) -> tuple[Engine, HostSampler]:
+def host_engine(backbone: Backbone, clock: Clock, adds: bool = True) -> tuple[Engine, HostSampler]:
     """Returns an engine of stand-ins; its dictionaries and all that it does with them are as on SDXL."""
-    sampler = HostSampler(backbone, clock)
+    sampler = HostSampler(backbone, clock, adds)
     generation = Generation(sampler, Setup(dtype="float16"))
     shape = TopKConfig(width=CHANNELS, num_features=FEATURES, k=ACTIVE)
     saes = {block: TopKSAE(shape, seed=i).requires_grad_(False) for i, block in enumerate(backbone.blocks)}
@@ -253,7 +257,7 @@ def measure(backbone: Backbone) -> dict[str, float]:
 def measure_base() -> dict[str, float]:
     """Returns the host memory of one case of SDXL base, in 10^9 bytes, beyond what this process has before it."""
     backbone = BACKBONES.get("sdxl-base@25")
-    engine, _ = host_engine(backbone, Clock(time.process_time))
+    engine, _ = host_engine(backbone, Clock(time.process_time), adds=False)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in engine.work([[task(quickstart(), backbone.blocks)]]):
         pass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -55,6 +55,14 @@ class Latents:
         z_nk[self._rows[kept], columns[kept]] = self._values[kept]
         return z_nk.unflatten(0, self.shape[:2])
 
+    def present(self) -> Tensor:
+        """Returns which features are above zero anywhere, bool `[F]`."""
+        if self._dense is not None:
+            return (self._dense > 0).flatten(0, 1).any(dim=0)
+        found = self._features.new_zeros(self.shape[2], dtype=torch.bool)
+        found[self._features[self._values > 0]] = True
+        return found
+
 
 class Region:
     """What dictionaries say of the region of one of a case's images, each site encoded once a case."""
@@ -76,6 +84,10 @@ class Region:
         channels, coded = self._parted(numbers)
         found = self._rows(channels, None, {site: numbers[site] for site in channels})
         return found | {site: self._latents(site, None).of(numbers[site]) for site in coded}
+
+    def present(self, sites: Iterable[Site]) -> dict[Site, Tensor]:
+        """Returns site -> which features are above zero anywhere, bool `[F]`."""
+        return {site: self._latents(site, None).present() for site in sites}
 
     def like(self, site: Site) -> torch.dtype:
         """Returns the type of a site's trace."""

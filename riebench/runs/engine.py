@@ -41,6 +41,7 @@ from sae_models.tensors import dtype_name
 
 GROUP = 8  # the most cases whose results go through the denoiser together
 TRACES_SHARE = 0.25  # of the free memory, that the traces and additions of a group may take, and those of donors again
+SCORED_AT_ONCE = 16  # images, as many as a network that judges reads: 32 of 1024 px would be 0.4 GB, several times over
 DONORS_KEPT = 512  # cases that others choose features on, at most
 
 
@@ -249,8 +250,9 @@ class Engine:
         """Generates and scores what is planned."""
         edited = [item for item in planned if item.shows == "intervened"]
         images = self.sampler.regenerate([item.request for item in edited], [item.reference.sample for item in edited])
-        for start in range(0, len(planned), self.sampler.batch_size):
-            yield from self._results(planned[start : start + self.sampler.batch_size], images)
+        size = min(self.sampler.batch_size, SCORED_AT_ONCE)
+        for start in range(0, len(planned), size):
+            yield from self._results(planned[start : start + size], images)
 
     def _plan_all(self, asked: Sequence[tuple[Reference, Sequence[Variant]]]) -> list[Planned]:
         return [item for reference, variants in asked for item in self._plan(reference, variants)]

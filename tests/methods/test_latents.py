@@ -53,6 +53,7 @@ def test_latents_are_what_the_dictionary_says(kind, at_once, monkeypatch):
         torch.testing.assert_close(found.first(steps), expected[:steps])
     numbers = torch.tensor([3, 0, 5])
     torch.testing.assert_close(found.of(numbers), expected[..., numbers])
+    assert torch.equal(found.present(), (expected > 0).flatten(0, 1).any(dim=0))
     nowhere = Latents(coder, rows[:, :0])
     assert nowhere.first(1).shape == (1, 0, coder.num_features) and nowhere.of(numbers).shape == (4, 0, 3)
 
