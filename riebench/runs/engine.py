@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 
 import numpy as np
 import torch
@@ -151,11 +151,18 @@ class Engine:
         """Returns how many cases fit into the share of the free memory that is theirs: the traces of two images each,
         and as much for each other case that is looked at, and what every method adds, which is no larger than a
         trace."""
-        generation = self.generation
-        traces = sum(generation.trace_bytes(kind) for kind in self._kinds(methods) if generation.holds(kind))
         looked_at = {kind_of_donor(method) for method in methods} | {""}
-        each = 2 * traces * len(looked_at) + generation.trace_bytes(generation.site) * len(methods)
-        return max(1, int(TRACES_SHARE * free_memory(self.sampler.device) / each))
+        added = self.generation.trace_bytes(self.generation.site) * len(methods)
+        return max(1, self._fitting(self._case_bytes(methods) * len(looked_at) + added))
+
+    def _case_bytes(self, methods: Sequence[Method]) -> int:
+        """Returns the bytes of the traces that are held of a case's two images."""
+        generation = self.generation
+        return 2 * sum(generation.trace_bytes(kind) for kind in self._kinds(methods) if generation.holds(kind))
+
+    def _fitting(self, size: int) -> int:
+        """Returns how many things of so many bytes fit into the share of the free memory that is theirs."""
+        return int(TRACES_SHARE * free_memory(self.sampler.device) / size)
 
     def _kinds(self, methods: Sequence[Method]) -> tuple[str, ...]:
         """Returns the kinds of sites that methods are to see traces of, the blocks' own first."""
@@ -179,12 +186,12 @@ class Engine:
             for case, task in zip(cases, tasks, strict=True)
         ]
         if donors:
-            self._keep({**{case: reference.as_donor() for case, reference in made.items()}, **donors}, methods)
+            self._keep(made | donors, methods)
         asked = [(reference, [w.variant for w in t.wanted]) for t, reference in zip(tasks, references, strict=True)]
         self._announce(asked)
         if self.ahead and all(hasattr(method, "select") for method in methods if self._is_large(method)):
             return tasks, references, planner.submit(self._plan_all, asked).result
-        return tasks, references, cache(lambda: self._plan_all(asked))
+        return tasks, references, partial(self._plan_all, asked)
 
     def _keep(self, references: Mapping[tuple[Edit, int], Reference], methods: Sequence[Method]) -> None:
         """Keeps references for when features are to be chosen on them, and forgets those used longest ago."""
@@ -192,10 +199,7 @@ class Engine:
         for case, reference in references.items():
             kept.pop(case, None)
             kept[case] = reference.as_donor()
-        each = 2 * sum(
-            self.generation.trace_bytes(kind) for kind in self._kinds(methods) if self.generation.holds(kind)
-        )
-        most = min(DONORS_KEPT, int(TRACES_SHARE * free_memory(self.sampler.device) / each))
+        most = min(DONORS_KEPT, self._fitting(self._case_bytes(methods)))
         for case in list(kept)[: -most or None]:
             del kept[case]
 
