@@ -35,10 +35,7 @@ class PrincipalComponents(Transport):
         """Returns the transport of the k components with the highest and the k with the lowest scores (protocol §5)."""
         components = {
             site: fit_pca(
-                rows.float()
-                for rows in torch.cat([side[site].flatten(0, 1) for side in (case.original, case.edited)]).split(
-                    AT_ONCE
-                )
+                torch.cat([side[site].flatten(0, 1) for side in (case.original, case.edited)]).split(AT_ONCE)
             )
             for site in case.original
         }

@@ -22,7 +22,9 @@ from riebench.core.files import read_json, write_bytes, write_json
 from sae_models.layouts import SAELENS, refuse_missing
 from sae_models.tensors import read_safetensors, refuse_misfit, refuse_not_finite
 
-LEAST_VARIANCE = 1e-10  # of the first component's: below it a direction is rounding
+#: Type in which rows are multiplied and their covariance is decomposed -> the variance, as a share of the first
+#: component's, below which a direction is rounding.
+LEAST_VARIANCE = {torch.float64: 1e-10, torch.float32: 1e-6}
 AGAIN = "save the dictionary again"
 
 
@@ -79,8 +81,9 @@ def fit_pca(batches: Iterable[Tensor], num_features: int | None = None) -> PCA:
     """Fits the first principal components of rows that come in batches `[n, d]`; None: all directions that they vary
     in.
 
-    Sums are kept in float64 and of d x d values, counted from the first row, on the rows' device; the components are
-    float32. Raises `UserError` for rows that are not finite or differ in width, and where the rows vary in fewer
+    Sums are of d x d values, counted from the first row, and kept in float64 on the rows' device. Rows of half precision
+    are multiplied, and their covariance is decomposed, in float32, which has at least 13 bits more than they have; others
+    in float64. The components are float32. Raises `UserError` for rows that are not finite or differ in width, and where the rows vary in fewer
     directions than are asked for, or in none.
     """
     if num_features is not None and num_features < 1:
@@ -91,16 +94,18 @@ def fit_pca(batches: Iterable[Tensor], num_features: int | None = None) -> PCA:
         if not len(rows_nd):
             continue
         if origin_d is None:
+            wide = torch.float32 if rows_nd.dtype.itemsize == 2 else torch.float64
             origin_d = rows_nd[0].double()
             sum_d, square_dd = torch.zeros_like(origin_d), origin_d.new_zeros(len(origin_d), len(origin_d))
-        shifted_nd = rows_nd.double() - origin_d
+        shifted_nd = rows_nd.to(wide) - origin_d.to(wide)
         count += len(rows_nd)
         sum_d += shifted_nd.sum(0)
         square_dd += shifted_nd.T @ shifted_nd
     if origin_d is None:
         raise UserError("there are no rows to fit principal components to", remedy="give at least two")
-    variance_f, vectors_df = torch.linalg.eigh(square_dd / count - torch.outer(sum_d, sum_d) / count**2)
-    found = int((variance_f > LEAST_VARIANCE * variance_f[-1]).sum()) if variance_f[-1] > 0 else 0
+    covariance_dd = square_dd / count - torch.outer(sum_d, sum_d) / count**2
+    variance_f, vectors_df = torch.linalg.eigh(covariance_dd.to(wide))
+    found = int((variance_f > LEAST_VARIANCE[wide] * variance_f[-1]).sum()) if variance_f[-1] > 0 else 0
     if found < (num_features or 1):
         raise UserError(
             f"{count} rows vary in {found} directions, and {num_features or 1} components are asked for",

@@ -191,6 +191,24 @@ def test_components_are_those_of_numpy_whatever_the_batches():
     assert three.explained_variance_pooled == pytest.approx((singular[:3] ** 2).sum() / (singular**2).sum(), abs=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_components_of_half_precision_rows_are_those_of_numpy_in_double_precision(dtype):
+    """Far from the origin, with standard deviations of 1 to 1/32, more directions than rows in the second set."""
+    generator = torch.Generator().manual_seed(9)
+    scale_d = torch.logspace(0, -5, 24, base=2)
+    for count, found in ((400, 24), (12, 11)):
+        rows_nd = (torch.randn(count, 24, generator=generator) * scale_d + 3).to(dtype)
+        x = rows_nd.double().numpy()
+        _, singular, directions = np.linalg.svd(x - x.mean(0), full_matrices=False)
+        pca = fit_pca(rows_nd.split(150))
+        assert pca.num_features == found and pca.components_fd.dtype == torch.float32
+        z_nf = pca.encode(rows_nd).double()
+        np.testing.assert_allclose(z_nf.square().sum(0), singular[:found] ** 2, rtol=1e-3)
+        parted = np.abs(pca.components_fd.double().numpy() @ directions[:found].T)
+        np.testing.assert_allclose(parted[:4, :4], np.eye(4), atol=1e-3)
+        np.testing.assert_allclose(pca.decode(pca.encode(rows_nd)), x, atol=1e-4)
+
+
 def test_rows_of_few_directions_have_as_many_components():
     rows_nd = torch.randn(50, 2, generator=torch.Generator().manual_seed(8)) @ unit_rows(2, 7) + 3
     assert PCA.fit(rows_nd).num_features == 2
