@@ -117,7 +117,10 @@ class Group:
         for member, numbers_of, read in zip(new, wanted, self._read(new, picks, None), strict=True):
             for channels, found in member.chosen:
                 for site, numbers in channels.items():
-                    found[site] = read[site][..., torch.searchsorted(numbers_of[site], numbers.to(read[site].device))]
+                    here = numbers.to(read[site].device)
+                    alone = torch.equal(here, numbers_of[site].to(here.device))  # as mostly: nothing is copied
+                    columns = slice(None) if alone else torch.searchsorted(numbers_of[site], here)
+                    found[site] = read[site][..., columns]
 
     def forget_first(self) -> None:
         """Forgets what was read of first steps, once units were chosen."""

@@ -41,7 +41,8 @@ from sae_models.tensors import dtype_name
 
 GROUP = 8  # the most cases whose results go through the denoiser together
 TRACES_SHARE = 0.25  # of the free memory, that the traces and additions of a group may take, and those of donors again
-SCORED_AT_ONCE = 16  # images, as many as a network that judges reads: 32 of 1024 px would be 0.4 GB, several times over
+SCORED_AT_ONCE = 16  # images, as many as a network that judges reads
+SCORED_PIXELS = SCORED_AT_ONCE * 512**2  # together: 16 of 1024 px would be 0.2 GB, several times over
 DONORS_KEPT = 512  # cases that others choose features on, at most
 
 
@@ -254,7 +255,8 @@ class Engine:
         """Generates and scores what is planned."""
         edited = [item for item in planned if item.shows == "intervened"]
         images = self.sampler.regenerate([item.request for item in edited], [item.reference.sample for item in edited])
-        size = min(self.sampler.batch_size, SCORED_AT_ONCE)
+        fitting = max(1, SCORED_PIXELS // (self.sampler.height * self.sampler.width))
+        size = min(self.sampler.batch_size, SCORED_AT_ONCE, fitting)
         for start in range(0, len(planned), size):
             yield from self._results(planned[start : start + size], images)
 
