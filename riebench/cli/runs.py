@@ -27,6 +27,7 @@ OVERRIDES = (
     "mode",
     "dtype",
     "dictionaries",
+    "dictionary",
     "batch_size",
 )
 
@@ -284,8 +285,10 @@ VERBS = (
         Edit,
         _edit,
         (
-            'riebench edit "a red heart" "a blue heart" --region heart',
-            'riebench edit "a red heart" "a blue heart" --region heart --method dense --set strength=2 --out heart.png',
+            'riebench edit "flat poster of a standing red plain heart in the sky" '
+            '"flat poster of a standing red plain star in the sky" --region heart --edited-region star',
+            'riebench edit "a cat on a road" "a dog on a road" --region cat --edited-region dog '
+            "--backbone sdxl-turbo@4 --set strength=2 --out dog.png",
         ),
     ),
     Verb(
