@@ -82,8 +82,8 @@ def run(
 
     config: a preset, a YAML file, a RunConfig, or the keys and values of a YAML file; `overrides` replace its fields.
     methods: where names, or `{"name": "sae", "k": 64}` as in YAML, are among them, these in place of the configured
-    ones, and attributed to blocks are those that still are there; methods of one's own are beside the others. edits: one's own, in place of the configured set. Raises `UserError`
-    for anything wrong with them.
+    ones, and attributed to blocks are those that still are there; methods of one's own are beside the others.
+    edits: one's own, in place of the configured set. Raises `UserError` for anything wrong with them.
     """
     named = [item for item in methods if isinstance(item, str | Mapping | MethodConfig)]
     own = [item for item in methods if not isinstance(item, str | Mapping | MethodConfig)]
@@ -184,7 +184,10 @@ def _attributed(
     """Returns which of the methods that are named are run on every subset of blocks: those of the configuration, or the
     first that edits."""
     labels = [
-        item if isinstance(item, str) else item.label or item.name if isinstance(item, MethodConfig)
+        item
+        if isinstance(item, str)
+        else item.label or item.name
+        if isinstance(item, MethodConfig)
         else str(item.get("label") or item.get("name"))
         for item in named
     ]

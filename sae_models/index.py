@@ -65,8 +65,9 @@ def find(
 ) -> Entry:
     """Returns the entry of that name for a block of a backbone; without one the default, or else the only one there is.
 
-    backbone: or several, of which the first counts that has any for the block. site: what it must code of the block; an entry that does not say is taken for any. root: look in that folder
-    (`own_entries`) instead of among the shipped and the released ones. Raises `UserError` naming what there is instead.
+    backbone: or several, of which the first counts that has any for the block. site: what it must code of the
+    block; an entry that does not say is taken for any. root: look in that folder (`own_entries`) instead of among
+    the shipped and the released ones. Raises `UserError` naming what there is instead.
     """
     backbones = (backbone,) if isinstance(backbone, str) else tuple(backbone)
     known = entries() if root is None else own_entries(root, backbones[0])

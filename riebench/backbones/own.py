@@ -88,7 +88,10 @@ KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "guidance": (_is_guidance, "give a number from 0 on; 0 samples without guidance"),
     "grounder": (_is_text, "give a name of `riebench ls grounders`"),
     "judges": (_is_text, "give a family of judges: sdxl or tinyworld"),
-    "dictionaries": (_is_text, "give the name of the backbone whose dictionaries are used where it has none of its own"),
+    "dictionaries": (
+        _is_text,
+        "give the name of the backbone whose dictionaries are used where it has none of its own",
+    ),
     "summary": (_is_text, "give a line of text"),
     "vae": (lambda value: value in tuple(VAES), f"use {', '.join(VAES)}, or leave it out for the model's own"),
     "height": _PIXELS,

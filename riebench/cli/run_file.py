@@ -1,4 +1,4 @@
-"""The page on run files, `docs/run-file.md`, out of the dataclasses that read them: `python -m riebench.cli.run_file`."""
+"""The page on run files, `docs/run-file.md`, of the dataclasses: `python -m riebench.cli.run_file`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from riebench.runs.config import MethodConfig, RunConfig, setting_kinds
 
 HEAD = """# A run file
 
-`riebench run my-run.yaml` does what the file says; a key that it leaves out has its default. Paths in it are relative to
-it. The flags of `riebench run` stand in the place of its values, and so do keyword arguments of `riebench.run`, which takes
-the same keys as a dictionary. A key that is not known, or a value that it cannot have, is refused before anything is loaded.
+`riebench run my-run.yaml` does what the file says; a key that it leaves out has its default. Paths in it are relative
+to it. The flags of `riebench run` stand in the place of its values, and so do keyword arguments of `riebench.run`,
+which takes the same keys as a dictionary. A key that is not known, or a value that it cannot have, is refused before
+anything is loaded.
 
 ```yaml
 backbone: tinyworld-turbo@1
@@ -44,7 +45,7 @@ def page() -> str:
     shared = [one.name for one in dataclasses.fields(Transport)]
     parts += [
         "## Methods",
-        "`name` is one of `riebench ls methods`, `label` its name in tables; the other keys are settings of the method.",
+        "`name` is one of `riebench ls methods`, `label` its name in tables; other keys are settings of the method.",
         "### What all methods that move features have",
         _settings(Transport, shared, get_type_hints(Transport, include_extras=True)),
     ]
@@ -71,7 +72,14 @@ def _settings(method: type, names: list[str], kinds: dict[str, Any]) -> str:
 def _table(owner: type, fields: list[tuple[dataclasses.Field, Any]]) -> str:
     docs = field_docs(owner)
     rows = [
-        f"| `{one.name}` | {_cell(_allowed(one.name, kind))} | {_cell(_default(one))} | {_cell(docs.get(one.name, ''))} |"
+        " | ".join(
+            (
+                f"| `{one.name}`",
+                _cell(_allowed(one.name, kind)),
+                _cell(_default(one)),
+                f"{_cell(docs.get(one.name, ''))} |",
+            )
+        )
         for one, kind in fields
     ]
     return "\n".join(("| key | value | default | what it is |", "|---|---|---|---|", *rows))

@@ -42,13 +42,15 @@ def _load(path: Path, named: Path) -> None:
     importlib.invalidate_caches()
     found = None if "." in path.stem else importlib.util.find_spec(path.stem)
     if found is None or not found.origin or Path(found.origin).resolve() != path:
-        raise UserError(f"{named}: another module is called {path.stem!r}", remedy="rename the file, as to my_method.py")
+        raise UserError(
+            f"{named}: another module is called {path.stem!r}", remedy="rename the file, as to my_method.py"
+        )
     before = registered()
     try:
         importlib.import_module(path.stem)
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:  # a file that calls sys.exit is no reason to leave without a word
         raise UserError(f"{named}{_line(error, path)}: {type(error).__name__}: {error}", remedy="mend it") from error
     if registered() == before:
         raise UserError(
@@ -56,7 +58,7 @@ def _load(path: Path, named: Path) -> None:
         )
 
 
-def _line(error: Exception, path: Path) -> str:
+def _line(error: BaseException, path: Path) -> str:
     """Returns where in the file it failed, as ", line 3"."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f", line {error.lineno}"

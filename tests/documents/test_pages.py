@@ -1,7 +1,7 @@
 """The commands and the Python of the README and of docs/ work as they stand there.
 
-Those for SDXL are run in `tests/rehearsal`. Here the embedded world is made small: its edit set has few edits, its shipped
-runs few methods; and words are put behind commands that would train for half an hour.
+Those for SDXL are run in `tests/rehearsal`. Here the embedded world is made small: its edit set has few edits, its
+shipped runs few methods; and words are put behind commands that would train for half an hour.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import io
 import json
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 import yaml
