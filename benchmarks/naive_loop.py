@@ -97,8 +97,7 @@ class NaiveLoop:
                 low_cpu_mem_usage=False,
             )
         self.pipeline.set_progress_bar_config(disable=True)
-        trained_on = self.backbone.dictionaries or self.backbone.name
-        self.saes = {block: index.open(index.find(trained_on, block)) for block in BLOCK_NAMES}
+        self.saes = {block: index.open(index.find(self.backbone.trained_on, block)) for block in BLOCK_NAMES}
         self.grids: dict[str, tuple[int, int]] = {}  # block -> its cells (high, wide), as they were seen last
         self.grounder = GROUNDERS.get(self.backbone.grounder)("cpu")
         self.judges = ScoringModels(self.backbone.judges, batch_size=1)

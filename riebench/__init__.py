@@ -3,8 +3,8 @@
     import riebench
 
     result = riebench.edit("flat poster of a standing red plain heart in the sky",
-                           "flat poster of a standing blue plain heart in the sky", region="heart")
-    result.strip().save("heart.png")                   # original | edited | intervened
+                           "flat poster of a standing red plain star in the sky", region="heart", edited_region="star")
+    result.strip().save("star.png")                    # original | edited | intervened
 
     done = riebench.run("quickstart", out="runs/quickstart")
     done.scores                                        # a pandas data frame, one row a result

@@ -6,11 +6,12 @@ import dataclasses
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from riebench.backbones.loading import choose_device, choose_dtype
 from riebench.backbones.table import Backbone
@@ -28,6 +29,8 @@ from riebench.runs.plan import find_donor, kind_of_donor, variant_of
 from riebench.runs.setup import Setup
 from sae_models.tensors import dtype_name
 
+LABEL_SHARE = 0.11  # height of a line of text above a picture, of its width
+STRIP_LABELS = (("original", "edited prompt", "intervened"), ("region in original", "region in edited"))
 BATCH = 2  # the most images generated at once: original and edited
 
 
@@ -47,17 +50,22 @@ class Edited:
     """One row as in `scores.parquet`."""
 
     def strip(self, scale: int = 0) -> Image.Image:
-        """Returns original, edited and intervened picture side by side, the regions below the first two.
+        """Returns original, edited and intervened picture side by side, the regions below the first two, each under
+        its name in a line of `LABEL_SHARE` of a picture's width.
 
         scale: width of a pixel; 0 makes small pictures about 256 pixels wide.
         """
         scale = scale or max(1, 256 // self.original.width)
         width, height = (side * scale for side in self.original.size)
-        sheet = Image.new("RGB", (3 * width + 2 * scale, 2 * height + scale), "white")
+        line = round(LABEL_SHARE * width)
+        sheet = Image.new("RGB", (3 * width + 2 * scale, 2 * (line + height) + scale), "white")
+        font, draw = ImageFont.load_default(0.6 * line), ImageDraw.Draw(sheet)
         for row, pictures in enumerate(((self.original, self.edited, self.intervened), self.masks)):
             for i, picture in enumerate(pictures):
                 large = picture.resize((width, height), Image.Resampling.NEAREST)
-                sheet.paste(large, (i * (width + scale), row * (height + scale)))
+                left, top = i * (width + scale), row * (line + height + scale)
+                draw.text((left + width // 2, top + line // 2), STRIP_LABELS[row][i], "black", font, anchor="mm")
+                sheet.paste(large, (left, top + line))
         return sheet
 
 
@@ -66,24 +74,30 @@ def run(
     out: str | Path | None = None,
     *,
     device: str = "auto",
-    methods: Sequence[Method] = (),
+    methods: Sequence[Method | str | Mapping[str, Any] | MethodConfig] = (),
     edits: Sequence[Edit] | None = None,
     **overrides: Any,
 ) -> runs.Run:
     """Runs a benchmark, writes its folder (default `runs/<name>`), and returns the finished run.
 
     config: a preset, a YAML file, a RunConfig, or the keys and values of a YAML file; `overrides` replace its fields.
-    methods: one's own, beside the configured ones. edits: one's own, in place of the configured set. Raises `UserError`
-    for anything wrong with them.
+    methods: where names, or `{"name": "sae", "k": 64}` as in YAML, are among them, these in place of the configured
+    ones, and attributed to blocks are those that still are there; methods of one's own are beside the others.
+    edits: one's own, in place of the configured set. Raises `UserError` for anything wrong with them.
     """
+    named = [item for item in methods if isinstance(item, str | Mapping | MethodConfig)]
+    own = [item for item in methods if not isinstance(item, str | Mapping | MethodConfig)]
     if isinstance(config, RunConfig):
-        settings, name = dataclasses.replace(config, **overrides), "custom"
+        configure, name = partial(dataclasses.replace, config), "custom"
     elif isinstance(config, Mapping):
-        settings, name = build_config({**config, **overrides}, "the configuration"), "custom"
+        configure, name = lambda **over: build_config({**config, **over}, "the configuration"), "custom"
     else:
-        settings, name = read_config(config, overrides), Path(config).stem
+        configure, name = lambda **over: read_config(config, over), Path(config).stem
+    if named:
+        overrides = _attributed(named, configure().subsets_of) | overrides | {"methods": tuple(named)}
+    settings = configure(**overrides)
     folder = Path("runs") / name if out is None else named_path(out)
-    return runs.run(settings, folder, device=device, methods=methods, edits=edits)
+    return runs.run(settings, folder, device=device, methods=own, edits=edits)
 
 
 def edit(
@@ -162,6 +176,24 @@ def generate(
         model, setup = _asked(backbone, "", device, ())
         engine = open_engine(model, device, setup=setup, batch_size=BATCH)
     return to_picture(engine.generation.image(prompt, seed, intervention))
+
+
+def _attributed(
+    named: Sequence[str | Mapping[str, Any] | MethodConfig], subsets_of: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """Returns which of the methods that are named are run on every subset of blocks: those of the configuration, or the
+    first that edits."""
+    labels = [
+        item
+        if isinstance(item, str)
+        else item.label or item.name
+        if isinstance(item, MethodConfig)
+        else str(item.get("label") or item.get("name"))
+        for item in named
+    ]
+    found = [label for label in dict.fromkeys(labels) if label in subsets_of]
+    found = found or [label for label in labels if label not in ("noop", "oracle-prompt")][:1]
+    return {"subsets_of": tuple(found)}
 
 
 def _asked(

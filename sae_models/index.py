@@ -7,6 +7,7 @@ names; those that others published in a table (`released`); and a user's own may
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,15 +56,24 @@ def own_entries(folder: Path, backbone: str) -> list[Entry]:
 
 
 def find(
-    backbone: str, block: str, name: str | None = None, *, root: Path | None = None, site: str = "update"
+    backbone: str | Sequence[str],
+    block: str,
+    name: str | None = None,
+    *,
+    root: Path | None = None,
+    site: str = "update",
 ) -> Entry:
     """Returns the entry of that name for a block of a backbone; without one the default, or else the only one there is.
 
-    site: what it must code of the block; an entry that does not say is taken for any. root: look in that folder
-    (`own_entries`) instead of among the shipped and the released ones. Raises `UserError` naming what there is instead.
+    backbone: or several, of which the first counts that has any for the block. site: what it must code of the
+    block; an entry that does not say is taken for any. root: look in that folder (`own_entries`) instead of among
+    the shipped and the released ones. Raises `UserError` naming what there is instead.
     """
-    known = entries() if root is None else own_entries(root, backbone)
+    backbones = (backbone,) if isinstance(backbone, str) else tuple(backbone)
+    known = entries() if root is None else own_entries(root, backbones[0])
     sites = ("", site)
+    there = {e.backbone for e in known if e.block == block and e.site in sites}
+    backbone = next((one for one in backbones if one in there), backbones[-1])
     here = [e for e in known if e.backbone == backbone and e.block == block and e.site in sites]
     if not here:
         pairs = sorted({f"{entry.backbone} {entry.block}" for entry in known if entry.site in sites})

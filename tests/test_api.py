@@ -22,7 +22,7 @@ BLUE = RED.replace("red", "blue")
 def test_edit_one_pair_of_ones_own(engine):
     result = riebench.edit(RED, BLUE, region="heart", engine=engine)
     assert result.original.size == result.edited.size == result.intervened.size == (64, 64)
-    assert result.strip(scale=2).size == (3 * 128 + 4, 2 * 128 + 2)
+    assert result.strip(scale=2).size == (3 * 128 + 4, 2 * (14 + 128) + 2)  # a line of names above each row
     assert result.scores["status"] == "ok" and np.isfinite(result.scores["clip_text_edited"])
     nothing = riebench.edit(RED, BLUE, region="heart", method="noop", engine=engine)
     assert nothing.scores["blocks"] == ""

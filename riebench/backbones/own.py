@@ -23,12 +23,12 @@ def backbone_from(values: Mapping[str, Any], where: str) -> Backbone:
     messages begin with. Raises `UserError` for unknown, missing, mistyped or impossible values.
     """
     for key, value in values.items():
-        if key not in _KEYS:
+        if key not in KEYS:
             raise UserError(
-                f"{where}: unknown key {key!r} of a backbone{did_you_mean(key, _KEYS)}",
-                remedy=f"the keys are {', '.join(_KEYS)}",
+                f"{where}: unknown key {key!r} of a backbone{did_you_mean(key, KEYS)}",
+                remedy=f"the keys are {', '.join(KEYS)}",
             )
-        fits, remedy = _KEYS[key]
+        fits, remedy = KEYS[key]
         if not fits(value):
             near = did_you_mean(value, {"like": BACKBONES.names(), "vae": VAES, "dtype": DTYPES}.get(key, ()))
             raise UserError(f"{where}: {key} is {value!r}{near}", remedy=remedy)
@@ -77,7 +77,7 @@ _PIXELS = (
     "give pixels, a multiple of 8; 0 is the model's own size",
 )
 #: What `backbone_from` reads: key -> (whether a value is possible, what to write).
-_KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
+KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "name": (
         _is_name,
         "give a name that is not taken: letters, digits, . _ + -, then @ and the steps, as in my-sdxl@4",
@@ -88,7 +88,10 @@ _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "guidance": (_is_guidance, "give a number from 0 on; 0 samples without guidance"),
     "grounder": (_is_text, "give a name of `riebench ls grounders`"),
     "judges": (_is_text, "give a family of judges: sdxl or tinyworld"),
-    "dictionaries": (_is_text, "give the name of the backbone whose dictionaries are used"),
+    "dictionaries": (
+        _is_text,
+        "give the name of the backbone whose dictionaries are used where it has none of its own",
+    ),
     "summary": (_is_text, "give a line of text"),
     "vae": (lambda value: value in tuple(VAES), f"use {', '.join(VAES)}, or leave it out for the model's own"),
     "height": _PIXELS,

@@ -32,8 +32,8 @@ class Backbone:
     """Family of the networks that score its pictures (`riebench.metrics.networks.table.NETWORKS`)."""
     summary: str = ""
     dictionaries: str = ""
-    """The backbone whose dictionaries are used on this one, where that is not itself: SAEs of one step carry over to
-    more steps and to the model it was distilled from."""
+    """The backbone whose dictionaries are used on this one where there are none of its own: SAEs of one step carry over
+    to more steps and to the model it was distilled from."""
     weights: Weights | None = None
     """The pipeline on the Hub with its half-precision files, where it has no folder."""
     weights_full: Weights | None = None
@@ -56,6 +56,12 @@ class Backbone:
     def __post_init__(self) -> None:
         named = self.blocks or self.family.default_blocks
         object.__setattr__(self, "blocks", self.family.in_order(named))
+
+    @property
+    def trained_on(self) -> tuple[str, ...]:
+        """The backbones whose dictionaries are used on this one, the first that has any for a block: itself, then
+        `dictionaries`."""
+        return tuple(dict.fromkeys((self.name, self.dictionaries or self.name)))
 
     @property
     def guided(self) -> bool:

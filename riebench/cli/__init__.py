@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from importlib.metadata import version
 from typing import Any
 
 from riebench.cli import dictionaries, edits, leaderboard, listing, runs, selftest, weights, world
@@ -40,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="riebench", description="Benchmark of representation-based image editing in diffusion models."
     )
+    parser.add_argument("--version", action="version", version=f"riebench {version('riebench')}")
     places = {"": parser.add_subparsers(required=True, metavar="verb", parser_class=_VerbParser)}
     for verb in VERBS:
         group, _, name = verb.name.rpartition(" ")

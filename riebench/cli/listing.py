@@ -6,8 +6,29 @@ from dataclasses import dataclass
 
 from riebench.cli.flags import Verb, word
 from riebench.core.errors import UserError, did_you_mean
+from riebench.runs.config import RunConfig
 
-KINDS = ("backbones", "blocks", "categories", "dictionaries", "edits", "grounders", "methods", "metrics", "runs")
+KINDS = (
+    "backbones",
+    "blocks",
+    "categories",
+    "dictionaries",
+    "edits",
+    "features",
+    "grounders",
+    "methods",
+    "metrics",
+    "runs",
+)
+
+
+MOST = 5  # features that are named of each block
+FEATURES = """
+A feature is a direction of a block's update that its sparse autoencoder found; its number is a row of the decoder, and
+the same number means another thing in another block or dictionary. Which ones an edit moves:
+  riebench edit ORIGINAL EDITED --region NOUN          prints the numbers turned on and off in each block
+and what one does by itself, in a region of a picture:
+  riebench edit PROMPT PROMPT --region NOUN --method chosen --set on=up.0.1:12,55 --set strength=2"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +36,10 @@ class Ls:
     """Holds the words of `riebench ls`."""
 
     kind: str = word(positional=True)
-    """What is listed: backbones, blocks, categories, dictionaries, edits, grounders, methods, metrics or runs."""
+    """What is listed: backbones, blocks, categories, dictionaries, edits, features, grounders, methods, metrics or
+    runs."""
+    backbone: str = RunConfig.backbone
+    """The backbone whose features are listed."""
 
 
 def _ls(words: Ls) -> None:
@@ -24,10 +48,33 @@ def _ls(words: Ls) -> None:
             f"there is nothing to list as {words.kind!r}{did_you_mean(words.kind, KINDS)}",
             remedy=f"use {', '.join(KINDS)}",
         )
-    rows = _listed(words.kind)
+    rows = _features(words.backbone) if words.kind == "features" else _listed(words.kind)
     width = max((len(name) for name, _ in rows), default=0)
     for name, summary in rows:
         print(f"{name:<{width}}  {summary}".rstrip())
+    if words.kind == "features":
+        print(FEATURES)
+
+
+def _features(name: str) -> list[tuple[str, str]]:
+    """Returns of each block of a backbone the numbers that the features of its dictionary have, and where it is known
+    which are active in most pictures."""
+    from riebench.backbones.table import BACKBONES
+    from riebench.methods.text_index import load_text_index, text_index_path
+    from sae_models import index
+
+    rows, backbone = [], BACKBONES.get(name)
+    for block in backbone.blocks:
+        entry = index.find(backbone.trained_on, block)
+        said = f"0 to {entry.num_features - 1} of {entry.name}"
+        path = text_index_path(entry.sha256) if entry.sha256 else None
+        if path and path.is_file():
+            active = load_text_index(path).active
+            most = active.argsort(descending=True)[:MOST].tolist()
+            often = ", ".join(f"{number} ({active[number]:.0%})" for number in most)
+            said += f"; {int((active > 0).sum())} are active in some picture, most often {often}"
+        rows.append((block, said))
+    return rows
 
 
 def _listed(kind: str) -> list[tuple[str, str]]:
@@ -77,4 +124,4 @@ def _registries() -> dict:
     return {"backbones": BACKBONES, "grounders": GROUNDERS, "methods": METHODS, "metrics": METRICS}
 
 
-VERBS = (Verb("ls", "list what there is", Ls, _ls, ("riebench ls methods", "riebench ls dictionaries")),)
+VERBS = (Verb("ls", "list what there is", Ls, _ls, ("riebench ls methods", "riebench ls features")),)

@@ -12,6 +12,7 @@ import yaml
 
 from riebench.cli.flags import Verb, word
 from riebench.core.errors import UserError
+from riebench.core.plugins import load_plugins
 from riebench.core.values import Seed
 from riebench.runs.config import RunConfig, read_config, setting_kinds
 
@@ -26,6 +27,7 @@ OVERRIDES = (
     "mode",
     "dtype",
     "dictionaries",
+    "dictionary",
     "batch_size",
 )
 
@@ -51,9 +53,12 @@ class Run:
     """Address of a running Ray cluster, or auto (default: start one on this machine)."""
     compile: bool = False
     """Compile the denoiser and the decoder with torch.compile."""
+    plugin: tuple[Path, ...] = word((), repeat=True)
+    """A Python file with methods or metrics of your own; repeatable."""
 
 
 def _run(words: Run, overrides: Mapping[str, Any]) -> None:
+    load_plugins(words.plugin)
     config = read_config(words.name, overrides)
 
     from riebench.analysis import block_table
@@ -87,6 +92,9 @@ class Edit:
     """Where: a noun in the picture, everything, background, 'not NOUN', or mask:FILE."""
     edited_region: str | None = None
     """The same for the edited picture, where it differs."""
+    category: str = "change_object"
+    """What kind of edit it is (riebench ls categories): where something is added or deleted, one region counts on both
+    pictures."""
     method: str = "sae"
     """A name out of `riebench ls methods`."""
     settings: tuple[str, ...] = word((), flag="set", repeat=True, metavar="KEY=VALUE")
@@ -101,11 +109,14 @@ class Edit:
     """Folder of your own dictionaries (default: the shipped and released ones)."""
     out: Path = Path("edit.png")
     """The strip."""
+    plugin: tuple[Path, ...] = word((), repeat=True)
+    """A Python file with methods or metrics of your own; repeatable."""
     device: str = "auto"
     """The device: auto, cpu or cuda."""
 
 
 def _edit(words: Edit) -> None:
+    load_plugins(words.plugin)
     settings = _settings(words.method, words.settings)
 
     from riebench.api import edit
@@ -117,6 +128,7 @@ def _edit(words: Edit) -> None:
         words.edited,
         region=words.region,
         edited_region=words.edited_region,
+        category=words.category,
         method=words.method,
         blocks=words.blocks,
         seed=words.seed,
@@ -164,6 +176,8 @@ class Score:
     """Folder of a finished run."""
     metrics: tuple[str, ...]
     """The metrics, comma-separated (riebench ls metrics)."""
+    plugin: tuple[Path, ...] = word((), repeat=True)
+    """A Python file with methods or metrics of your own; repeatable."""
     device: str = "auto"
     """The device: auto, cpu or cuda."""
     engine: str = "local"
@@ -173,6 +187,7 @@ class Score:
 
 
 def _score(words: Score) -> None:
+    load_plugins(words.plugin)
     from riebench.runs.rescore import score_run
     from riebench.runs.run import report_again
 
@@ -194,9 +209,12 @@ class Compare:
     """Print JSON."""
     out: Path | None = None
     """Folder to write compare.md, compare.csv and compare.json to."""
+    plugin: tuple[Path, ...] = word((), repeat=True)
+    """A Python file with methods or metrics of your own; repeatable."""
 
 
 def _compare(words: Compare) -> None:
+    load_plugins(words.plugin)
     from riebench.analysis.compare import compare_runs, compare_table, write_compare
 
     found = compare_runs(words.runs, against=words.against, metrics=words.metrics)
@@ -267,8 +285,10 @@ VERBS = (
         Edit,
         _edit,
         (
-            'riebench edit "a red heart" "a blue heart" --region heart',
-            'riebench edit "a red heart" "a blue heart" --region heart --method dense --set strength=2 --out heart.png',
+            'riebench edit "flat poster of a standing red plain heart in the sky" '
+            '"flat poster of a standing red plain star in the sky" --region heart --edited-region star',
+            'riebench edit "a cat on a road" "a dog on a road" --region cat --edited-region dog '
+            "--backbone sdxl-turbo@4 --set strength=2 --out dog.png",
         ),
     ),
     Verb(

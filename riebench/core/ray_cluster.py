@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from riebench.core.errors import UserError, did_you_mean
+from riebench.core.plugins import loaded_plugins
 from riebench.core.versions import installed_sources
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class Terms:
     """The digest of the code that the workers are to run (`installed_sources`)."""
     paths: tuple[str, ...]
     """Where modules of one's own are looked for, after those that are installed."""
+    plugins: tuple[str, ...] = ()
+    """Those of them that register methods or metrics (`riebench.core.plugins`)."""
 
     def settle(self) -> torch.device:
         """Returns the device that the worker computes on, and gives torch its threads: one for each worker on a CPU;
@@ -54,6 +57,8 @@ class Terms:
         import torch
 
         sys.path += [path for path in self.paths if path not in sys.path]
+        for name in self.plugins:
+            importlib.import_module(name)
         if self.version != installed_sources():
             raise UserError(
                 f"the code in {Path(__file__).parents[2]} on {platform.node()} is not that of this command",
@@ -89,7 +94,8 @@ class Cluster:
 
     def terms(self) -> Terms:
         """Returns what each worker is told first."""
-        return Terms(self.device, installed_sources(), tuple(os.path.abspath(path) for path in sys.path))
+        paths = tuple(os.path.abspath(path) for path in sys.path)
+        return Terms(self.device, installed_sources(), paths, loaded_plugins())
 
     def hire(self, worker: type, **options: Any) -> Any:
         """Returns the handle of a new worker, an instance of the class in a process of its own, which may have to wait

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from riebench.core.errors import UserError, did_you_mean
 
 T = TypeVar("T")
+_registries: list[Registry] = []
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Registry(Generic[T]):
         self.kind, self.group = kind, group
         self._entries: dict[str, _Entry[T]] = {}
         self._installed_read = False
+        _registries.append(self)
 
     def add(self, name: str, target: str | T, summary: str = "") -> None:
         """Adds a thing, or the place "module:attribute" where it will be found.
@@ -112,6 +114,11 @@ class Registry(Generic[T]):
                 remedy=_remedy(module_name, entry.package, error),
             ) from error
         return thing
+
+
+def registered() -> set[tuple[str, str]]:
+    """Returns (group, name) of all that was added to a registry, but for what installed packages bring."""
+    return {(registry.group, name) for registry in _registries for name in registry._entries}
 
 
 def _remedy(module_name: str, package: str, error: Exception) -> str:

@@ -133,9 +133,8 @@ def index_text(
     else:
         texts = read_prompts(str(prompts))
     where, folder = choose_device(device), Path(out) if out else cache_folder()
-    trained_on = found.dictionaries or found.name
     named = found.family.in_order(blocks or found.blocks)
-    entries = {block: index.find(trained_on, block, dictionary or None, root=root, site=site) for block in named}
+    entries = {block: index.find(found.trained_on, block, dictionary or None, root=root, site=site) for block in named}
     opened = {block: index.open(entry, root=root, device=str(where)) for block, entry in entries.items()}
     indices = build_text_index(load_sampler(found, where, BATCH), opened, texts, FIRST_SEED, site)
     paths = {block: folder / index_file(index.fingerprint(entry, root=root)) for block, entry in entries.items()}

@@ -16,7 +16,6 @@ from riebench.leaderboard.site_words import ALL, category_words, in_order, rows_
 from riebench.report.figures import Point
 from riebench.report.words import COST, GAIN, count_of, interval_of
 
-NUM_COLOURS = 8  # of the style sheet
 RESAMPLES = 2_000  # for each of a few hundred tables of ranks; the entries' own intervals have more
 DIGITS = 4  # of the numbers in the page; it shows three
 
@@ -86,7 +85,7 @@ def plots_of(entries: Sequence[Entry], pages: Mapping[str, str]) -> dict[str, Ma
         for number, (entry, row) in enumerate(zip(entries, _rows(entries, category), strict=True)):
             gain, cost = _gain(entry, row), _known(row["scores"].get(COST)) if row else None
             if gain and cost:
-                point = Point(entry.name, x=cost, y=gain, colour=number % NUM_COLOURS)
+                point = Point(entry.name, x=cost, y=gain, style=number)
                 points.append(LinkedPoint(point, entry.name, pages[entry.name]))
         if points:
             plots[category] = linked_trade_off(

@@ -27,10 +27,11 @@ def linked_trade_off(title: str, x_label: str, y_label: str, linked: Sequence[Li
     label.
     """
     svg = ET.fromstring(trade_off(title, x_label, y_label, [one.point for one in linked]))
+    svg.set("class", "scrolled")  # there are many of these: one form for all screens
     svg.set("role", "group")  # a picture, role img, would hide its links
     drawn = list(svg)
     bars = [g for g in drawn if "bars" in _classes(g)]
-    points = [g for g in drawn if g.find("circle") is not None]
+    points = [g for g in drawn if g.find("path") is not None]
     labels = [number for number, text in enumerate(drawn) if "label" in _classes(text)]
     for one, bar, point, label in zip(linked, bars, points, labels, strict=True):
         bar.set("data-entry", one.entry)

@@ -13,7 +13,30 @@ from riebench.core.axes import ticks
 from riebench.report.markup import interval, number
 
 CHARACTER_WIDTH = 6.6  # of the 12 px labels, for placing them
-REACHES = (9, 20, 34, 52, 76)  # how far a label may stand from its point, px
+REACHES = (9, 20, 34, 52, 76, 104, 138, 178, 224, 276)  # how far a label may stand from its point, px
+APART = 2.0  # px between labels
+COLOURS = 8  # of the style sheet, c0 to c7
+#: Shapes of points, so that none is told by its colour alone: corners on a circle of radius 1, from the right on
+#: counter-clockwise; none is the circle itself.
+SHAPES: tuple[tuple[tuple[float, float], ...], ...] = (
+    (),
+    ((0.9, 0.9), (-0.9, 0.9), (-0.9, -0.9), (0.9, -0.9)),
+    ((0.0, 1.25), (-1.1, -0.75), (1.1, -0.75)),
+    ((1.25, 0.0), (0.0, 1.25), (-1.25, 0.0), (0.0, -1.25)),
+    ((0.0, -1.25), (1.1, 0.75), (-1.1, 0.75)),
+    tuple(
+        (x, y)
+        for x, y in (
+            *((0.4, 1.2), (-0.4, 1.2), (-0.4, 0.4), (-1.2, 0.4), (-1.2, -0.4), (-0.4, -0.4)),
+            *((-0.4, -1.2), (0.4, -1.2), (0.4, -0.4), (1.2, -0.4), (1.2, 0.4), (0.4, 0.4)),
+        )
+    ),
+    tuple((1.15 * math.cos(math.pi * (0.5 + 0.4 * i)), 1.15 * math.sin(math.pi * (0.5 + 0.4 * i))) for i in range(5)),
+    tuple(
+        (size * math.cos(math.pi * (0.5 + 0.2 * i)), size * math.sin(math.pi * (0.5 + 0.2 * i)))
+        for i, size in enumerate((1.4, 0.6) * 5)
+    ),
+)
 FAR = 18  # px from which on a line leads from a point to its label
 
 
@@ -32,7 +55,8 @@ class Point:
     label: str
     x: Interval
     y: Interval
-    colour: int
+    style: int
+    """Points of one style have one colour and one shape; those of 64 styles differ in one of both."""
     small: bool = False
     """Small points are drawn faintly and without interval bars."""
     labelled: bool = True
@@ -42,7 +66,7 @@ class Point:
 class Curve:
     """A line through points (x, y)."""
 
-    colour: int
+    style: int
     points: tuple[tuple[float, float], ...]
 
 
@@ -70,17 +94,31 @@ class Box:
 
 
 def heat_picture(title: str, columns: Sequence[str], rows: Sequence[HeatRow], remark_title: str) -> Markup:
-    """Draws a table of coloured cells with means and intervals; a colour's depth is the mean over the largest size."""
-    left, cell_width, cell_height, top, right = 150, 124, 42, 30, 130
-    width, height = left + cell_width * len(columns) + right, top + cell_height * len(rows) + 4
+    """Draws a table of coloured cells with means and intervals; a colour's depth is the mean over the largest size.
+
+    It is drawn twice, for wide and for narrow screens, of which the style sheet shows one: on the narrow one a row's
+    label and remark stand above its cells.
+    """
+    return _heat(title, columns, rows, remark_title, narrow=False) + _heat(
+        title, columns, rows, remark_title, narrow=True
+    )
+
+
+def _heat(title: str, columns: Sequence[str], rows: Sequence[HeatRow], remark_title: str, *, narrow: bool) -> Markup:
+    left, cell_width, right, above = (0, 112, 0, 22) if narrow else (150, 124, 130, 0)
+    cell_height, top = 42, 30
+    end = left + cell_width * len(columns)
+    width, height = end + right, top + (above + cell_height) * len(rows) + 4
     largest = max((abs(cell.mean) for row in rows for cell in row.cells if cell), default=0.0) or 1.0
     parts = [
         _text(left + cell_width * (i + 0.5), top - 10, column, "middle", "head") for i, column in enumerate(columns)
     ]
-    parts.append(_text(left + cell_width * len(columns) + 12, top - 10, remark_title, "start", "head"))
+    if not narrow:
+        parts.append(_text(end + 12, top - 10, remark_title, "start", "head"))
     for r, row in enumerate(rows):
-        y = top + r * cell_height
-        parts.append(_text(left - 10, y + cell_height / 2 + 4, row.label, "end"))
+        y = top + r * (above + cell_height) + above
+        line = y - 6 if narrow else y + cell_height / 2 + 4
+        parts.append(_text(0, line, row.label, "start") if narrow else _text(left - 10, line, row.label, "end"))
         for c, cell in enumerate(row.cells):
             x = left + c * cell_width
             if cell is None:
@@ -101,18 +139,24 @@ def heat_picture(title: str, columns: Sequence[str], rows: Sequence[HeatRow], re
         if row.marked is not None:
             place = {"x": left + row.marked * cell_width + 2.5, "y": y + 2.5}
             parts.append(element("rect", class_="marked", **place, width=cell_width - 5, height=cell_height - 5))
-        weight = "" if row.marked is None else "mean"
-        parts.append(
-            _text(
-                left + cell_width * len(columns) + 12, y + cell_height / 2 + 4, row.remark, "start", weight or "faint"
-            )
-        )
-    return _svg(title, width, height, parts)
+        weight = "faint" if row.marked is None else "mean"
+        place, anchor = (end, "end") if narrow else (end + 12, "start")
+        parts.append(_text(place, line, row.remark, anchor, weight))
+    return _svg(title, width, height, parts, "narrow" if narrow else "wide")
 
 
-def trade_off(title: str, x_label: str, y_label: str, points: Sequence[Point], curves: Sequence[Curve] = ()) -> Markup:
-    """Draws points with 95 % interval bars in both directions, labels placed where they hide the least, and curves."""
-    width, height = 1000, 540
+def trade_off(
+    title: str,
+    x_label: str,
+    y_label: str,
+    points: Sequence[Point],
+    curves: Sequence[Curve] = (),
+    *,
+    narrow: bool = False,
+) -> Markup:
+    """Draws points with 95 % interval bars in both directions, labels placed where they touch no other and hide the
+    least, and curves. narrow: for narrow screens; the style sheet shows one of both."""
+    width, height = (468 if narrow else 1000), 540
     plot = Box(64, 16, width - 20, height - 52)
     reaching = [p for p in points if not p.small]
     xs = [v for p in points for v in ((p.x.mean,) if p.small else (p.x.low, p.x.high))] + [0.0]
@@ -141,16 +185,15 @@ def trade_off(title: str, x_label: str, y_label: str, points: Sequence[Point], c
 
     for curve in curves:
         along = " ".join(f"{px:.1f},{py:.1f}" for px, py in (at(x, y) for x, y in curve.points))
-        parts.append(element("polyline", class_=f"curve c{curve.colour}", points=along))
+        parts.append(element("polyline", class_=f"curve c{curve.style % COLOURS}", points=along))
     for point in reaching:
         (x, y), (x1, y1), (x2, y2) = (at(*ends) for ends in _ends(point))
-        parts.append(element("g", _line(x1, y, x2, y), _line(x, y1, x, y2), class_=f"bars c{point.colour}"))
+        parts.append(element("g", _line(x1, y, x2, y), _line(x, y1, x, y2), class_=f"bars c{point.style % COLOURS}"))
     for point in sorted(points, key=lambda p: not p.small):
         x, y = at(point.x.mean, point.y.mean)
         words = f"{point.label}: {x_label} {interval(point.x)}, {y_label} {interval(point.y, signed=True)}"
         kind, radius = ("point small", 3.5) if point.small else ("point", 6)
-        circle = element("circle", class_=f"{kind} c{point.colour}", cx=f"{x:.1f}", cy=f"{y:.1f}", r=radius)
-        parts.append(element("g", element("title", words), circle))
+        parts.append(element("g", element("title", words), _mark(point.style, x, y, radius, kind)))
     labelled = sorted((p for p in points if p.labelled), key=lambda p: p.small)
     anchors = [at(p.x.mean, p.y.mean) for p in labelled]
     taken = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in (at(p.x.mean, p.y.mean) for p in points)]
@@ -163,7 +206,7 @@ def trade_off(title: str, x_label: str, y_label: str, points: Sequence[Point], c
         if math.hypot(near_x - x, near_y - y) > FAR:
             parts.append(_line(x, y, near_x, near_y, "leader"))
         parts.append(_text(box.left, box.bottom - 3, point.label, "start", "label faint" if point.small else "label"))
-    return _svg(title, width, height, parts)
+    return _svg(title, width, height, parts, "narrow" if narrow else "wide")
 
 
 def place_labels(
@@ -188,8 +231,37 @@ def place_labels(
             )
         ]
         inside = [box for box in choices if plot.contains(box)] or choices
-        placed.append(min(inside, key=lambda box: sum(box.overlap(other) for other in [*taken, *placed])))
+        wide = [Box(box.left - APART, box.top - APART, box.right + APART, box.bottom + APART) for box in placed]
+        best = min(inside, key=lambda box: (_hidden(box, wide), _hidden(box, taken)))
+        if _hidden(best, wide):
+            best = _nearest_free(x, y, width, height, wide, plot) or best
+        placed.append(best)
     return placed
+
+
+def _nearest_free(x: float, y: float, width: float, height: float, taken: Sequence[Box], plot: Box) -> Box | None:
+    """Returns the box of that size within the plot that is nearest to a point and overlaps no other, on a grid; None
+    where the plot is full."""
+    lefts = [plot.left + step * 12 for step in range(int((plot.right - plot.left - width) // 12) + 1)]
+    tops = [plot.top + step * (height + APART) for step in range(int((plot.bottom - plot.top) // (height + APART)))]
+    boxes = [Box(left, top, left + width, top + height) for left in lefts for top in tops]
+    free = [box for box in boxes if not _hidden(box, taken)]
+    return min(free, key=lambda box: math.hypot(box.left - x, box.top - y), default=None)
+
+
+def _hidden(box: Box, others: Sequence[Box]) -> float:
+    return sum(box.overlap(other) for other in others)
+
+
+def _mark(style: int, x: float, y: float, radius: float, kind: str) -> Markup:
+    """Returns the mark of a point, in the colour and the shape of its style."""
+    corners = SHAPES[(style + style // COLOURS) % len(SHAPES)]
+    if corners:
+        path = "M" + "L".join(f"{x + radius * dx:.1f},{y - radius * dy:.1f}" for dx, dy in corners) + "Z"
+    else:
+        around = f"a{radius},{radius} 0 1 0"
+        path = f"M{x - radius:.1f},{y:.1f}{around} {2 * radius},0{around} {-2 * radius},0Z"
+    return element("path", class_=f"{kind} c{style % COLOURS}", d=path)
 
 
 def _ends(point: Point) -> tuple[tuple[float, float], ...]:
@@ -223,7 +295,7 @@ def _line(x1: float, y1: float, x2: float, y2: float, kind: str = "") -> Markup:
     return element("line", class_=kind, x1=f"{x1:.1f}", y1=f"{y1:.1f}", x2=f"{x2:.1f}", y2=f"{y2:.1f}")
 
 
-def _svg(title: str, width: float, height: float, parts: Sequence[Markup]) -> Markup:
+def _svg(title: str, width: float, height: float, parts: Sequence[Markup], kind: str) -> Markup:
     size = {"viewBox": f"0 0 {width} {height}", "width": width, "height": height}
-    about = {"class_": "wide" if width > 620 else "", **size, "role": "img", "aria_label": title}
+    about = {"class_": kind, **size, "role": "img", "aria_label": title}
     return element("svg", element("title", title), *parts, **about)

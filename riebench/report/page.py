@@ -44,8 +44,8 @@ def write_report(
         "What was run": run_section(manifest),
     }
     results = {
-        "Failures": failures_section(summary),
         "Blocks": blocks_section(summary),
+        "Failures": failures_section(summary),
         "Methods": methods_section(summary),
         "Trade-off": trade_off_section(summary),
         "Strips": strips_section(summary, scores, run_folder, prompts),
@@ -62,7 +62,7 @@ def write_report(
         policy=content_policy(style, scripts),
         style=style,
         scripts=scripts,
-        titles=[*request, *results],
+        titles=[*results, *request],
         answer=answer(summary["dominance"][0], summary) if summary["dominance"] else "",
         min_edits=MIN_EDITS,
         request=request,

@@ -103,9 +103,10 @@
     const score = index.scores.find(({ label }) => label === controls.by.value);
     const value = (i) => (score ? scoreOf(setting, score.name, i) : gainOf(setting, i));
     const descending = (controls.order.value === "best") === (!score || score.better === "higher");
-    const keyed = chosen.map((i) => ({ i, key: value(i) }));
+    const keyed = chosen.map((i) => ({ i, key: value(i), gain: gainOf(setting, i) }));
     keyed.sort((a, b) => {
       if (Number.isNaN(a.key) || Number.isNaN(b.key)) return Number.isNaN(a.key) - Number.isNaN(b.key);
+      if (a.key === b.key) return controls.order.value === "best" ? b.gain - a.gain : a.gain - b.gain;
       return descending ? b.key - a.key : a.key - b.key;
     });
     return keyed.map(({ i }) => i);
@@ -201,7 +202,10 @@
   const methods = [...new Set(index.settings.map((setting) => setting.method))];
   fill(controls.category, ["all categories", ...index.categories]);
   fill(controls.method, methods.length > 1 ? [...methods, EVERY] : methods);
-  fill(controls.by, ["Edit gain", ...index.scores.filter(({ better }) => better !== "neither").map(({ label }) => label)]);
+  const told = index.scores.filter(({ better }) => better !== "neither");
+  fill(controls.by, ["Edit gain", ...told.map(({ label }) => label)]);
+  const success = told.find(({ name }) => name === index.success);
+  if (success) controls.by.value = success.label;
   controls.method.value = first.method;
   fillStrengths();
   controls.strength.value = first.strength;

@@ -3,7 +3,8 @@ draws from. Pictures stay files of the run folder.
 
 The index is JSON. Lists are in the order of the cases, settings in that of the frame:
 
-    scores      [{name, label, better}], `gain` and `cost`: the names of the two headline ones
+    scores      [{name, label, better}], `gain` and `cost`: the names of the two headline ones; `success`: of the one
+                that cases are ordered by at first, where it is there, ties by gain
     categories  names; edits: [{id, category (its place), prompts: [original, edited] or []}]
     cases       {edit (its place), seed, folder, original, edited, regions}: lists; "" where there is no picture
     unchanged   the gain score of the original image
@@ -30,7 +31,7 @@ from markupsafe import Markup
 from riebench.analysis.frames import settings_of
 from riebench.core.scores import CASE, NOOP, SETTING, Setting
 from riebench.report.rendering import ENVIRONMENT
-from riebench.report.words import COST, GAIN, label_of, words
+from riebench.report.words import COST, GAIN, SUCCESS, label_of, words
 
 PICTURES = ("original", "edited", "regions")
 CONTROLS = {
@@ -76,6 +77,7 @@ def strips_index(
         "scores": [{name: score[name] for name in ("name", "label", "better")} for score in summary["scores"]],
         "gain": GAIN,
         "cost": COST,
+        "success": SUCCESS,
         "categories": [words(name) for name in categories],
         "edits": [
             {

@@ -12,7 +12,6 @@ from riebench.report.markup import Cell, choice, details, figure, number, table
 from riebench.report.methods import split
 from riebench.report.words import COST, GAIN, OVERALL, interval_cell, interval_of, label_of, words
 
-NUM_COLOURS = 8
 NOTHING = Interval(0.0, 0.0, 0.0)
 
 
@@ -27,11 +26,9 @@ def trade_off_section(summary: dict) -> Markup:
 
 
 def _panel(name: str, rows: list[dict], curves: Mapping[str, dict], summary: dict) -> Markup:
-    colours = {
-        method: i % NUM_COLOURS for i, method in enumerate(dict.fromkeys(r["method"] for r in summary["methods"]))
-    }
+    styles = {method: i for i, method in enumerate(dict.fromkeys(r["method"] for r in summary["methods"]))}
     whole, subsets = split(rows, summary["blocks"])
-    placed = [_point(row, summary, colours, small=row in subsets) for row in [*whole, *subsets]]
+    placed = [_point(row, summary, styles, small=row in subsets) for row in [*whole, *subsets]]
     points = [point for point in placed if point]
     file_name = f"trade-off-{name.replace(' ', '-')}"
     numbers = table(
@@ -40,17 +37,14 @@ def _panel(name: str, rows: list[dict], curves: Mapping[str, dict], summary: dic
         [(point.label, _cell(point.x), _cell(point.y, signed=True)) for point in points],
         sortable=True,
     )
+    lines = [
+        Curve(styles[method], ((0.0, 0.0), *((p["cost"]["mean"], p["gain"]["mean"]) for p in curve["points"])))
+        for method, curve in curves.items()
+    ]
+    axes = "preservation cost: LPIPS to the original (left keeps more)", "edit gain: CLIP cosine (up edits more)"
+    title = f"Edit gain against preservation cost of each method, {name}"
     picture = figure(
-        trade_off(
-            f"Edit gain against preservation cost of each method, {name}",
-            "preservation cost: LPIPS to the original (left keeps more)",
-            "edit gain: CLIP cosine (up edits more)",
-            points,
-            [
-                Curve(colours[method], ((0.0, 0.0), *((p["cost"]["mean"], p["gain"]["mean"]) for p in curve["points"])))
-                for method, curve in curves.items()
-            ],
-        ),
+        Markup().join(trade_off(title, *axes, points, lines, narrow=narrow) for narrow in (False, True)),
         "Up and to the left is better. Bars are 95 % intervals over edits. Lines join the strengths of one method, "
         "from the original image on. Small points are methods on subsets of the blocks.",
         details("Numbers", numbers),
@@ -59,7 +53,7 @@ def _panel(name: str, rows: list[dict], curves: Mapping[str, dict], summary: dic
     return picture + (_curves(name, curves, file_name) if curves else Markup())
 
 
-def _point(row: dict, summary: dict, colours: Mapping[str, int], *, small: bool) -> Point | None:
+def _point(row: dict, summary: dict, styles: Mapping[str, int], *, small: bool) -> Point | None:
     cost = interval_of(row["scores"].get(COST))
     if cost is None:
         return None
@@ -67,7 +61,7 @@ def _point(row: dict, summary: dict, colours: Mapping[str, int], *, small: bool)
         label=label_of(row, summary),
         x=cost,
         y=interval_of(row["gains"].get(GAIN)) or NOTHING,
-        colour=colours[row["method"]],
+        style=styles[row["method"]],
         small=small,
         labelled=not small,
     )

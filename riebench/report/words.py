@@ -10,6 +10,8 @@ from riebench.report.markup import Cell, interval, number
 
 GAIN, COST = "clip_text_edited", "lpips_original"
 """The scores whose gain over the original image, and whose value, are the two axes of the trade-off."""
+SUCCESS = "oracle_success"
+"""The score that says whether an edit was done, where the truth is known."""
 
 OVERALL = "all categories"
 DIRECTIONS = {"higher": "higher is better", "lower": "lower is better", "neither": "no direction"}

@@ -76,5 +76,5 @@ class Setup:
         Raises `UserError` naming what there is where there is none of that name.
         """
         root = Path(self.dictionaries).expanduser() if self.dictionaries else None
-        site, trained_on = self.site or backbone.family.default_site, backbone.dictionaries or backbone.name
-        return index.find(trained_on, block, self.dictionary or None, root=root, site=site), root
+        site = self.site or backbone.family.default_site
+        return index.find(backbone.trained_on, block, self.dictionary or None, root=root, site=site), root

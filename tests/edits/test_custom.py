@@ -101,9 +101,11 @@ def test_an_edit_gives_pictures_masks_features_and_scores(engine):
     masks = [np.array(mask) for mask in done.masks]
     assert all(mask.shape == (64, 64) and set(np.unique(mask)) == {0, 255} for mask in masks)
     strip = np.array(done.strip(scale=1))
-    assert strip.shape == (129, 194, 3)
-    np.testing.assert_array_equal(strip[:64, 130:194], np.array(done.intervened))
-    np.testing.assert_array_equal(strip[65:129, :64, 0], masks[0])
+    assert strip.shape == (143, 194, 3)  # each row of pictures stands under 7 px of names
+    np.testing.assert_array_equal(strip[7:71, 130:194], np.array(done.intervened))
+    np.testing.assert_array_equal(strip[79:143, :64, 0], masks[0])
+    large = np.array(done.strip(scale=4))[:28]
+    assert all((large[:, left : left + 256] < 128).any() for left in (0, 260, 520))  # something is written above each
     again = riebench.edit(
         RED,
         BLUE,

@@ -156,6 +156,7 @@ def test_best_and_worst_are_those_of_the_frame(run, visit, order, method, streng
         choose(page, "strength", f"{strength:g}")
     else:
         choose(page, "blocks", blocks)
+    choose(page, "by", "Edit gain")
     choose(page, "order", order)
     gains = gains_of(run[1], method, strength, blocks).sort_values(ascending=order == "worst first")
     assert heads(page) == list(gains.index[:PAGE])
@@ -215,6 +216,7 @@ def test_methods_and_blocks_can_be_seen_side_by_side(run, visit):
     labels = page.locator(".case").first.locator("li b").all_inner_texts()
     assert labels[:4] == ["original", "edited", "mask", "sae"]
     assert sorted(labels[4:]) == ["dense ×0.5", "dense ×1", "neurons", "oracle-prompt", "random"]
+    choose(page, "by", "Edit gain")
     gains = gains_of(run[1], "sae", 1.0, EVERY).sort_values(ascending=False)
     assert heads(page) == list(gains.index[:PAGE])
 
@@ -351,6 +353,31 @@ def test_every_control_has_a_name(visit):
     assert unnamed == 0
     for label in ("Category", "Method", "Blocks", "Ordered by", "Order"):
         assert page.locator("#strips").get_by_label(label, exact=True).count() == 1
+
+
+@pytest.mark.parametrize("width", [360, 500, 1280])
+def test_no_figure_is_cut_off_and_the_first_screen_shows_the_blocks(run, chromium_page, width):  # noqa: F811
+    visit = chromium_page(viewport={"width": width, "height": 900})
+    visit.open(run[0] / "report.html")
+    edges = visit.page.evaluate(
+        """() => [...document.querySelectorAll("svg")].filter((e) => e.getClientRects().length)
+          .map((e) => [e.getBoundingClientRect().left, e.getBoundingClientRect().right])"""
+    )
+    assert edges and all(left >= 0 and right <= width for left, right in edges)
+    first = visit.page.locator("figure svg:visible").first
+    assert "Shapley" in first.get_attribute("aria-label") and first.bounding_box()["y"] < 500
+
+
+def test_at_first_cases_stand_by_success_and_then_by_gain(run, visit):
+    """Whatever a run's own truth says, where it has one; the best is what one sees first."""
+    page, scores = visit.page, run[1]
+    assert page.locator("#strips-by").input_value() == "Oracle success"
+    shown = scores[(scores["method"] == "sae") & (scores["strength"] == 1) & (scores["blocks"] == EVERY)]
+    unchanged = scores[scores["method"] == "noop"].set_index(["edit", "seed"])["clip_text_edited"]
+    shown = shown.set_index(["edit", "seed"])
+    shown = shown.assign(gain=shown["clip_text_edited"] - unchanged)
+    best = shown.sort_values(["oracle_success", "gain"], ascending=False, kind="stable")
+    assert heads(page) == list(best.index[:PAGE])
 
 
 def test_a_phone_scrolls_one_way_only(run, chromium_page):  # noqa: F811

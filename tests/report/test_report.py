@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import re
 from html.parser import HTMLParser
@@ -12,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import riebench
@@ -34,7 +37,7 @@ GAIN = {
     "change_style": {"mid.0": -0.01, "up.0.0": 0.02, "up.0.1": 0.021},
 }
 MAIN = {"oracle-prompt": (0.12, 0.5), "dense": (0.09, 0.35), "neurons": (0.05, 0.3), "random": (-0.002, 0.2)}
-VOID = {"meta", "img", "br", "link", "input", "line", "rect", "circle", "polyline"}
+VOID = {"meta", "img", "br", "link", "input", "line", "rect", "circle", "path", "polyline"}
 REASON = "no region found in the edited image"
 
 
@@ -238,7 +241,7 @@ def test_curves_and_chosen_strengths_are_there(page):
     ):  # matched, area, hypervolume
         assert shown in page.text
     assert "+0.054 [0.043, 0.065]" in page.text and "+0.088 [0.077, 0.099]" in page.text
-    assert len(page.all("polyline")) == 2  # all categories, and change style
+    assert len(page.all("polyline")) == 4  # all categories, and change style, for wide and for narrow screens
 
 
 def test_effects_of_further_settings_have_figures_of_their_own(run, tmp_path):
@@ -431,14 +434,39 @@ def test_heat_cells_are_coloured_by_sign_and_size():
     row = HeatRow("r", (Interval(0.2, 0.1, 0.3), Interval(-0.1, -0.2, 0.0), None), 0, "a")
     svg = heat_picture("t", ("a", "b", "c"), [row], "dominant")
     cells = [a for tag, a in Page(svg).elements if tag == "rect" and a.get("class") in {"gain", "loss"}]
-    assert [(a["class"], float(a["fill-opacity"])) for a in cells] == [("gain", 0.75), ("loss", 0.375)]
+    assert [(a["class"], float(a["fill-opacity"])) for a in cells] == [("gain", 0.75), ("loss", 0.375)] * 2
+    kinds = [a["class"] for tag, a in Page(svg).elements if tag == "svg"]
+    assert kinds == ["wide", "narrow"]  # one of which is shown
 
 
 def test_curves_go_through_their_points():
-    points = [Point(str(x), Interval(x, x, x), Interval(y, y, y), 2) for x, y in ((0.1, 0.2), (0.3, 0.5))]
-    page = Page(trade_off("t", "x", "y", points, [Curve(2, ((0.1, 0.2), (0.3, 0.5)))]))
+    points = [Point(str(x), Interval(x, x, x), Interval(y, y, y), 1) for x, y in ((0.1, 0.2), (0.3, 0.5))]
+    page = Page(trade_off("t", "x", "y", points, [Curve(1, ((0.1, 0.2), (0.3, 0.5)))]))
     (line,) = page.all("polyline")
-    assert line["points"].split() == [f"{a['cx']},{a['cy']}" for a in page.all("circle")]
+    squares = [np.array(re.findall(r"[-\d.]+", a["d"]), dtype=float).reshape(4, 2) for a in page.all("path")]
+    assert line["points"].split() == ["{:.1f},{:.1f}".format(*corners.mean(axis=0)) for corners in squares]
+
+
+def test_points_of_64_methods_differ_in_colour_or_in_shape():
+    """Neighbours in both, so that those of a page with a few methods are told apart without seeing colours."""
+    points = [Point(f"m{i}", Interval(0.1, 0.1, 0.1), Interval(0.2, 0.2, 0.2), i) for i in range(64)]
+    marks = [(a["class"], a["d"]) for a in Page(trade_off("t", "x", "y", points)).all("path")]
+    assert len(set(marks)) == 64
+    assert len({shape for _, shape in marks[:8]}) == len({colour for colour, _ in marks[:8]}) == 8
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=14),
+    st.floats(0.001, 1),
+    st.sampled_from([468, 1000]),
+)
+def test_labels_touch_no_other_however_near_the_points_are(places, spread, width):
+    plot = Box(64, 16, width - 20, 488)
+    anchors = [(64 + (width - 84) * x * spread, 16 + 472 * y * spread) for x, y in places]
+    boxes = place_labels([f"method-{i} ×2" for i in range(len(anchors))], anchors, [], plot)
+    assert all(a.overlap(b) == 0 for a, b in itertools.combinations(boxes, 2))
+    assert all(plot.contains(box) for box in boxes)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 0.0), (-0.013, 0.12), (0.0, 0.7), (-3.0, 1200.0), (1e-7, 3e-7)])
