@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from riebench.core.errors import UserError
+from riebench.core.mask_files import mask_pixels
 
 
 def eight_bits(images: Tensor) -> Tensor:
@@ -96,21 +97,11 @@ def read_picture(path: Path) -> np.ndarray:
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> Tensor:
-    """Returns the mask `[h, w]` (bool) of an image file: where it is lighter than 127 of 255.
+    """Returns the mask `[h, w]` (bool) of a picture's file, as `mask_pixels` finds it, and raises what it raises.
 
-    size: (height, width) that it must have. Raises `UserError` for another size, and for a file that cannot be read.
+    size: (height, width) that it must have.
     """
-    try:
-        with Image.open(path) as image:
-            grey = np.array(image.convert("L"))
-    except OSError as error:
-        raise UserError(f"the mask {path} cannot be read: {error}", remedy="check the path and the file") from error
-    if grey.shape != size:
-        raise UserError(
-            f"the mask {path} has {grey.shape[1]} x {grey.shape[0]} px, its image {size[1]} x {size[0]} px",
-            remedy="give a mask of the image's size",
-        )
-    return torch.from_numpy(grey > 127)
+    return torch.from_numpy(mask_pixels(path, size))
 
 
 def mask_picture(mask_hw: np.ndarray) -> Image.Image:
