@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from torch import Tensor
 from riebench.backbones.family import blocks_text
 from riebench.backbones.table import BACKBONES, Backbone
 from riebench.core.errors import UserError
+from riebench.core.json_text import json_text
 from riebench.core.memory import free_memory
 from riebench.core.pictures import picture_digest, regions_to_array, rounded, to_array, unusable
 from riebench.edits.edit import Edit
@@ -335,7 +335,7 @@ class Engine:
             "blocks": blocks_text(item.variant.blocks),
             "branch": item.intervention.branch if self.backbone.guided and item.intervention.sites else "",
             "window": item.intervention.window if item.intervention.sites else "",
-            "features": json.dumps(dict(item.intervention.features), sort_keys=True),
+            "features": json_text(dict(item.intervention.features), sort_keys=True),
             "num_features": sum(item.intervention.features.values()),
             "injected_norm": item.intervention.norm,
             "cells_original": int(case.original_cells[first].sum()),
