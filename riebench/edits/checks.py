@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from riebench.core.errors import UserError
-from riebench.core.mask_files import mask_pixels
+from riebench.core.pictures import mask_pixels
 from riebench.edits.edit import (
     SPLITS,
     Edit,

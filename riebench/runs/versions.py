@@ -15,7 +15,6 @@ GENERATING = (
     "riebench/backbones/family.py",
     "riebench/backbones/loading.py",
     "riebench/core/batches.py",
-    "riebench/core/mask_files.py",
     "riebench/core/pictures.py",
     "riebench/core/precision.py",
     "riebench/edits/phrases.py",

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from riebench.core.errors import UserError
-from riebench.core.mask_files import mask_pixels
+from riebench.core.pictures import mask_pixels
 from riebench.edits.checks import check_edits
 from riebench.edits.edit import Edit
 
