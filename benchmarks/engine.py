@@ -27,6 +27,7 @@ import pandas as pd
 import torch
 
 from riebench.backbones.table import BACKBONES
+from riebench.core.json_text import json_text
 from riebench.core.threads import usable_cores
 from riebench.edits.edit import Edit, load_edits
 from riebench.metrics import default_metrics
@@ -57,11 +58,11 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.part:
-        print(json.dumps(measure(asked.part, asked.backbone, asked.cases, asked.strengths, asked.out)))
+        print(json_text(measure(asked.part, asked.backbone, asked.cases, asked.strengths, asked.out)))
         return 0
     with tempfile.TemporaryDirectory() as folder:
         found = compare(asked.backbone, asked.cases, Path(folder))
-    print(json.dumps(found, indent=2) if asked.json else describe(found))
+    print(json_text(found, indent=2) if asked.json else describe(found))
     return 0 if found["equal"] else 1
 
 

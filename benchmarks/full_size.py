@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import resource
 import sys
 import time
@@ -24,6 +23,7 @@ from sdxl_configs import FULL, cost_of_hooks, random_pipeline
 from baselines import METHODS
 from riebench.backbones.loading import choose_device
 from riebench.backbones.table import BACKBONES
+from riebench.core.json_text import json_text
 from riebench.edits.edit import Edit
 from riebench.generation.sampler import Request, Sampler
 from riebench.methods.method import Case
@@ -57,7 +57,7 @@ def main() -> None:
         for row in rows[-len(names) - 2 :]:
             row |= {"backbone": backbone.name, "steps": backbone.steps, "px": backbone.height, "dtype": arguments.dtype}
         del pipeline
-    print(json.dumps(rows, indent=2) if arguments.json else table(rows))
+    print(json_text(rows, indent=2) if arguments.json else table(rows))
 
 
 def measure(sampler: Sampler, names: list[str]) -> list[dict]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import platform
 import struct
 import sys
@@ -20,6 +19,8 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+
+from riebench.core.json_text import json_text
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "quickstart.parquet"
 KEY = ["edit", "seed", "method", "strength", "blocks"]
@@ -83,7 +84,7 @@ def _digest(row: dict[str, object]) -> str:
     found = hashlib.sha256()
     for name, value in row.items():
         found.update(name.encode())
-        found.update(struct.pack("<d", value) if isinstance(value, int | float) else json.dumps(value).encode())
+        found.update(struct.pack("<d", value) if isinstance(value, int | float) else json_text(value).encode())
     return found.hexdigest()[:16]
 
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import platform
 import statistics
 import sys
@@ -47,6 +46,7 @@ from sdxl_configs import FULL, build_text_encoders, build_unet, build_vae, rando
 from riebench.backbones.loading import weights_sha256
 from riebench.backbones.sdxl import SDXL
 from riebench.backbones.table import BACKBONES
+from riebench.core.json_text import json_text
 from riebench.core.threads import threads, usable_cores
 from riebench.dictionaries import harvest
 from riebench.dictionaries.harvest import harvest_to_store, rows_per_prompt
@@ -73,7 +73,7 @@ def main() -> int:
     asked = parser.parse_args()
     torch.set_num_threads(usable_cores())
     found = full_size(asked.prompts or 2) if asked.full_size else tinyworld(asked.prompts or 500)
-    print(json.dumps(found, indent=2) if asked.json else describe(found))
+    print(json_text(found, indent=2) if asked.json else describe(found))
     return 0 if found["equal"] else 1
 
 
@@ -224,7 +224,7 @@ def published(
                 width=sampler.width,
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             ).images
-            said = json.dumps({"prompt": some, "seeds": seeds, "blocks": list(blocks), **settings}).encode()
+            said = json_text({"prompt": some, "seeds": seeds, "blocks": list(blocks), **settings}).encode()
             add(tars["images"], f"{number}.npy", np.stack([np.array(image) for image in images]))
             add(tars["images"], f"{number}.json", said)
             for block in blocks:

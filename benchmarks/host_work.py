@@ -37,6 +37,7 @@ from baselines import METHODS
 from riebench.backbones.blocks import Blocks
 from riebench.backbones.family import Site
 from riebench.backbones.table import BACKBONES, Backbone
+from riebench.core.json_text import json_text
 from riebench.edits.edit import Edit
 from riebench.generation.sampler import Request, Sample, Sampler
 from riebench.methods.text_index import TextIndex
@@ -274,12 +275,12 @@ def main() -> int:
     torch.set_num_threads(1)
     if asked.part:
         found = measure(BACKBONES.get("sdxl-turbo@4")) if asked.part == "turbo" else measure_base()
-        print(json.dumps(found))
+        print(json_text(found))
         return 0
     found = in_a_process("turbo") | ({} if asked.skip_base else in_a_process("base"))
     if asked.write:
-        asked.write.write_text(json.dumps(found, indent=2) + "\n")
-    print(json.dumps(found, indent=2) if asked.json else table(found, json.loads(BEFORE.read_text())))
+        asked.write.write_text(json_text(found, indent=2) + "\n")
+    print(json_text(found, indent=2) if asked.json else table(found, json.loads(BEFORE.read_text())))
     return 0
 
 

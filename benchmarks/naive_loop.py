@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +31,7 @@ from riebench.backbones.sdxl import SDXL
 from riebench.backbones.table import BACKBONES
 from riebench.core.errors import UserError
 from riebench.core.files import data_folder, replacing
+from riebench.core.json_text import json_text
 from riebench.edits.edit import CATEGORY_NAMES, Edit, load_edits
 from riebench.generation.interventions import Addition
 from riebench.methods.method import Case, Method
@@ -256,7 +256,7 @@ def main() -> None:
     except UserError as error:
         sys.exit(str(error))
     text = "{images} images scored ({failed} failed) in {seconds:.1f} s: {images_per_second:.3f} images a second"
-    print(json.dumps(measured) if arguments.json else text.format(**measured))
+    print(json_text(measured) if arguments.json else text.format(**measured))
 
 
 def measure(config: RunConfig, edits_per_category: int, out: Path | None) -> dict[str, float]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import platform
 import shutil
 import statistics
@@ -26,6 +25,7 @@ from playwright.sync_api import Browser, sync_playwright
 from riebench.analysis import summarise
 from riebench.analysis.coalitions import subset_names
 from riebench.backbones.sdxl import SDXL
+from riebench.core.json_text import json_text
 from riebench.core.scores import COLUMNS, SCORES
 from riebench.edits.edit import CATEGORY_NAMES
 from riebench.report import write_report
@@ -122,7 +122,7 @@ def main() -> None:
             "machine": platform.machine(),
         }
         browser.close()
-    print(json.dumps(found, indent=2))
+    print(json_text(found, indent=2))
 
 
 if __name__ == "__main__":

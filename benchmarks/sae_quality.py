@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import platform
 import sys
 
@@ -22,6 +21,7 @@ from sae_peers import Plain, plain_optimiser, plain_step
 from torch import Tensor
 
 from riebench.backbones.sdxl import SDXL
+from riebench.core.json_text import json_text
 from riebench.dictionaries.settings import DEFAULTS, generated_data
 from sae_models import Architecture, TopK, TrainConfig, train
 from sae_models.evaluation import Tally
@@ -47,11 +47,11 @@ def main() -> int:
     found = summarise(rows)
     machine = f"{platform.machine()}, {asked.threads} threads, torch {torch.__version__}"
     if asked.json:
-        print(json.dumps({"machine": machine, "rows": rows.to_dict("records"), **found}, indent=2))
+        print(json_text({"machine": machine, "rows": rows.to_dict("records"), **found}, indent=2))
     else:
         print(f"{machine}; {asked.steps} steps, seeds {asked.seeds}, k={K}, {EXPANSION}x\n")
         print(rows.groupby(["block", "lr", "trainer"])[FIGURES].mean().unstack().round(4).to_string())
-        print(f"\neach at its best: {json.dumps(found, indent=2)}")
+        print(f"\neach at its best: {json_text(found, indent=2)}")
     return 0 if found["bar_met"] else 1
 
 

@@ -27,6 +27,8 @@ import torch
 from sae_peers import PEERS, Task
 from torch import Tensor, nn
 
+from riebench.core.json_text import json_text
+
 CALIBRATION = 32_768 // Task.rows  # batches that our trainer looks at before its first step
 TRUE_FEATURES, TRUE_ACTIVE = 4096, 24  # of the planted dictionary
 OURS = {"ours": "float32", "ours, bfloat16": "bfloat16"}
@@ -47,7 +49,7 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     if asked.one:
         name, k, count = asked.one
-        print(json.dumps(measure(name, Task(int(k), int(count), asked.device), asked.steps, asked.seconds)))
+        print(json_text(measure(name, Task(int(k), int(count), asked.device), asked.steps, asked.seconds)))
         return
     rates = matmul_rates(asked.device)
     rows = []
@@ -65,7 +67,7 @@ def main() -> None:
         "rows": rows,
         "times_best_peer": times_best_peer(rows),
     }
-    print(json.dumps(found, indent=2) if asked.json else table(found))
+    print(json_text(found, indent=2) if asked.json else table(found))
 
 
 def measured_apart(name: str, k: int, count: int, asked: argparse.Namespace) -> dict | None:

@@ -26,6 +26,7 @@ from riebench.runs.config import MethodConfig, RunConfig, build_config, read_con
 from riebench.runs.engine import Engine, open_engine
 from riebench.runs.needs import missing_need
 from riebench.runs.plan import find_donor, kind_of_donor, variant_of
+from riebench.runs.reference import open_generation
 from riebench.runs.setup import Setup
 from sae_models.tensors import dtype_name
 
@@ -174,8 +175,10 @@ def generate(
     """
     if engine is None:
         model, setup = _asked(backbone, "", device, ())
-        engine = open_engine(model, device, setup=setup, batch_size=BATCH)
-    return to_picture(engine.generation.image(prompt, seed, intervention))
+        generation = open_generation(model, device, setup=setup, batch_size=BATCH)
+    else:
+        generation = engine.generation
+    return to_picture(generation.image(prompt, seed, intervention))
 
 
 def _attributed(

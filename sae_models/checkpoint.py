@@ -1,12 +1,10 @@
-"""Checkpoints are read and written here. `save` lays them out as SAELens does: a folder with `cfg.json` and
+"""Checkpoints are read and written here. `save` lays them out as SAELens 6 does: a folder with `cfg.json` and
 `sae_weights.safetensors`.
 
-cfg.json: `architecture` ("topk", with `k`; "jumprelu"; or, read alone, "standard", which is ReLU), `d_in`, `d_sae`,
-`dtype`, `metadata` (free), and what SAELens 6.54 computes beside `TopKSAE`'s and `JumpReLUSAE`'s formulas, which `load`
-folds into the weights: `apply_b_dec_to_input` false, an encoder that reads x instead of x - b_dec; and
-`rescale_acts_by_decoder_norm` true, of topk alone, latents times the norms of their decoder rows.
+cfg.json: `architecture` ("topk", with `k`, or "jumprelu"), `d_in`, `d_sae`, `dtype`, `metadata` (free).
 The weights: W_enc [d_in, d_sae], b_enc [d_sae], W_dec [d_sae, d_in], b_dec [d_in], and of jumprelu threshold [d_sae].
-No pickle is read in this layout; `load` also takes those of `sparsify`, `sdxl_unbox` and `dictionary_learning`.
+No pickle is read in this layout (`sae_models.saelens`); `load` also takes those of `sparsify`, `sdxl_unbox` and
+`dictionary_learning`.
 """
 
 from __future__ import annotations
@@ -19,44 +17,22 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from riebench.core.errors import UserError, did_you_mean
+from riebench.core.errors import UserError
 from riebench.core.files import read_json, write_bytes, write_json
-from sae_models import dictionary_learning, layouts, sdxl_unbox, sparsify
+from sae_models import dictionary_learning, layouts, saelens, sdxl_unbox, sparsify
 from sae_models.itda import ITDA
-from sae_models.jumprelu import JumpReLUConfig
 from sae_models.layouts import SAELENS, layout_of
 from sae_models.pca import PCA
-from sae_models.tensors import (
-    AGAIN,
-    SAE,
-    Config,
-    dtype_name,
-    for_inference,
-    read_safetensors,
-    refuse_misfit,
-    refuse_not_finite,
-    shape_from,
-    unit_rows,
-    whole_input,
-)
-from sae_models.topk import TopKConfig
+from sae_models.saelens import PLAIN
+from sae_models.tensors import AGAIN, SAE, Config, dtype_name, refuse_not_finite
 
 LINEAR: dict[str, type[PCA] | type[ITDA]] = {
     "pca": PCA,
     "itda": ITDA,
 }  # architectures that SAELens does not know, by what cfg.json calls them
-PLAIN = {
-    "apply_b_dec_to_input": True,
-    "normalize_activations": "none",
-    "reshape_activations": "none",
-}  # the settings at which SAELens has nothing to do but the formula
 FORMAT = "6.0.0"
 """The SAELens version whose configuration this is; without it SAELens takes the file for an older one and drops the
 metadata."""
-ACTIVATIONS = {"topk": "topk", "jumprelu": "relu", "standard": "relu"}
-"""Architecture -> what `activation_fn` may be, which SAELens wrote before version 6."""
-NEVER = {"normalize_activations": "none", "reshape_activations": "none", "finetuning_scaling_factor": False}
-EXPORT = "load it with SAELens, fold that into the weights and save it again for inference (save_inference_model)"
 
 
 @dataclass(frozen=True)
@@ -114,7 +90,7 @@ def load(folder: Path, *, device: str | torch.device = "cpu") -> SAE | PCA | ITD
         case layouts.DICTIONARY_LEARNING:
             return dictionary_learning.load(folder, device=device)
     linear = LINEAR.get(_architecture(Path(folder)))
-    return linear.load(folder, device=device) if linear else _load_saelens(Path(folder), device)
+    return linear.load(folder, device=device) if linear else saelens.load(folder, device=device)
 
 
 def shape_of(folder: Path) -> Shape:
@@ -144,8 +120,7 @@ def read_config(folder: Path) -> Config:
             return sdxl_unbox.read_config(folder)
         case layouts.DICTIONARY_LEARNING:
             return dictionary_learning.read_config(folder)
-    path = Path(folder) / SAELENS.config
-    return _shape(_read_settings(path), path)
+    return saelens.read_config(folder)
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
@@ -160,53 +135,3 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     if not isinstance(metadata, dict):
         raise UserError(f"{path}: metadata is no JSON object", remedy=AGAIN)
     return metadata
-
-
-def _load_saelens(folder: Path, device: str | torch.device) -> SAE:
-    settings = _read_settings(folder / SAELENS.config)
-    config = _shape(settings, folder / SAELENS.config)
-    path = folder / SAELENS.weights
-    tensors = {name: value.float() for name, value in read_safetensors(path).items()}
-    d, f = config.width, config.num_features
-    shapes = {"W_enc": (d, f), "b_enc": (f,), "W_dec": (f, d), "b_dec": (d,)}
-    if settings["architecture"] == "jumprelu":
-        shapes["threshold"] = (f,)
-    refuse_misfit(tensors, shapes, str(path), SAELENS.config, AGAIN)
-    refuse_not_finite(tensors, str(path), AGAIN)
-    if settings["architecture"] == "standard":
-        tensors["threshold"] = torch.zeros(f)
-    if not settings["apply_b_dec_to_input"]:
-        tensors = whole_input(tensors)
-    if settings.get("rescale_acts_by_decoder_norm"):
-        tensors = unit_rows(tensors)
-    return for_inference(config, tensors, device)
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    """Reads a cfg.json whose function `load` can give. Raises `UserError` for others."""
-    settings = PLAIN | read_json(path, "SAE configuration")
-    architecture = settings.get("architecture")
-    if not isinstance(architecture, str) or architecture not in ACTIVATIONS:
-        raise UserError(
-            f"{path}: architecture is {architecture!r}{did_you_mean(architecture, ACTIVATIONS)}",
-            remedy=f"only {', '.join(ACTIVATIONS)} can be read; a batchtopk SAE becomes jumprelu when SAELens saves it "
-            "for inference (save_inference_model)",
-        )
-    activation = ACTIVATIONS[architecture]
-    for name, value in (NEVER | {"activation_fn": activation, "activation_fn_str": activation}).items():
-        if name in settings and settings[name] != value:
-            raise UserError(f"{path}: {name} is {settings[name]!r}, and only {value!r} can be read", remedy=EXPORT)
-    for name in ("apply_b_dec_to_input", "rescale_acts_by_decoder_norm"):
-        if not isinstance(settings.get(name, False), bool):
-            raise UserError(f"{path}: {name} is {settings[name]!r}, not true or false", remedy=AGAIN)
-    if architecture != "topk" and settings.get("rescale_acts_by_decoder_norm"):
-        raise UserError(
-            f"{path}: rescale_acts_by_decoder_norm is set, which SAELens knows of topk alone", remedy=EXPORT
-        )
-    return settings
-
-
-def _shape(settings: dict[str, Any], path: Path) -> Config:
-    is_topk = settings["architecture"] == "topk"
-    names = {"width": "d_in", "num_features": "d_sae"} | ({"k": "k"} if is_topk else {})
-    return shape_from(settings, names, TopKConfig if is_topk else JumpReLUConfig, path)

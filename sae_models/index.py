@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from riebench.core.errors import UserError, did_you_mean
 from riebench.core.files import data_folder, write_text
+from riebench.core.json_text import json_text
 from riebench.core.memory import room_for
 from sae_models import released
 from sae_models.entry import Entry
@@ -142,8 +143,8 @@ def describe(entry: Entry) -> str:
     k = f"k={entry.k}  " if entry.k else ""
     shape = f"{entry.backbone}  {entry.block}  {entry.kind}  {k}{entry.num_features} features"
     if entry.evaluation:
-        found = entry.evaluation
-        return f"{shape}  EV {found['explained_variance_pooled']:.3f}  dead {found['dead_share']:.1%}"
+        explained, dead = (entry.evaluation[name] for name in ("explained_variance_pooled", "dead_share"))
+        return f"{shape}  EV {'-' if explained is None else f'{explained:.3f}'}  dead {dead:.1%}"
     return f"{shape}  not evaluated here"
 
 
@@ -152,7 +153,7 @@ def register(*added: Entry, root: Path | None = None) -> None:
     whole, with all of them or none; two processes must not register at once."""
     root = root or default_root()
     listed = {entry.key: entry for entry in (*_read(root), *added)}
-    write_text(root / INDEX_FILE, json.dumps([asdict(entry) for entry in listed.values()], indent=2) + "\n")
+    write_text(root / INDEX_FILE, json_text([asdict(entry) for entry in listed.values()], indent=2) + "\n")
 
 
 def _folder(entry: Entry, root: Path | None) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import escape
@@ -10,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from riebench.core.errors import UserError
 from riebench.core.hub import page
+from riebench.core.json_text import json_text
 from sae_models import checkpoint, index
 from sae_models.entry import Entry
 from sae_models.layouts import LAYOUTS, SDXL_UNBOX, STATISTICS_FILES, layout_of
@@ -95,7 +95,7 @@ def _card(folder: Path, repo: str, entries: list[Entry]) -> str:
         config = checkpoint.read_config(folder)
         told = {"architecture": config.kind, "k": config.k, "features": config.num_features, "width": config.width}
         rows = [f"| {name} | {value} |" for name, value in told.items() if value]
-        metadata = json.dumps(checkpoint.read_metadata(folder), indent=2, sort_keys=True)
+        metadata = json_text(checkpoint.read_metadata(folder), indent=2, sort_keys=True)
         return (
             f"{title}A sparse autoencoder in the layout of {layout_of(folder).name}.\n\n"
             + _table(["setting", "value"], rows)
@@ -105,7 +105,7 @@ def _card(folder: Path, repo: str, entries: list[Entry]) -> str:
     heads = ["backbone", "block", "site", "name", "architecture", "k", "features", "width", *FIGURES.values()]
     rows = [_row(entry) for entry in entries]
     training = {" ".join(entry.key): entry.training for entry in entries if entry.training}
-    settings = f"\n## Training\n```json\n{json.dumps(training, indent=2, sort_keys=True)}\n```\n" if training else ""
+    settings = f"\n## Training\n```json\n{json_text(training, indent=2, sort_keys=True)}\n```\n" if training else ""
     return (
         f"{title}{len(entries)} dictionaries of what the blocks of a diffusion model do.\n\n"
         + _table(heads, rows)
@@ -116,7 +116,8 @@ def _card(folder: Path, repo: str, entries: list[Entry]) -> str:
 
 def _row(entry: Entry) -> str:
     told = [entry.backbone, entry.block, entry.site, entry.name, entry.kind, entry.k or "-"]
-    figures = [f"{entry.evaluation[name]:.3f}" if name in entry.evaluation else "-" for name in FIGURES]
+    found = [entry.evaluation.get(name) for name in FIGURES]
+    figures = ["-" if value is None else f"{value:.3f}" for value in found]
     return f"| {' | '.join(map(str, [*told, entry.num_features, entry.width, *figures]))} |"
 
 

@@ -4,7 +4,8 @@ A folder with `cfg.json`: `d_in`, `k`, `num_latents` or, where that is 0, `expan
 and settings of the training; and `sae.safetensors`: encoder.weight [f, d], encoder.bias [f], W_dec [f, d], b_dec [d].
 
 They compute z = topk(relu(encoder.weight (x - b_dec) + encoder.bias)), x_hat = z W_dec + b_dec, which is `TopKSAE`.
-Transcoders, skip connections, groupmax and the signed latents of early versions are other functions, and refused.
+Transcoders, skip connections, lookups, groupmax and the signed latents of early versions are other functions, and
+refused; so is a setting that is not known, unless it is off.
 """
 
 from __future__ import annotations
@@ -31,10 +32,20 @@ from sae_models.tensors import (
 from sae_models.topk import TopKConfig, TopKSAE
 
 SHAPE = {"width": "d_in", "num_features": "num_latents", "k": "k"}
-NEVER = {"activation": "topk", "transcode": False, "skip_connection": False, "signed": False}
-"""What may not be otherwise; each may be missing, since older versions did not know it."""
-OF_TRAINING = ("normalize_decoder", "multi_topk")
-KNOWN = ("d_in", "k", "num_latents", "expansion_factor", *NEVER, *OF_TRAINING)
+NEVER = {
+    "activation": "topk",
+    "transcode": False,
+    "skip_connection": False,
+    "signed": False,
+    "embed_skip": False,
+    "gram_lookup": False,
+}
+"""What may not be otherwise; each may be missing, since other versions do not know it."""
+UNREAD = ("normalize_decoder", "multi_topk", "train_post_encoder", "lookup_max_order", "gram_table_hash")
+"""Settings of the training, and of what is off in `NEVER`."""
+KNOWN = ("d_in", "k", "num_latents", "expansion_factor", *NEVER, *UNREAD)
+OFF: tuple[Any, ...] = (False, None, 0, "", "none", [], {})
+"""Values at which a setting that is not known, as forks of sparsify have them, does nothing."""
 
 
 def load(folder: Path, *, device: str | torch.device = "cpu") -> TopKSAE:
@@ -64,14 +75,14 @@ def read_config(folder: Path) -> TopKConfig:
     """Returns what `cfg.json` says of the shape. Raises `UserError` where it is broken or another function's."""
     path = Path(folder) / SPARSIFY.config
     settings = read_json(path, "SAE configuration")
-    unknown = sorted(settings.keys() - set(KNOWN))
-    if unknown:
-        raise UserError(
-            f"{path} has an unknown key {unknown[0]!r}{did_you_mean(unknown[0], KNOWN)}",
-            remedy=f"only sparsify's TopK autoencoders with {', '.join(KNOWN)} can be read",
-        )
+    for name in sorted(settings.keys() - set(KNOWN)):
+        if settings[name] not in OFF:
+            raise UserError(
+                f"{path} has, at the value {settings[name]!r}, an unknown key {name!r}{did_you_mean(name, KNOWN)}",
+                remedy=f"only sparsify's TopK autoencoders with {', '.join(KNOWN)} can be read",
+            )
     for name, value in NEVER.items():
-        if settings.get(name, value) != value:
+        if settings.get(name, value) != value and not (value is False and settings[name] is None):
             raise UserError(
                 f"{path}: {name} is {settings[name]!r}, and only {value!r} can be read",
                 remedy="use a TopK autoencoder without a skip connection",

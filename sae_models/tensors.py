@@ -135,6 +135,22 @@ def unit_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def ungated(tensors: Mapping[str, Tensor], r_mag: Tensor, b_mag: Tensor, b_gate: Tensor) -> dict[str, Tensor]:
+    """Returns the tensors of the JumpReLU autoencoder that a gated one with tied encoders is (Rajamanoharan et al.
+    2024, arXiv 2404.16014, appendix): `W_enc` [d, f], `W_dec`, `b_dec` as ours; the three others [f].
+
+    With u = x W_enc it computes z = relu(exp(r_mag) u + b_mag) where u + b_gate > 0, that is where
+    h = exp(r_mag) u + b_mag is above b_mag - exp(r_mag) b_gate.
+    """
+    scale_f = r_mag.double().exp()
+    return {
+        **tensors,
+        "W_enc": (tensors["W_enc"].double() * scale_f).float(),
+        "b_enc": b_mag,
+        "threshold": (b_mag.double() - scale_f * b_gate.double()).float(),
+    }
+
+
 def for_inference(config: ShapeOf[S], tensors: Mapping[str, Tensor], device: str | torch.device) -> S:
     """Returns the SAE with these parameters, named and laid out as in `TopKSAE` or `JumpReLUSAE`, in float32 and
     without gradients. A threshold below zero is raised to zero, since those who write one apply a ReLU first."""

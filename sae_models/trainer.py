@@ -20,6 +20,7 @@ from sae_models.trackers import Tracker, open_trackers
 from sae_models.training_config import TrainConfig
 from sae_models.training_log import TrainingLog
 from sae_models.training_state import STATE_FILE, Training, description, read_state, write_state
+from sae_models.watch import Watch, not_finite
 
 CALIBRATION_ROWS = 32_768  # the geometric median and the normalisation are estimated on up to this many
 
@@ -48,9 +49,10 @@ def train(
     of the first autoencoder; called each report. One that fails is said in a line and left out from then on.
 
     Rows are normalised, b_dec starts as their geometric median, and both are folded into what is returned, which takes
-    raw rows. Raises `UserError` for rows of a wrong shape, not finite or all the same, batches that end early, a state
-    file that is broken or of another configuration, a tracker that is unknown or not installed, and `compile` where
-    that cannot work; what was saved stays.
+    raw rows. What is not finite any more, rows, losses or weights, stops it at the next report or state with the step
+    where that began, and is not saved. Raises `UserError` for that, for rows of a wrong shape or all the same, batches
+    that end early, a state file that is broken or of another configuration, a tracker that is unknown or not installed,
+    and `compile` where that cannot work; what was saved stays.
     """
     if not architectures:
         raise UserError("there is no architecture to train", remedy="give at least one")
@@ -67,21 +69,20 @@ def train(
             training, batches = _start(batches, architectures, config)
         else:
             batches = _from_step(batches, training.step)
-        first_bad_step = None
+        watch, kept = None, _kept(path, done)
         while training.step < config.steps:
             step = training.step
             batch = _batch(batches, step, architectures)
-            if first_bad_step is None:
+            if watch is None:
                 _settle(training, batch.device, config)
-                first_bad_step = torch.full((), config.steps, device=batch.device)
-            bad = ~torch.isfinite(batch).all()
-            first_bad_step = torch.where(bad, first_bad_step.clamp(max=step), first_bad_step)
+                watch = Watch(config, batch.device)
             losses = _advance(training, batch, config)
+            watch.see(step, batch, losses)
             last = training.step == config.steps
             report = last or training.step % config.report_every == 0
             saved_to = path if last or training.step % checkpoint_every == 0 else None
-            if (report or saved_to) and first_bad_step.item() < config.steps:
-                raise _not_finite(int(first_bad_step))
+            if report or saved_to:
+                watch.check(training, losses, kept)
             if report:
                 _revive(training, losses, config)
                 found = training.in_order([each.statistics_s4.tolist() for each in losses])
@@ -89,6 +90,7 @@ def train(
                 progress.update(training.step, _note(found))
             if saved_to:
                 write_state(saved_to, training, architectures, config)
+                kept = _kept(saved_to, training.step)
                 log.draw()
     return training.in_order(
         [stack.exported(training.normalisations[stack.architecture.block]) for stack in training.stacks]
@@ -103,7 +105,7 @@ def _start(
     while len(first) < config.steps and sum(batch.shape[1] for batch in first) < CALIBRATION_ROWS:
         first.append(_batch(batches, len(first), architectures))
         if not torch.isfinite(first[-1]).all():
-            raise _not_finite(len(first) - 1)
+            raise not_finite(len(first) - 1)
     rows_bnd = torch.cat(first, dim=1)[:, :CALIBRATION_ROWS]
     normalisations = [Normalisation.of(rows_nd, config.normalisation) for rows_nd in rows_bnd]
     training = Training.of(architectures, config, normalisations)
@@ -155,11 +157,9 @@ def _from_step(batches: Iterator[Tensor], step: int) -> Iterator[Tensor]:
     return batches
 
 
-def _not_finite(step: int) -> UserError:
-    return UserError(
-        f"the batch of step {step} holds NaN or infinite values",
-        remedy="check how the rows were captured; half precision overflows where bfloat16 does not",
-    )
+def _kept(path: Path | None, step: int) -> str:
+    """Returns what is said of the state that was saved last; "" where none was."""
+    return f"; {path} holds step {step}, from which the same call goes on" if path is not None and step else ""
 
 
 def _advance(training: Training, batch: Tensor, config: TrainConfig) -> list[Losses]:

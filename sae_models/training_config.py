@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +48,7 @@ class TrainConfig:
                 raise UserError(
                     f"training {name} is {getattr(self, name)!r}", remedy=f"choose one of {', '.join(choices)}"
                 )
-        if not self.lr > 0:
+        if not 0 < self.lr < math.inf:
             raise UserError(f"training lr is {self.lr}", remedy="give a number above 0")
 
     def lr_at(self, step: int) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 
 from riebench.core.errors import UserError
 from riebench.core.files import write_text
+from riebench.core.json_text import json_text
 from sae_models.architectures import Architecture
 from sae_models.curves import curves
 from sae_models.trackers import Tracker
@@ -34,7 +35,7 @@ class TrainingLog:
         self.lines: list[dict[str, Any]] = []
         if folder is not None and (folder / LOG_FILE).exists():
             self.lines = [line for line in _lines(folder / LOG_FILE) if line["step"] <= step]
-            write_text(folder / LOG_FILE, "".join(json.dumps(line) + "\n" for line in self.lines))
+            write_text(folder / LOG_FILE, "".join(json_text(line) + "\n" for line in self.lines))
 
     def add(self, step: int, rows: int, lr: float, found: list[list[float]]) -> None:
         """Adds a report. found: of each autoencoder, in the order of `NAMES`. Raises `UserError` where the file cannot
@@ -59,7 +60,7 @@ class TrainingLog:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "a") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(json_text(line) + "\n")
         except OSError as error:
             raise UserError(
                 f"cannot write {path}: {error.strerror or error}",

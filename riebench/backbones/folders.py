@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from riebench.backbones.other_files import INDEX, refuse_other_files
 from riebench.backbones.released import VAES
 from riebench.backbones.table import BACKBONES, Backbone
 from riebench.core.errors import UserError
@@ -17,12 +18,13 @@ def backbone_folder(backbone: Backbone, dtype: str = "float32") -> Path:
     """Returns where a backbone's pipeline lies, with the files that are read for `dtype`: of float32, or of half
     precision.
 
-    Raises `UserError` when it is not there, with what is missing and how to get it.
+    Raises `UserError` when it is not there, with what is missing and how to get it, and as `refuse_other_files` does.
     """
     if backbone.weights is not None:
         return _hub_folder(backbone, dtype)
     folder = Path(backbone.folder) if Path(backbone.folder).is_absolute() else data_folder() / backbone.folder
-    if not (folder / "model_index.json").is_file():
+    refuse_other_files(backbone.name, folder, backbone.family)
+    if not (folder / INDEX).is_file():
         raise UserError(
             f"the weights of {backbone.name} are not at {folder}",
             remedy="install riebench again, or make them with `riebench tinyworld train`"

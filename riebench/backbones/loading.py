@@ -18,6 +18,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from riebench.backbones.folders import backbone_folder, fetch_name, is_shipped, vae_folder
+from riebench.backbones.pipeline_checks import refuse_scheduler, refuse_schedulers_of, refuse_size
 from riebench.backbones.table import DTYPES, Backbone
 from riebench.core.checkpoints import Incomplete, load_whole, remedy_for
 from riebench.core.errors import UserError, did_you_mean
@@ -70,7 +71,7 @@ def load_pipeline(backbone: Backbone, device: torch.device, dtype: torch.dtype) 
     dtype: of the denoiser and the text encoders, from `choose_dtype`. A pipeline's own autoencoder is in what its
     family says, and takes latents of any type; one of `riebench.backbones.released.VAES` runs in `dtype`. Half
     precision is read from half-precision files where the folder has them. Raises `UserError` when weights are missing
-    or broken, or there is no room for them.
+    or broken, or there is no room for them, and as `refuse_scheduler` and `refuse_size` do.
     """
     name = dtype_name(dtype)
     with room_for(backbone.name, device, backbone.gigabytes(name), "free some, use dtype float16, or another device"):
@@ -81,6 +82,7 @@ def _read_pipeline(backbone: Backbone, dtype: torch.dtype) -> DiffusionPipeline:
     """Returns the pipeline in the host's memory. Raises `UserError` when weights are missing or broken."""
     folder, other = backbone_folder(backbone, dtype_name(dtype)), vae_folder(backbone)
     family = backbone.family
+    refuse_schedulers_of(backbone, folder)
     variant = _variant(folder, dtype, family.denoiser)
     try:
         with quiet():
@@ -106,6 +108,8 @@ def _read_pipeline(backbone: Backbone, dtype: torch.dtype) -> DiffusionPipeline:
             f"the weights of {backbone.name} cannot be loaded: {f'{file} {what}' if file else what}",
             remedy=_remedy(backbone, file, dtype_name(dtype)),
         ) from error
+    refuse_scheduler(backbone, pipeline.scheduler)
+    refuse_size(backbone, pipeline)
     pipeline.set_progress_bar_config(disable=True)  # of this pipeline alone
     family.prepare(pipeline, other is not None)
     return pipeline

@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from riebench.backbones.other_files import fusing
 from riebench.backbones.released import VAES
+from riebench.backbones.sdxl import SDXL
 from riebench.backbones.table import BACKBONES, DTYPES, Backbone
 from riebench.core.errors import UserError, did_you_mean
 
@@ -20,9 +22,12 @@ def backbone_from(values: Mapping[str, Any], where: str) -> Backbone:
     is given) or `folder` (of a diffusers pipeline; relative to the current directory, `~` is the home) or both. Without
     `like`, `steps` and `guidance` are needed, and what is left out is as for SDXL. The other keys are `grounder`,
     `judges`, `dictionaries`, `summary`, `vae`, `height`, `width`, `dtype`: fields of `Backbone`. where: what error
-    messages begin with. Raises `UserError` for unknown, missing, mistyped or impossible values.
+    messages begin with. Raises `UserError` for unknown, missing, mistyped or impossible values, and for a
+    LoRA.
     """
     for key, value in values.items():
+        if key in ("lora", "loras"):
+            raise _no_lora(values, key, where)
         if key not in KEYS:
             raise UserError(
                 f"{where}: unknown key {key!r} of a backbone{did_you_mean(key, KEYS)}",
@@ -54,6 +59,17 @@ def backbone_from(values: Mapping[str, Any], where: str) -> Backbone:
             remedy=f"name it {model}@{found.steps}, or give `steps: {steps}`",
         )
     return found
+
+
+def _no_lora(values: Mapping[str, Any], key: str, where: str) -> UserError:
+    """Returns what is said of a LoRA beside a backbone, with the lines that put it into one."""
+    like = values.get("like")
+    known = BACKBONES.get(like) if isinstance(like, str) and like in BACKBONES.names() else None
+    base = values.get("folder") or (known.weights.repo if known and known.weights else "BASE")
+    return UserError(
+        f"{where}: a backbone has no {key}: LoRAs are not loaded here",
+        remedy=fusing(known.family if known else SDXL, str(base), str(values[key])),
+    )
 
 
 def _is_text(value: Any) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from riebench.cli.flags import Verb, word
+from riebench.core.json_text import json_text
 from riebench.dictionaries.options import BACKBONE, EvaluateSettings, HarvestSettings, TrainSettings
 
 
@@ -160,7 +160,7 @@ def _evaluate(settings: EvaluateSettings) -> None:
     )
     if settings.out:
         write_text(settings.out, format_markdown(found))
-    print(json.dumps(found, indent=2, allow_nan=False) if settings.json else format_tables(found))
+    print(json_text(found, indent=2) if settings.json else format_tables(found))
 
 
 VERBS = (

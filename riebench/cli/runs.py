@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import yaml
 
 from riebench.cli.flags import Verb, word
 from riebench.core.errors import UserError
+from riebench.core.json_text import json_text
 from riebench.core.plugins import load_plugins
 from riebench.core.values import Seed
 from riebench.runs.config import RunConfig, read_config, setting_kinds
@@ -220,7 +220,7 @@ def _compare(words: Compare) -> None:
     found = compare_runs(words.runs, against=words.against, metrics=words.metrics)
     if words.out:
         write_compare(found, words.out)
-    print(json.dumps(found, indent=2, allow_nan=False) if words.json else compare_table(found))
+    print(json_text(found, indent=2) if words.json else compare_table(found))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +267,7 @@ def _agreement(words: Agreement) -> None:
     tables = agreement_tables(found)
     if words.out:
         write_text(words.out, f"{tables}\n")
-    print(json.dumps(found, indent=2, allow_nan=False) if words.json else tables)
+    print(json_text(found, indent=2) if words.json else tables)
 
 
 VERBS = (

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from riebench.cli.flags import Verb, word
+from riebench.core.json_text import json_text
 from riebench.runs.config import RunConfig
 
 
@@ -30,7 +30,7 @@ def _selftest(words: Selftest) -> int:
     from riebench.selftest.run import format_report, selftest
 
     report = selftest(words.backbone, words.device, words.out, random=words.random)
-    print(json.dumps(report.as_json(), indent=2, allow_nan=False) if words.json else format_report(report))
+    print(json_text(report.as_json(), indent=2) if words.json else format_report(report))
     return 0 if report.passed else 1
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 from riebench.cli.flags import Verb, word
 from riebench.core.errors import UserError, did_you_mean
+from riebench.core.json_text import json_text
 from riebench.runs.config import RunConfig
 
 
@@ -67,7 +67,7 @@ def _doctor(words: Doctor, overrides: Mapping[str, Any]) -> int:
     from riebench.doctor import examine, format_doctor
 
     found = examine()
-    print(json.dumps(found, indent=2) if words.json else format_doctor(found))
+    print(json_text(found, indent=2) if words.json else format_doctor(found))
     if not words.json:
         print("\nwhat a run needs: riebench doctor --run quickstart --backbone sdxl-turbo@4")
     return 0
@@ -78,7 +78,7 @@ def _doctor_of_run(words: Doctor, overrides: Mapping[str, Any]) -> int:
     from riebench.runs.parts import describe_parts, format_parts, parts_of
 
     found = parts_of(read_config(words.run, overrides), words.device)
-    print(json.dumps({"run": words.run} | describe_parts(found), indent=2) if words.json else format_parts(found))
+    print(json_text({"run": words.run} | describe_parts(found), indent=2) if words.json else format_parts(found))
     return 1 if any(part.missing for part in found) else 0
 
 

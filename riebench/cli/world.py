@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from riebench.cli.flags import Verb
+from riebench.core.json_text import json_text
 from riebench.core.values import Seed
 
 NAME, SUMMARY = "tinyworld", "make or judge the embedded world"
@@ -48,7 +48,7 @@ def _evaluate(words: Evaluate) -> None:
     from riebench.tinyworld_build.evaluate import evaluate_world, format_evaluation
 
     found = evaluate_world(words.count, words.device)
-    print(json.dumps(found, indent=2) if words.json else format_evaluation(found))
+    print(json_text(found, indent=2) if words.json else format_evaluation(found))
 
 
 @dataclass(frozen=True, kw_only=True)

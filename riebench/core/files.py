@@ -14,6 +14,7 @@ from pathlib import Path
 import filelock
 
 from riebench.core.errors import UserError
+from riebench.core.json_text import json_text
 
 
 def data_folder() -> Path:
@@ -92,7 +93,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: object, *, sort_keys: bool = True) -> None:
     """Writes a value as JSON, whole or not at all. sort_keys: where the order of keys says nothing."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=sort_keys) + "\n")
+    write_text(path, json_text(value, indent=2, sort_keys=sort_keys) + "\n")
 
 
 def read_lines(path: Path) -> Iterator[str]:

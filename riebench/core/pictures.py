@@ -1,19 +1,26 @@
 """Pictures and regions are tensors, arrays, PIL images and files; here is every way from one to another.
 
-What is scored is what is written, so a picture is rounded to 8 bits before anything is done with it.
+What is scored is what is written, so a picture is rounded to 8 bits before anything is done with it. Imports no torch
+until a function needs it.
 """
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from riebench.core.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: What a mask is, as remedies say it.
+WANTED = "give a picture of the generated image's size, white where the image may change, black elsewhere"
+MOST_PIXELS = 2**26  # of 8,192 x 8,192 px: a small file may hold a picture that fills the memory
 
 
 def eight_bits(images: Tensor) -> Tensor:
@@ -40,6 +47,8 @@ def unusable(images_bchw: Tensor, what: str) -> list[str]:
     An image is black where no pixel is above 0 once rounded to 8 bits: what an autoencoder makes that overflowed, whose
     NaN become black in a file.
     """
+    import torch
+
     flat = images_bchw.flatten(1)
     # a sum is not finite where a value is not; 255 times the largest value rounds to 0 where all do
     checks = torch.isfinite(flat.sum(dim=1)), (flat.amax(dim=1) * 255).round() > 0
@@ -64,6 +73,8 @@ def to_array(image_chw: Tensor) -> np.ndarray:
 
 def from_array(array_hwc: np.ndarray) -> Tensor:
     """Returns the image that `to_array` was given."""
+    import torch
+
     return torch.from_numpy(array_hwc).permute(2, 0, 1).float() / 255
 
 
@@ -80,6 +91,8 @@ def regions_to_array(regions_2hw: Tensor) -> np.ndarray:
 
 def regions_from_array(array_hw: np.ndarray) -> Tensor:
     """Returns the regions that `regions_to_array` was given, bool `[2, h, w]`."""
+    import torch
+
     return torch.from_numpy(np.stack([array_hw & 1, array_hw & 2]) > 0)
 
 
@@ -95,22 +108,74 @@ def read_picture(path: Path) -> np.ndarray:
         ) from error
 
 
-def read_mask(path: Path, size: tuple[int, int]) -> Tensor:
-    """Returns the mask `[h, w]` (bool) of an image file: where it is lighter than 127 of 255.
+def mask_pixels(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Returns the mask `[h, w]` (bool) in the file of a picture: where it is lighter than half of its range.
 
-    size: (height, width) that it must have. Raises `UserError` for another size, and for a file that cannot be read.
+    Half is 127 of 255, or of 65,535 in 16 bits; where no value is above 1, it is 0.5. A transparent pixel is none of
+    the mask: where the picture is white all over, its shape is its alpha channel. size: (height, width) that it must
+    have, if known. Raises `UserError` for a file that cannot be read, for another size or one above `MOST_PIXELS`, for
+    a mask without a pixel, and where colours and alpha channel have a shape each.
     """
     try:
         with Image.open(path) as image:
-            grey = np.array(image.convert("L"))
-    except OSError as error:
-        raise UserError(f"the mask {path} cannot be read: {error}", remedy="check the path and the file") from error
-    if grey.shape != size:
-        raise UserError(
-            f"the mask {path} has {grey.shape[1]} x {grey.shape[0]} px, its image {size[1]} x {size[0]} px",
-            remedy="give a mask of the image's size",
-        )
-    return torch.from_numpy(grey > 127)
+            if size is not None and (image.height, image.width) != size:
+                raise UserError(
+                    f"the mask {path} has {image.width} x {image.height} px, its image {size[1]} x {size[0]} px",
+                    remedy="give a mask of the image's size",
+                )
+            if image.width * image.height > MOST_PIXELS:
+                raise UserError(
+                    f"the mask {path} has {image.width} x {image.height} px, more than any image", remedy=WANTED
+                )
+            light, solid = _light(image), _solid(image)
+    except UserError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's words for what is none
+        said = getattr(error, "strerror", None) or error
+        raise UserError(f"the mask {path} cannot be read: {said}", remedy="check the path and the file") from error
+    mask = light
+    if solid is not None and not solid.all():
+        if light.all():
+            mask = solid
+        elif not light.any() or (light & ~solid).any():
+            raise UserError(
+                f"the mask {path} has one shape in its alpha channel and {'another' if light.any() else 'none'} in its"
+                " colours",
+                remedy=f"{WANTED}, without an alpha channel",
+            )
+    if not mask.any():
+        why = f"{path} is transparent" if light.any() else f"no pixel of {path} is lighter than 127 of 255"
+        raise UserError(f"the mask is empty: {why}", remedy=WANTED)
+    return mask
+
+
+def read_mask(path: Path, size: tuple[int, int]) -> Tensor:
+    """Returns the mask `[h, w]` (bool) of a picture's file, as `mask_pixels` finds it, and raises what it raises.
+
+    size: (height, width) that it must have.
+    """
+    import torch
+
+    return torch.from_numpy(mask_pixels(path, size))
+
+
+def _light(image: Image.Image) -> np.ndarray:
+    """Returns where a picture's colours are lighter than half of its range, `[h, w]` (bool)."""
+    many = image.mode == "F" or image.mode.startswith("I")
+    values = np.asarray(image if many else image.convert("RGB").convert("L"))
+    if not np.isfinite(values).all():
+        raise ValueError("it holds NaN or infinite values")
+    largest = values.max(initial=0)
+    if largest <= 1:
+        return values > 0.5
+    return values > (127 if largest <= 255 else 32767)
+
+
+def _solid(image: Image.Image) -> np.ndarray | None:
+    """Returns where a picture is more solid than transparent, `[h, w]` (bool); None where it has no alpha channel."""
+    if not image.has_transparency_data:
+        return None
+    return np.asarray(image.convert("RGBA"))[..., 3] > 127
 
 
 def mask_picture(mask_hw: np.ndarray) -> Image.Image:

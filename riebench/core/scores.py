@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from riebench.core.errors import UserError
+from riebench.core.json_text import json_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -173,7 +174,7 @@ def _described(frame: pd.DataFrame, words: list) -> pd.DataFrame:
 def score_words(score: Score) -> dict:
     """Returns the fields of a score that tell what it measures, as JSON has them: all but `always`, which is of the
     table."""
-    words = json.loads(json.dumps(asdict(score)))
+    words = json.loads(json_text(asdict(score)))
     del words["always"]
     return words
 

@@ -9,7 +9,6 @@ last step, and the VAE is never run. Rows are converted from what the denoiser c
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +25,7 @@ from riebench.backbones.family import Site
 from riebench.backbones.loading import weights_sha256
 from riebench.core.batches import fixed_batches, halving
 from riebench.core.errors import UserError
+from riebench.core.json_text import json_text
 from riebench.core.progress import Progress
 from riebench.core.threads import machine_cores, threads, usable_cores
 from riebench.generation.lens import Lens
@@ -353,7 +353,7 @@ def made_by(
     return {
         "weights_sha256": weights_sha256(sampler.denoiser, *(getattr(pipeline, part) for part in family.text_encoders)),
         "prompts": len(prompts),
-        "prompts_sha256": hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest(),
+        "prompts_sha256": hashlib.sha256(json_text(list(prompts)).encode()).hexdigest(),
         "seed": seed,
         "steps": sampler.backbone.steps,
         "guidance": sampler.backbone.guidance,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 
 from riebench.core.errors import UserError
+from riebench.core.json_text import json_text
 from sae_models import index
 from sae_models.comparison import stability
 
@@ -78,4 +78,4 @@ def _shape(entry: index.Entry) -> tuple:
 
 def _unseeded(entry: index.Entry) -> str:
     """Returns all that is known of a training but its seeds."""
-    return SEED.sub("", json.dumps(entry.training, sort_keys=True))
+    return SEED.sub("", json_text(entry.training, sort_keys=True))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from riebench.core.errors import UserError
+from riebench.core.json_text import json_text
 from riebench.core.ray_cluster import Cluster
 from riebench.core.ray_pool import call_on_cluster
 from riebench.dictionaries.data import TrainingData
@@ -173,7 +173,7 @@ def _is_done(entry: index.Entry | None, job: _Job, root: Path) -> bool:
 
 def _key(jobs: Sequence[_Job]) -> str:
     """Returns a folder name for a training: the same for the same jobs and settings, another for any other."""
-    return hashlib.sha256(json.dumps([[job.folder, job.training] for job in jobs]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json_text([[job.folder, job.training] for job in jobs]).encode()).hexdigest()[:16]
 
 
 def _batches(

@@ -6,10 +6,8 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from riebench.core.errors import UserError
+from riebench.core.pictures import mask_pixels
 from riebench.edits.edit import (
     SPLITS,
     Edit,
@@ -89,10 +87,10 @@ def _of_one(one: Placed) -> Iterator[Problem]:
             continue
         mask = mask_of(phrase)
         if mask is not None:
-            fault = _mask_fault(mask)
-            if fault:
-                remedy = "give a picture of the generated image's size, white where the image may change"
-                yield problem(f"{name} {phrase!r}: {fault}", remedy, field=name, value=phrase)
+            try:
+                mask_pixels(mask)
+            except UserError as error:
+                yield problem(f"{name} {phrase!r}: {error.message}", error.remedy, field=name, value=phrase)
         elif not parsed.nouns and parsed.complement:
             remedy = "name what to look for, or `everything`"
             yield problem(f"{name} {phrase!r} is nowhere", remedy, field=name, value=phrase)
@@ -100,15 +98,6 @@ def _of_one(one: Placed) -> Iterator[Problem]:
     if split is not None and split not in SPLITS:
         said = f"the tag split {split!r} is none"
         yield problem(said, f"write {' or '.join(SPLITS)}, or leave it out", field="tags.split", value=split)
-
-
-def _mask_fault(path: Path) -> str:
-    try:
-        with Image.open(path) as image:
-            grey = np.array(image.convert("L"))
-    except OSError as error:
-        return f"the file cannot be read: {error.strerror or error}"
-    return "" if (grey > 127).any() else "the mask is empty: no pixel is lighter than 127 of 255"
 
 
 def _twice(placed: Sequence[Placed]) -> Iterator[Problem]:

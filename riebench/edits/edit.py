@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from riebench.core import files
 from riebench.core.errors import UserError, did_you_mean
+from riebench.core.json_text import json_text
 from riebench.edits.files import Problem, Row, error_of, read_content
 
 
@@ -138,7 +138,7 @@ def edit_sha256(edit: Edit) -> str:
     content += [
         _with_mask(phrase, lambda file: Path(file).name) for phrase in (edit.original_region, edit.edited_region)
     ]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return hashlib.sha256(json_text(content).encode()).hexdigest()
 
 
 def set_sha256(edits: Sequence[Edit]) -> str:
@@ -161,7 +161,7 @@ def write_edits(edits: Sequence[Edit], path: Path) -> None:
             name: _with_mask(getattr(edit, name), lambda file: _from(folder, Path(file)))
             for name in ("original_region", "edited_region")
         }
-        lines.append(json.dumps(asdict(edit) | regions, sort_keys=True) + "\n")
+        lines.append(json_text(asdict(edit) | regions, sort_keys=True) + "\n")
     files.write_text(path, "".join(lines))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from riebench.backbones.family import Site
 from riebench.core.errors import UserError
 from riebench.core.files import write_bytes
+from riebench.core.json_text import json_text
 from riebench.generation.lens import add_at
 from riebench.generation.live import Rewrite
 from sae_models.dictionary import Dictionary
@@ -252,7 +253,7 @@ class Intervention:
                 tensors |= {f"{site.name}{_REWRITE}{i}.{name}": value for name, value in parts.items()}
             words["rewrites"][site.name] = described
         held = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        write_bytes(path, save(held, metadata={"riebench": json.dumps(words)}))
+        write_bytes(path, save(held, metadata={"riebench": json_text(words)}))
 
     @classmethod
     def load(cls, path: Path) -> Intervention:

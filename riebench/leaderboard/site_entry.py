@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import PackageLoader
 from markupsafe import Markup
 
+from riebench.core.json_text import json_text
 from riebench.leaderboard.entries import Entry
 from riebench.leaderboard.site_words import ALL, category_words, in_order, rows_by_category, web_address
 from riebench.report.figures import HeatRow, heat_picture
@@ -189,7 +189,7 @@ def _leaves(value: object, name: str = "") -> list[tuple[str, str]]:
         return [row for key, inner in value.items() for row in _leaves(inner, f"{name}.{key}" if name else str(key))]
     if isinstance(value, list) and not any(isinstance(item, (dict, list)) for item in value):
         return [(name, ", ".join(map(str, value)))]
-    return [(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]
+    return [(name, value if isinstance(value, str) else json_text(value, ensure_ascii=False))]
 
 
 def _with_arrow(metric: dict) -> str:

@@ -4,7 +4,7 @@ Imports no torch.
 """
 
 from riebench.metrics.base import Metric, ScoreBatch, score_batch
-from riebench.metrics.build import describe, networks, scorers
+from riebench.metrics.build import describe, networks, refuse_size, scorers
 from riebench.metrics.table import (
     ANY_CLIP,
     DEFAULT,
@@ -26,6 +26,7 @@ __all__ = [
     "default_metrics",
     "describe",
     "networks",
+    "refuse_size",
     "score_batch",
     "scorers",
     "split_name",

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from riebench.core.errors import UserError
 from riebench.metrics.base import Metric
 from riebench.metrics.models import ScoringModels
-from riebench.metrics.networks.base import Description
+from riebench.metrics.networks.base import Description, Network
 from riebench.metrics.table import METRICS, check_names, split_name
 
 if TYPE_CHECKING:
@@ -50,9 +51,30 @@ def describe(names: Sequence[str], family: str, *, keep_marks: bool = False) -> 
 def networks(names: Sequence[str], family: str) -> list[Description]:
     """Returns what is known of each network that the metrics of those names share, without loading or hashing it.
     Raises `UserError` as `check_names` does."""
+    return [network.describe() for network in _used(names, family)]
+
+
+def refuse_size(names: Sequence[str], family: str, size: tuple[int, int], what: str) -> None:
+    """Raises `UserError` where a network of the metrics of those names cannot read images of (height, width) pixels,
+    and as `check_names` does. what: makes the images, in that sentence. Loads nothing."""
+    for network in _used(names, family):
+        label, wanted = f"{network.label}, which scores,", ""
+        if network.only and size != (network.only, network.only):
+            wanted = f"{network.only} x {network.only} px alone"
+        elif min(size) < network.smallest:
+            wanted = f"at least {network.smallest} x {network.smallest} px"
+        if wanted:
+            raise UserError(
+                f"{what} makes pictures of {size[0]} x {size[1]} px, and {label} reads {wanted}",
+                remedy="give the backbone another height and width, or other judges",
+            )
+
+
+def _used(names: Sequence[str], family: str) -> list[Network]:
+    """Returns the networks that the metrics of those names share, each once."""
     metrics = _build(names, family, "cpu", keep_marks=False)
     used = {(metric.models.clip_name, key): metric.models for metric in metrics for key in getattr(metric, "uses", ())}
-    return [models.describe(key) for (_, key), models in used.items()]
+    return [models.network(key) for (_, key), models in used.items()]
 
 
 def _build(names: Sequence[str], family: str, device: torch.device | str, keep_marks: bool) -> list[Metric]:

@@ -47,14 +47,14 @@ class ScoringModels:
         """Returns a network, loaded. Raises `UserError` where its weights are missing, there is no room for them or the
         family has none."""
         if key not in self.loaded:
-            network = self._network(key)
+            network = self.network(key)
             with room_for(f"{network.label}, which scores,", self.device, sum(w.gigabytes for w in network.weights)):
                 self.loaded[key] = network.load(self.device, self.batch_size, self.keep_marks)
         return self.loaded[key]
 
     def describe(self, key: str) -> Description:
         """Returns what is known of a network, which is not loaded for it. Raises `UserError` where there is none."""
-        return self._network(key).describe()
+        return self.network(key).describe()
 
     def forget(self) -> None:
         """Forgets every image and prompt that was read, of the networks loaded so far."""
@@ -67,7 +67,8 @@ class ScoringModels:
         others = (other_clip(self.clip_name),) if self.clip_name else ()
         return {network.key: network for network in (*NETWORKS[self.family], *others)}
 
-    def _network(self, key: str) -> Network:
+    def network(self, key: str) -> Network:
+        """Returns a network, which need not be loaded. Raises `UserError` where the family has none of that key."""
         if key not in self._networks:
             raise UserError(
                 f"there is no network {key!r} for pictures of {self.family}", remedy="leave the metrics that use it out"

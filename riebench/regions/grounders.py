@@ -129,6 +129,9 @@ THRESHOLDS: dict[str, dict[str, float]] = {
     "everything": {},
 }
 
+#: Name -> the height and width in pixels of the images that it reads, where it reads no others.
+GROUNDER_PIXELS = {"tinyworld": 64}
+
 
 def grounder_settings(name: str, given: Mapping[str, object]) -> dict[str, object]:
     """Returns the whole settings of a grounder, without loading it: those given, the defaults of the others, its
@@ -151,3 +154,15 @@ def grounder_settings(name: str, given: Mapping[str, object]) -> dict[str, objec
     thresholds = {setting: float(given.get(setting, default)) for setting, default in known.items()}
     models = [f"{weights.repo}@{weights.revision}" for weights in GROUNDER_WEIGHTS.get(name, ())]
     return thresholds | ({"models": models} if models else {})
+
+
+def refuse_size(name: str, size: tuple[int, int], what: str) -> None:
+    """Raises `UserError` where a grounder of ours cannot read images of (height, width) pixels. what: makes the images,
+    in that sentence."""
+    only = GROUNDER_PIXELS.get(name)
+    if only and size != (only, only):
+        raise UserError(
+            f"{what} makes pictures of {size[0]} x {size[1]} px, and the grounder {name!r} reads {only} x {only} px"
+            " alone",
+            remedy="give the backbone another height and width, or another grounder (`riebench ls grounders`)",
+        )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
 from markupsafe import Markup
 
+from riebench.core.json_text import json_text
 from riebench.report.markup import definitions, details, paragraph, table, wrapped
 from riebench.report.words import count_cell, count_of, share_cell, words
 
@@ -111,7 +111,7 @@ def _mappings(value: object) -> list[Mapping]:
 def _text(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_text, value))
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    return value if isinstance(value, str) else json_text(value, default=str)
 
 
 def _flat(value: object, name: str = "") -> list[tuple[str, str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,27 +16,26 @@ import torch
 from torch import Tensor
 
 from riebench.backbones.family import blocks_text
-from riebench.backbones.loading import choose_device, choose_dtype
 from riebench.backbones.table import BACKBONES, Backbone
 from riebench.core.errors import UserError
+from riebench.core.json_text import json_text
 from riebench.core.memory import free_memory
 from riebench.core.pictures import picture_digest, regions_to_array, rounded, to_array, unusable
-from riebench.core.precision import set_tf32
 from riebench.edits.edit import Edit
-from riebench.generation.compiling import compile_parts
 from riebench.generation.interventions import Intervention
-from riebench.generation.sampler import Request, load_sampler
+from riebench.generation.sampler import Request
 from riebench.generation.sharing import twin_of
 from riebench.methods.method import Case, Method
+from riebench.metrics import refuse_size as refuse_size_of_scores
 from riebench.regions.find import Regions
 from riebench.regions.grounders import GROUNDERS
+from riebench.regions.grounders import refuse_size as refuse_size_of_regions
 from riebench.runs.pictures import Pictures
 from riebench.runs.plan import Task, Variant, kind_of_donor, site_of
-from riebench.runs.reference import SIDES, Generation, Reference
+from riebench.runs.reference import SIDES, Generation, Reference, open_generation
 from riebench.runs.scoring import Scorer
 from riebench.runs.setup import Setup
 from riebench.runs.store import Batch
-from sae_models.tensors import dtype_name
 
 GROUP = 8  # the most cases whose results go through the denoiser together
 TRACES_SHARE = 0.25  # of the free memory, that the traces and additions of a group may take, and those of donors again
@@ -339,7 +337,7 @@ class Engine:
             "blocks": blocks_text(item.variant.blocks),
             "branch": item.intervention.branch if self.backbone.guided and item.intervention.sites else "",
             "window": item.intervention.window if item.intervention.sites else "",
-            "features": json.dumps(dict(item.intervention.features), sort_keys=True),
+            "features": json_text(dict(item.intervention.features), sort_keys=True),
             "num_features": sum(item.intervention.features.values()),
             "injected_norm": item.intervention.norm,
             "cells_original": int(case.original_cells[first].sum()),
@@ -397,18 +395,22 @@ def open_engine(
 ) -> Engine:
     """Returns an engine of a backbone, by name. What judges its pictures is loaded when it is first asked for.
 
-    setup: strict mode in the backbone's own dtype where nothing else is asked for. batch_size: 0 takes what suits the
-    device. compiled: with torch.compile. On a GPU the mode decides on TF32 for the whole process: do not use engines of
-    both modes in turns. Raises `UserError` where something is missing.
+    setup, batch_size, compiled: as of `open_generation`. Raises `UserError` where something is missing, and where
+    grounder or judges cannot read pictures of the backbone's size.
     """
     found = BACKBONES.get(backbone) if isinstance(backbone, str) else backbone
-    where = choose_device(device)
-    setup = setup or Setup(dtype=dtype_name(choose_dtype(found, where)))
-    set_tf32(where.type, products=setup.rules.tf32_products)
-    sampler = load_sampler(found, where, batch_size, getattr(torch, setup.dtype))
-    if compiled:
-        compile_parts(found.family, sampler.pipeline)
-    return Engine(Generation(sampler, setup))
+    _refuse_size(found, setup, (found.height, found.width))
+    generation = open_generation(found, device, setup=setup, batch_size=batch_size, compiled=compiled)
+    _refuse_size(found, setup, (generation.sampler.height, generation.sampler.width))
+    return Engine(generation)
+
+
+def _refuse_size(backbone: Backbone, setup: Setup | None, size: tuple[int, int]) -> None:
+    """Raises `UserError` where grounder or judges cannot read pictures of (height, width) pixels; 0 is not known."""
+    if all(size):
+        refuse_size_of_regions(backbone.grounder, size, backbone.name)
+        names = (setup or Setup()).metric_names(backbone.judges)
+        refuse_size_of_scores(names, backbone.judges, size, backbone.name)
 
 
 def _methods(tasks: Sequence[Task]) -> list[Method]:

@@ -12,11 +12,15 @@ import torch
 from torch import Tensor
 
 from riebench.backbones.family import Site
+from riebench.backbones.loading import choose_device, choose_dtype
+from riebench.backbones.table import Backbone
 from riebench.core.pictures import eight_bits, unusable
+from riebench.core.precision import set_tf32
 from riebench.edits.edit import Edit
+from riebench.generation.compiling import compile_parts
 from riebench.generation.interventions import Intervention, Push
 from riebench.generation.retrace import Group, Retraced
-from riebench.generation.sampler import Request, Sample, Sampler
+from riebench.generation.sampler import Request, Sample, Sampler, load_sampler
 from riebench.methods.method import Case
 from riebench.methods.text_index import TextIndex, find_text_index
 from riebench.regions.find import Regions
@@ -24,6 +28,7 @@ from riebench.runs.pictures import Pictures
 from riebench.runs.setup import Setup
 from sae_models import index
 from sae_models.dictionary import Dictionary
+from sae_models.tensors import dtype_name
 
 SIDES = ("original", "edited")
 HELD_BYTES = 64e6  # of one picture's trace of neurons, above which it is read again where it is wanted
@@ -218,3 +223,26 @@ class Generation:
     def _open_text_index(self, block: str) -> TextIndex:
         entry, root = self.setup.dictionary_of(self.backbone, block)
         return find_text_index(index.fingerprint(entry, root=root))
+
+
+def open_generation(
+    backbone: Backbone,
+    device: str = "auto",
+    *,
+    setup: Setup | None = None,
+    batch_size: int = 0,
+    compiled: bool = False,
+) -> Generation:
+    """Returns the part of an engine that generates.
+
+    setup: strict mode in the backbone's own dtype where nothing else is asked for. batch_size: 0 takes what suits the
+    device. compiled: with torch.compile. On a GPU the mode decides on TF32 for the whole process: do not use engines of
+    both modes in turns. Raises `UserError` where something is missing.
+    """
+    where = choose_device(device)
+    setup = setup or Setup(dtype=dtype_name(choose_dtype(backbone, where)))
+    set_tf32(where.type, products=setup.rules.tf32_products)
+    sampler = load_sampler(backbone, where, batch_size, getattr(torch, setup.dtype))
+    if compiled:
+        compile_parts(backbone.family, sampler.pipeline)
+    return Generation(sampler, setup)

@@ -32,6 +32,7 @@ def fit(
 
     loss(model, step) draws its own batch from `step`, so the data position is the step and a resumed run sees the
     same batches. State goes to `folder/<name>.pt` every `checkpoint_every` steps; a run that finds it goes on there.
+    Raises `UserError` where loss or weights are not finite; the state before stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.pt"
@@ -52,13 +53,23 @@ def fit(
             optimiser.step()
             if average is not None:
                 _update_average(average, model, min(ema, (step + 1) / (step + 10)))
-            if step % 25 == 24 or step == steps - 1:
-                if not math.isfinite(value.item()):
-                    raise UserError(f"training {name}: the loss is {value.item()} at step {step}", remedy="lower lr")
+            report = step % 25 == 24 or step == steps - 1
+            save = (step + 1) % checkpoint_every == 0 or step == steps - 1
+            if report or save:
+                _refuse_not_finite(name, model, value, step)
+            if report:
                 progress.update(step + 1, f"loss {value.item():.4f}")
-            if (step + 1) % checkpoint_every == 0 or step == steps - 1:
+            if save:
                 _save(path, step + 1, model, average, optimiser)
     return (average if average is not None else model).eval()
+
+
+def _refuse_not_finite(name: str, model: nn.Module, value: torch.Tensor, step: int) -> None:
+    """Raises `UserError` where loss or weights are no numbers any more, so that no such state is saved."""
+    if not math.isfinite(value.item()):
+        raise UserError(f"training {name}: the loss is {value.item()} at step {step}", remedy="lower lr")
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
+        raise UserError(f"training {name}: weights are NaN or infinite after step {step}", remedy="lower lr")
 
 
 def _schedule(step: int, steps: int, warmup: int) -> float:

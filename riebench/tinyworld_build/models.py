@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from riebench.core.json_text import json_text
 from riebench.tinyworld.captions import CONTEXT_LENGTH, WORDS
 from riebench.tinyworld.render import SIZE
 
@@ -50,7 +50,7 @@ def write_tokenizer(folder: Path) -> None:
     tokens = [*letters, *(letter + "</w>" for letter in letters), *(a + b for a, b in merges)]
     tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary, indent=0) + "\n")
+    (folder / "vocab.json").write_text(json_text(vocabulary, indent=0) + "\n")
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
     config = {
         "tokenizer_class": "CLIPTokenizer",
@@ -61,7 +61,7 @@ def write_tokenizer(folder: Path) -> None:
         "pad_token": "<|endoftext|>",
         "clean_up_tokenization_spaces": False,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "tokenizer_config.json").write_text(json_text(config, indent=2) + "\n")
 
 
 def build_text_encoders(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:

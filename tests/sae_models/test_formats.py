@@ -431,7 +431,7 @@ def test_tensors_of_sparsify_that_do_not_fit_are_refused(tmp_path, change, messa
 @pytest.mark.parametrize(
     ("trainer", "message"),
     [
-        ({"dict_class": "GatedAutoEncoder"}, "class 'GatedAutoEncoder' cannot be read.* -> use one of AutoEncoder, "),
+        ({"dict_class": "IdentityDict"}, "class 'IdentityDict' cannot be read, which .* -> use one of AutoEncoder, "),
         ({"dict_class": "BatchTopkSAE"}, "did you mean 'BatchTopKSAE'"),
         ({"dict_class": None}, "class None cannot be read"),
         ({"dict_size": F + 1}, r"ae\.pt does not fit its config\.json.*\(21,\).* -> "),

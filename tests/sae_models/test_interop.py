@@ -75,7 +75,7 @@ def test_saelens_loads_what_we_save(sae_lens, tmp_path, make):
 
 
 @pytest.mark.parametrize("subtract", [True, False])
-@pytest.mark.parametrize("kind", ["TopKSAE", "TopKSAE rescaled", "JumpReLUSAE", "StandardSAE"])
+@pytest.mark.parametrize("kind", ["TopKSAE", "TopKSAE rescaled", "JumpReLUSAE", "StandardSAE", "GatedSAE"])
 def test_we_load_what_saelens_saves(sae_lens, tmp_path, kind, subtract):
     name, _, rescaled = kind.partition(" ")
     settings = {"d_in": D, "d_sae": F, "apply_b_dec_to_input": subtract}
@@ -159,7 +159,17 @@ def save_as_its_training_does(folder: Path, dictionary: torch.nn.Module, **train
     torch.save(dictionary.state_dict(), folder / "ae.pt")
 
 
-@pytest.mark.parametrize("name", ["AutoEncoder", "AutoEncoderTopK", "BatchTopKSAE", "JumpReluAutoEncoder"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "AutoEncoder",
+        "AutoEncoderNew",
+        "AutoEncoderTopK",
+        "BatchTopKSAE",
+        "GatedAutoEncoder",
+        "JumpReluAutoEncoder",
+    ],
+)
 def test_we_load_what_dictionary_learning_saves(dictionary_learning, tmp_path, name):
     utils = pytest.importorskip("dictionary_learning.utils", reason="needs dictionary-learning whole")
     with_k = {"k": K} if "TopK" in name else {}

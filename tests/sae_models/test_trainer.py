@@ -401,6 +401,92 @@ def test_rows_that_are_not_finite_are_refused_and_what_was_saved_stays(value, tm
                                        if isinstance(value, torch.Tensor))  # fmt: skip
 
 
+def finite(state: dict) -> bool:
+    tensors = [value for stack in state["stacks"] for value in stack.values() if isinstance(value, torch.Tensor)]
+    return all(bool(value.isfinite().all()) for value in tensors)
+
+
+def test_a_training_that_met_nan_in_its_rows_goes_on_once_they_are_mended(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "CALIBRATION_ROWS", 64)
+    rows_nd, _ = planted_rows(64 * SMALL.steps)
+    batches = list(rows_nd.split(64))
+    spoilt = [*batches[:17], batches[17] * torch.nan, *batches[18:]]
+    for _ in range(2):  # also when it goes on and meets them again
+        with pytest.raises(
+            UserError, match=r"step 17 holds NaN .*training\.pt holds step 10, from which the same call"
+        ):
+            train(iter(spoilt), [ONE], SMALL, folder=tmp_path, checkpoint_every=10)
+    assert finite(torch.load(tmp_path / STATE_FILE, weights_only=True))
+    mended = train(iter(batches), [ONE], SMALL, folder=tmp_path, checkpoint_every=10)
+    assert same(mended, train(iter(batches), [ONE], SMALL))
+
+
+@pytest.mark.parametrize("report_every", [5, 1_000])
+def test_a_training_whose_loss_is_no_number_any_more_says_where_and_of_which_sae(tmp_path, monkeypatch, report_every):
+    """The second stack gets a loss of NaN at step 13; the state of step 10 is what is left."""
+    real, config, seen = trainer._advance, dataclasses.replace(SMALL, report_every=report_every), []
+
+    def advance(training, batch, config):
+        found = real(training, batch, config)
+        if training.step == 14:
+            spoilt = found[1].statistics_s4.clone()
+            spoilt[0, 0] = torch.nan
+            found[1] = dataclasses.replace(found[1], statistics_s4=spoilt)
+            with torch.no_grad():
+                training.stacks[1].W_enc[0].fill_(torch.inf)
+        return found
+
+    monkeypatch.setattr(trainer, "_advance", advance)
+    rows_nd, _ = planted_rows(64)
+    with pytest.raises(
+        UserError, match="SAE 1 of 5 came to NaN or infinite values at step 13; .*holds step 10"
+    ) as caught:
+        track = [lambda step, numbers: seen.append((step, numbers))]
+        train(itertools.repeat(rows_nd), MANY, config, folder=tmp_path, checkpoint_every=10, trackers=track)
+    assert "lower lr, which is 0.002" in str(caught.value)
+    state = torch.load(tmp_path / STATE_FILE, weights_only=True)
+    assert state["step"] == 10 and finite(state)
+    assert all(np.isfinite(list(numbers.values())).all() for _, numbers in seen)
+    log = tmp_path / LOG_FILE
+    lines = log.read_text().splitlines() if log.exists() else []
+    assert [json.loads(line, parse_constant=pytest.fail)["step"] for line in lines] == [
+        step for step in (5, 10) if step % report_every == 0
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "config"),
+    [
+        (lambda rows_nd: rows_nd, dataclasses.replace(SMALL, lr=1e30)),
+        (lambda rows_nd: rows_nd * 1e25, dataclasses.replace(SMALL, normalisation="none")),
+        (lambda rows_nd: rows_nd * 1e25, dataclasses.replace(SMALL, normalisation="mean", report_every=3)),
+    ],
+    ids=["a learning rate", "long rows", "long rows, centred"],
+)
+def test_a_training_that_overflows_stops_by_itself(tmp_path, rows, config):
+    rows_nd = rows(planted_rows(64)[0])
+    with pytest.raises(UserError, match="the training of the SAE came to NaN or infinite values at step "):
+        train(itertools.repeat(rows_nd), [Architecture(16, 48, TopK(3))], config, folder=tmp_path, checkpoint_every=4)
+    assert not (tmp_path / STATE_FILE).exists() or finite(torch.load(tmp_path / STATE_FILE, weights_only=True))
+    assert not (tmp_path / LOG_FILE).exists() or "NaN" not in (tmp_path / LOG_FILE).read_text()
+
+
+def test_weights_that_break_in_the_very_last_step_are_not_returned(tmp_path, monkeypatch):
+    real = trainer._advance
+
+    def advance(training, batch, config):
+        found = real(training, batch, config)
+        if training.step == config.steps:
+            with torch.no_grad():
+                training.stacks[0].b_dec.fill_(torch.nan)
+        return found
+
+    monkeypatch.setattr(trainer, "_advance", advance)
+    with pytest.raises(UserError, match="came to NaN or infinite values at step 29; .*holds step 20"):
+        train(itertools.repeat(planted_rows(64)[0]), [ONE], SMALL, folder=tmp_path, checkpoint_every=10)
+    assert torch.load(tmp_path / STATE_FILE, weights_only=True)["step"] == 20
+
+
 def test_batches_that_end_early_are_refused_and_what_was_saved_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "CALIBRATION_ROWS", 64)
     rows_nd, _ = planted_rows(64)
@@ -439,6 +525,7 @@ def test_shuffled_batches_go_through_every_row_once_an_epoch():
         {"steps": 0},
         {"lr": 0.0},
         {"lr": float("nan")},
+        {"lr": float("inf")},
         {"warmup": 1.5},
         {"report_every": 0},
         {"normalisation": "z"},

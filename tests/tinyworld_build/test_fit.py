@@ -163,3 +163,17 @@ def test_pairs_are_base_s_own_generations_and_are_kept(tmp_path, sampler, monkey
     broken.write_bytes(broken.read_bytes()[:50])
     with pytest.raises(UserError, match="000002.safetensors cannot be read"):
         train_turbo.make_pairs(sampler, tmp_path, count=5)
+
+
+@pytest.mark.parametrize("every", [10, 7])
+def test_a_loss_that_is_no_number_any_more_leaves_the_state_before(tmp_path, every):
+    def breaking(net, step):
+        return loss(net, step) * (torch.nan if step == 26 else 1)
+
+    with pytest.raises(UserError, match="training net: .* -> lower lr"):
+        fit("net", model(), breaking, **{**settings(tmp_path), "checkpoint_every": every})
+    state = torch.load(tmp_path / "net.pt", weights_only=True)
+    assert state["step"] == 20 + (every == 7) and all(value.isfinite().all() for value in state["model"].values())
+    straight = fit("net", model(), loss, **{**settings(tmp_path / "a"), "checkpoint_every": every})
+    mended = fit("net", model(), loss, **{**settings(tmp_path), "checkpoint_every": every})
+    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), mended.parameters(), strict=True))

@@ -52,6 +52,10 @@ class Network(ABC):
     """What `riebench fetch` calls its weights; "" where it fetches none."""
     weights: tuple[Weights, ...] = ()
     """What `riebench fetch` gets."""
+    only: int = 0
+    """The height and width in pixels of the images that it reads as they are, and no others; 0 for any."""
+    smallest: int = 1
+    """The least height and width that it reads."""
 
     @abstractmethod
     def describe(self) -> Description:

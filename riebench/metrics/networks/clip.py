@@ -20,6 +20,7 @@ class TinyworldClip(Network):
     """tinyworld's CLIP, which is shipped."""
 
     key, label = "clip", "CLIP"
+    only = 64
 
     def describe(self) -> Description:
         weights = data_folder() / "tinyworld" / "clip" / "open_clip_model.safetensors"

@@ -32,6 +32,8 @@ class LpipsNetwork(Network):
     """The most images that are read at once."""
     remembers: bool
     """Whether features of images are kept for when they come back."""
+    smallest: int
+    """The least height and width at which each of the trunk's layers has a cell."""
     torchvision: str = ""
     """What torchvision calls the trunk's weights; "" for those that are shipped."""
 
@@ -75,7 +77,7 @@ class LpipsNetwork(Network):
         return lpips_distance.Lpips(self, device, batch_size)
 
 
-ALEX = LpipsNetwork("alex", "lpips", "LPIPS-Alex", "AlexNet", largest_batch=64, remembers=True)
+ALEX = LpipsNetwork("alex", "lpips", "LPIPS-Alex", "AlexNet", largest_batch=64, remembers=True, smallest=31)
 VGG = LpipsNetwork(
     "vgg",
     "lpips_vgg",
@@ -83,6 +85,7 @@ VGG = LpipsNetwork(
     "VGG-16",
     largest_batch=4,  # features of an image of 512 px are 130 MB
     remembers=False,
+    smallest=16,
     torchvision="VGG16_Weights.IMAGENET1K_V1",
 )
 SQUEEZE = LpipsNetwork(
@@ -92,5 +95,6 @@ SQUEEZE = LpipsNetwork(
     "SqueezeNet 1.1",
     largest_batch=16,
     remembers=False,
+    smallest=17,
     torchvision="SqueezeNet1_1_Weights.IMAGENET1K_V1",
 )

@@ -18,6 +18,7 @@ class OracleNetwork(Network):
     """The oracle, which once loaded is called with images and returns (attribute indices, int64 `[b, 8]`,)."""
 
     key, label = "attributes", "Oracle"
+    only = 64
 
     def describe(self) -> Description:
         return Description("tinyworld's oracle", [data_folder() / "tinyworld" / "oracle.safetensors"], "none")
