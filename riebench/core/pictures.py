@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from riebench.core.errors import UserError
+from riebench.core.picture_files import decoded
 
 
 def eight_bits(images: Tensor) -> Tensor:
@@ -86,13 +87,8 @@ def regions_from_array(array_hw: np.ndarray) -> Tensor:
 def read_picture(path: Path) -> np.ndarray:
     """Returns the picture of a file, uint8 `[h, w, 3]`, or `[h, w]` of a grey one. Raises `UserError` where it is
     broken."""
-    try:
-        with Image.open(path) as picture:
-            return np.array(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's words for a broken file
-        raise UserError(
-            f"picture {path} cannot be read: {error}", remedy="run the same command again: what is missing is made"
-        ) from error
+    picture = decoded(path, "run the same command again: what is missing is made")
+    return np.array(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> Tensor:
@@ -100,11 +96,7 @@ def read_mask(path: Path, size: tuple[int, int]) -> Tensor:
 
     size: (height, width) that it must have. Raises `UserError` for another size, and for a file that cannot be read.
     """
-    try:
-        with Image.open(path) as image:
-            grey = np.array(image.convert("L"))
-    except OSError as error:
-        raise UserError(f"the mask {path} cannot be read: {error}", remedy="check the path and the file") from error
+    grey = np.array(decoded(path, "check the path and the file").convert("L"))
     if grey.shape != size:
         raise UserError(
             f"the mask {path} has {grey.shape[1]} x {grey.shape[0]} px, its image {size[1]} x {size[0]} px",

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from riebench.core.errors import UserError
+from riebench.core.picture_files import decoded
 from riebench.edits.edit import (
     SPLITS,
     Edit,
@@ -104,10 +104,9 @@ def _of_one(one: Placed) -> Iterator[Problem]:
 
 def _mask_fault(path: Path) -> str:
     try:
-        with Image.open(path) as image:
-            grey = np.array(image.convert("L"))
-    except OSError as error:
-        return f"the file cannot be read: {error.strerror or error}"
+        grey = np.array(decoded(path, "").convert("L"))
+    except UserError as error:
+        return error.message
     return "" if (grey > 127).any() else "the mask is empty: no pixel is lighter than 127 of 255"
 
 
