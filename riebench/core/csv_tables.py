@@ -34,7 +34,7 @@ def read_csv(path: str | Path) -> Iterator[tuple[int, list[str]]]:
     """
     lines = enumerate(read_lines(path), start=1)
     first, head = next(((number, line) for number, line in lines if line.strip()), (0, ""))
-    said = _SEP_LINE.fullmatch(head.strip())
+    said = _SEP_LINE.fullmatch(head.strip(" \n"))
     if said:
         separator = said["sep"]
         if separator not in SEPARATORS:

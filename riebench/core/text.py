@@ -100,8 +100,7 @@ def _pieces(path: Path, read: Callable[[io.TextIOWrapper], str]) -> Iterator[str
     """Yields what `read` takes from the text of a file, until it takes nothing more."""
     try:
         if not path.is_file():
-            what = "is no file" if path.exists() else "does not exist"
-            raise UserError(f"{path} cannot be read: it {what}", remedy="check the path")
+            raise UserError(f"{path} {'is no file' if path.exists() else 'does not exist'}", remedy="check the path")
         with path.open("rb") as file:
             encoding = _encoding(path, file)
             reader = io.TextIOWrapper(file, encoding=encoding)
