@@ -34,9 +34,7 @@ class PrincipalComponents(Transport):
     def plan(self, case: Case) -> Intervention:
         """Returns the transport of the k components with the highest and the k with the lowest scores (protocol §5)."""
         components = {
-            site: fit_pca(
-                torch.cat([side[site].flatten(0, 1) for side in (case.original, case.edited)]).split(AT_ONCE)
-            )
+            site: fit_pca(torch.cat([side[site].flatten(0, 1) for side in (case.original, case.edited)]).split(AT_ONCE))
             for site in case.original
         }
         selected = select_features(case, components, k=self.k, pool=self.pool, aggregation=self.aggregation)

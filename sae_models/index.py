@@ -6,14 +6,13 @@ names; those that others published in a table (`released`); and a user's own may
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from riebench.core.errors import UserError, did_you_mean
-from riebench.core.files import data_folder, write_text
+from riebench.core.files import data_folder, read_json_value, write_text
 from riebench.core.json_text import json_text
 from riebench.core.memory import room_for
 from sae_models import released
@@ -175,10 +174,7 @@ def _read(root: Path) -> list[Entry]:
     path = root / INDEX_FILE
     if not path.exists():
         return []
-    try:
-        items = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"the index {path} cannot be read: {error}", remedy="mend the file") from error
+    items = read_json_value(path, "the index", remedy="mend the file")
     if not isinstance(items, list):
         raise UserError(f"the index {path} is not a JSON list", remedy="mend the file")
     return [_entry(item, f"{path}, entry {number}") for number, item in enumerate(items, start=1)]

@@ -81,10 +81,10 @@ def fit_pca(batches: Iterable[Tensor], num_features: int | None = None) -> PCA:
     """Fits the first principal components of rows that come in batches `[n, d]`; None: all directions that they vary
     in.
 
-    Sums are of d x d values, counted from the first row, and kept in float64 on the rows' device. Rows of half precision
-    are multiplied, and their covariance is decomposed, in float32, which has at least 13 bits more than they have; others
-    in float64. The components are float32. Raises `UserError` for rows that are not finite or differ in width, and where the rows vary in fewer
-    directions than are asked for, or in none.
+    Sums are of d x d values, counted from the first row, and kept in float64 on the rows' device. Rows of half
+    precision are multiplied, and their covariance is decomposed, in float32, which has at least 13 bits more than they
+    have; others in float64. The components are float32. Raises `UserError` for rows that are not finite or differ in
+    width, and where the rows vary in fewer directions than are asked for, or in none.
     """
     if num_features is not None and num_features < 1:
         raise UserError(f"{num_features} principal components cannot be fitted", remedy="ask for at least 1")

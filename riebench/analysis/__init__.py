@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from riebench.analysis.across import dominance_over, verdict_table
     from riebench.analysis.agreement import agreement_of_run, agreement_tables
     from riebench.analysis.coalitions import needed_subsets
-    from riebench.analysis.frames import read_scores, write_scores
+    from riebench.analysis.frames import read_scores, write_csv, write_scores
     from riebench.analysis.run import Run
     from riebench.analysis.summary import block_table, load_summary, summarise
 
@@ -24,6 +24,7 @@ __all__ = [
     "read_scores",
     "summarise",
     "verdict_table",
+    "write_csv",
     "write_scores",
 ]
 
@@ -38,6 +39,7 @@ _ROOMS = {
     "read_scores": "frames",
     "summarise": "summary",
     "verdict_table": "across",
+    "write_csv": "frames",
     "write_scores": "frames",
 }
 

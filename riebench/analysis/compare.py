@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from riebench.analysis.frames import one_of_each, score_tables, settings_of
+from riebench.analysis.frames import one_of_each, score_tables, settings_of, write_csv
 from riebench.analysis.run import Run
 from riebench.analysis.statistics import (
     ValidCases,
@@ -180,7 +180,7 @@ def write_compare(found: dict, folder: Path) -> list[Path]:
             | {"p_holm": cell["p_holm"], "verdict": cell["verdict"]}
         )
     write_json(folder / "compare.json", found)
-    write_text(folder / "compare.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
+    write_csv(pd.DataFrame(rows), folder / "compare.csv")
     write_text(folder / "compare.md", compare_table(found))
     return [folder / f"compare.{kind}" for kind in ("json", "csv", "md")]
 

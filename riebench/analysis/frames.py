@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from riebench.core.csv_tables import inert
 from riebench.core.errors import UserError
-from riebench.core.files import replacing
+from riebench.core.files import replacing, write_text
 from riebench.core.scores import CASE, COLUMNS, NEEDED, SETTING, Setting, keep_description, scores_of
+from riebench.core.text import one_line
 
 
 def validate_scores(frame: pd.DataFrame, where: str = "the scores") -> pd.DataFrame:
@@ -64,6 +66,17 @@ def validate_scores(frame: pd.DataFrame, where: str = "the scores") -> pd.DataFr
     if len(doubled):
         raise UserError(f"{where}: two rows for {_row(doubled)}", remedy="keep one of them")
     return typed
+
+
+def write_csv(frame: pd.DataFrame, path: Path) -> None:
+    """Writes a table as CSV, a row a line, whole or not at all; no text in it begins a formula
+    (`riebench.core.csv_tables.inert`)."""
+    plain = frame.rename(columns=_inert).apply(lambda column: column.map(_inert))
+    write_text(Path(path), plain.to_csv(index=False, lineterminator="\n"))
+
+
+def _inert(value: object) -> object:
+    return inert(one_line(value)) if isinstance(value, str) else value
 
 
 def write_scores(frame: pd.DataFrame, path: Path) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from riebench.analysis.frames import read_scores
 from riebench.core.errors import UserError
 from riebench.core.files import MARKER, read_json
+from riebench.core.picture_files import decoded
 from riebench.core.scores import SETTING
 
 MANIFEST, SCORES, SUMMARY, REPORT = "manifest.json", "scores.parquet", "summary.json", "report.html"
@@ -85,15 +86,5 @@ class Run:
         for method, strength, blocks, image in rows[[*SETTING, "image"]].itertuples(index=False, name=None):
             label = f"{method}@{strength:g}"
             paths[label if blocks in ("", every) else f"{label} {blocks}"] = image
-        return {label: _picture(self.folder / path) for label, path in paths.items() if path}
-
-
-def _picture(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            return picture
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's words for a broken file
-        raise UserError(
-            f"picture {path} cannot be read: {error}", remedy="run the same `riebench run` again"
-        ) from error
+        again = "run the same `riebench run` again"
+        return {label: decoded(self.folder / path, again) for label, path in paths.items() if path}

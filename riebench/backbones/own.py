@@ -12,18 +12,18 @@ from riebench.backbones.other_files import fusing
 from riebench.backbones.released import VAES
 from riebench.backbones.sdxl import SDXL
 from riebench.backbones.table import BACKBONES, DTYPES, Backbone
-from riebench.core.errors import UserError, did_you_mean
+from riebench.core.errors import UserError, did_you_mean, shown
 
 
 def backbone_from(values: Mapping[str, Any], where: str) -> Backbone:
     """Returns a backbone of one's own, of plain values as YAML gives them.
 
     values: `name` (the model, "@", its steps), and `like` (a backbone in the table, whose fields are taken where none
-    is given) or `folder` (of a diffusers pipeline; relative to the current directory, `~` is the home) or both. Without
-    `like`, `steps` and `guidance` are needed, and what is left out is as for SDXL. The other keys are `grounder`,
-    `judges`, `dictionaries`, `summary`, `vae`, `height`, `width`, `dtype`: fields of `Backbone`. where: what error
-    messages begin with. Raises `UserError` for unknown, missing, mistyped or impossible values, and for a
-    LoRA.
+    is given) or `folder` (of a diffusers pipeline; relative to the current directory, in a run's YAML file to that
+    file; `~` is the home) or both. Without `like`, `steps` and `guidance` are needed, and what is left out is as for
+    SDXL. The other keys are `grounder`, `judges`, `dictionaries`, `summary`, `vae`, `height`, `width`, `dtype`: fields
+    of `Backbone`. where: what error messages begin with. Raises `UserError` for unknown, missing, mistyped or
+    impossible values, and for a LoRA.
     """
     for key, value in values.items():
         if key in ("lora", "loras"):
@@ -36,7 +36,7 @@ def backbone_from(values: Mapping[str, Any], where: str) -> Backbone:
         fits, remedy = KEYS[key]
         if not fits(value):
             near = did_you_mean(value, {"like": BACKBONES.names(), "vae": VAES, "dtype": DTYPES}.get(key, ()))
-            raise UserError(f"{where}: {key} is {value!r}{near}", remedy=remedy)
+            raise UserError(f"{where}: {key} is {shown(value)}{near}", remedy=remedy)
     if "like" in values:
         model = BACKBONES.get(values["like"])
         taken = vars(model) | {"summary": "", "dictionaries": model.dictionaries or model.name}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from riebench.cli.flags import Verb, word
 from riebench.core.errors import UserError
+from riebench.core.text import one_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ def _validate(words: Validate) -> None:
     for path in words.paths:
         for problems in _checked(path):
             for problem in problems:
-                print(problem, file=sys.stderr)
+                print(one_line(problem), file=sys.stderr)
             wrong, total = wrong + bool(problems), total + 1
     if wrong:
         raise UserError(f"{wrong} of {total} are not in order", remedy="mend what is named above")
@@ -72,8 +73,9 @@ def _checked(path: Path) -> Iterator[list[str]]:
             yield [f"{one}: {problem}" for problem in validate(one)]
     else:
         from riebench.edits.checks import validate_edits
+        from riebench.edits.edit import meant_edits
 
-        yield list(validate_edits(path))
+        yield list(validate_edits(meant_edits(str(path))))
 
 
 VERBS = (

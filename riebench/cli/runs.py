@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_origin
 
-import yaml
-
 from riebench.cli.flags import Verb, word
 from riebench.core.errors import UserError
 from riebench.core.json_text import json_text
 from riebench.core.plugins import load_plugins
 from riebench.core.values import Seed
+from riebench.core.yaml_text import YamlError, load_yaml
 from riebench.runs.config import RunConfig, read_config, setting_kinds
 
 #: Fields of a RunConfig that are flags of `riebench run`.
@@ -163,8 +162,8 @@ def _plain(text: str, kind: Any) -> Any:
     if kind is str or get_origin(kind) is Literal or ":" in text:
         return text
     try:
-        return yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError):
+        return load_yaml(text)
+    except YamlError:
         return text
 
 
@@ -176,6 +175,8 @@ class Score:
     """Folder of a finished run."""
     metrics: tuple[str, ...]
     """The metrics, comma-separated (riebench ls metrics)."""
+    edits: str = ""
+    """Where the run's edits are now (default: where they were)."""
     plugin: tuple[Path, ...] = word((), repeat=True)
     """A Python file with methods or metrics of your own; repeatable."""
     device: str = "auto"
@@ -188,11 +189,13 @@ class Score:
 
 def _score(words: Score) -> None:
     load_plugins(words.plugin)
+    from riebench.edits.edit import meant_edits
     from riebench.runs.rescore import score_run
     from riebench.runs.run import report_again
 
-    score_run(words.run, words.metrics, words.device, engine=words.engine, address=words.address)
-    print(f"report: {report_again(words.run).report.resolve()}")
+    edits = words.edits and meant_edits(words.edits)
+    score_run(words.run, words.metrics, words.device, edits=edits, engine=words.engine, address=words.address)
+    print(f"report: {report_again(words.run, edits).report.resolve()}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,14 +239,13 @@ class Dominance:
 
 
 def _dominance(words: Dominance) -> None:
-    from riebench.analysis import Run, dominance_over, load_summary, verdict_table
-    from riebench.core.files import write_text
+    from riebench.analysis import Run, dominance_over, load_summary, verdict_table, write_csv
 
     runs = [Run.open(folder) for folder in words.runs]
     summaries = [(run.name, load_summary(run.summary)) for run in runs]
     effects = dominance_over(summaries)
     if words.out:
-        write_text(words.out, effects.to_csv(index=False))
+        write_csv(effects, words.out)
     print(verdict_table(effects, words.value))
 
 

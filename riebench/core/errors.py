@@ -16,5 +16,14 @@ class UserError(ValueError):
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
     """Returns `"; did you mean 'x'?"` for the nearest known word, or an empty string."""
-    near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(word[:80] if isinstance(word, str) else shown(word), list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def shown(value: object, most: int = 80) -> str:
+    """Returns a value as a message has it: its `repr`, cut to `most` characters, of whatever size the value is."""
+    try:
+        words = repr(value)
+    except (ValueError, RecursionError):  # a whole number of thousands of digits; what holds itself
+        words = f"a {type(value).__name__} too large to be written"
+    return words if len(words) <= most else f"{words[: most - 3]}..."

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import filelock
 
 from riebench.core.errors import UserError
 from riebench.core.json_text import json_text
+from riebench.core.text import parse_json, read_lines, read_text
 
 
 def data_folder() -> Path:
@@ -47,11 +48,14 @@ def replacing(path: Path, *, sync: bool = True, make_folder: bool = True) -> Ite
 
     sync: flush it to the disk; without, it may be lost in a power failure, though not when the process dies.
     make_folder: make the folder where it is not there.
-    Raises `UserError` when the folder cannot be written or the disk is full; an older file stays as it was.
+    Raises `UserError` when the folder cannot be written or the disk is full, and for a device; an older file stays as
+    it was.
     """
     path = Path(path)
     temporary: Path | None = None
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UserError(f"{path} is a device, not a file", remedy="name a file to be written")
         if make_folder:
             path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
@@ -96,15 +100,6 @@ def write_json(path: Path, value: object, *, sort_keys: bool = True) -> None:
     write_text(path, json_text(value, indent=2, sort_keys=sort_keys) + "\n")
 
 
-def read_lines(path: Path) -> Iterator[str]:
-    """Yields the lines of a text file, each with its end. Raises `UserError` where it is no text in UTF-8."""
-    try:
-        with Path(path).open(encoding="utf-8") as file:
-            yield from file
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}", remedy="give a text file in UTF-8") from error
-
-
 def read_json_lines(path: Path) -> Iterator[tuple[str, dict]]:
     """Yields (where it stands, object) of each line that is not blank. Raises `UserError` naming one that is none."""
     for number, line in enumerate(read_lines(path), start=1):
@@ -112,7 +107,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict]]:
             continue
         where = f"{path}, line {number}"
         try:
-            item = json.loads(line)
+            item = parse_json(line)
         except ValueError as error:
             raise UserError(f"{where}: not JSON: {error}", remedy="one JSON object a line") from error
         if not isinstance(item, dict):
@@ -140,12 +135,18 @@ def lock_folder(folder: Path, name: str, busy: Callable[[], UserError]) -> filel
 
 def read_json(path: Path, what: str) -> dict:
     """Returns the JSON object in a file. Raises `UserError` naming the file where it is missing or broken."""
-    try:
-        value = json.loads(Path(path).read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{what} {path} does not exist", remedy="check the path") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{what} {path} cannot be read: {error}", remedy="mend the file or remove it") from error
+    value = read_json_value(path, what)
     if not isinstance(value, dict):
         raise UserError(f"{what} {path} is not a JSON object", remedy="mend the file or remove it")
     return value
+
+
+def read_json_value(path: Path, what: str, *, finite: bool = False, remedy: str = "mend the file or remove it") -> Any:
+    """Returns the value in a JSON file. finite: as in `parse_json`. Raises `UserError` naming the file where it is
+    missing or broken."""
+    try:
+        return parse_json(read_text(path), finite=finite)
+    except UserError as error:
+        raise UserError(f"{what} {error.message}", remedy=error.remedy) from error
+    except ValueError as error:
+        raise UserError(f"{what} {path} cannot be read: {error}", remedy=remedy) from error

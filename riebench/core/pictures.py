@@ -14,13 +14,13 @@ import numpy as np
 from PIL import Image
 
 from riebench.core.errors import UserError
+from riebench.core.picture_files import decoded
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 #: What a mask is, as remedies say it.
 WANTED = "give a picture of the generated image's size, white where the image may change, black elsewhere"
-MOST_PIXELS = 2**26  # of 8,192 x 8,192 px: a small file may hold a picture that fills the memory
 
 
 def eight_bits(images: Tensor) -> Tensor:
@@ -99,13 +99,8 @@ def regions_from_array(array_hw: np.ndarray) -> Tensor:
 def read_picture(path: Path) -> np.ndarray:
     """Returns the picture of a file, uint8 `[h, w, 3]`, or `[h, w]` of a grey one. Raises `UserError` where it is
     broken."""
-    try:
-        with Image.open(path) as picture:
-            return np.array(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's words for a broken file
-        raise UserError(
-            f"picture {path} cannot be read: {error}", remedy="run the same command again: what is missing is made"
-        ) from error
+    picture = decoded(path, "run the same command again: what is missing is made")
+    return np.array(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
 
 
 def mask_pixels(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -113,26 +108,16 @@ def mask_pixels(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
 
     Half is 127 of 255, or of 65,535 in 16 bits; where no value is above 1, it is 0.5. A transparent pixel is none of
     the mask: where the picture is white all over, its shape is its alpha channel. size: (height, width) that it must
-    have, if known. Raises `UserError` for a file that cannot be read, for another size or one above `MOST_PIXELS`, for
-    a mask without a pixel, and where colours and alpha channel have a shape each.
+    have, if known. Raises `UserError` for a file that cannot be read (`decoded`), for another size, for a mask without
+    a pixel, and where colours and alpha channel have a shape each.
     """
-    try:
-        with Image.open(path) as image:
-            if size is not None and (image.height, image.width) != size:
-                raise UserError(
-                    f"the mask {path} has {image.width} x {image.height} px, its image {size[1]} x {size[0]} px",
-                    remedy="give a mask of the image's size",
-                )
-            if image.width * image.height > MOST_PIXELS:
-                raise UserError(
-                    f"the mask {path} has {image.width} x {image.height} px, more than any image", remedy=WANTED
-                )
-            light, solid = _light(image), _solid(image)
-    except UserError:
-        raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's words for what is none
-        said = getattr(error, "strerror", None) or error
-        raise UserError(f"the mask {path} cannot be read: {said}", remedy="check the path and the file") from error
+    image = decoded(path, "check the path and the file", what="the mask")
+    if size is not None and (image.height, image.width) != size:
+        raise UserError(
+            f"the mask {path} has {image.width} x {image.height} px, its image {size[1]} x {size[0]} px",
+            remedy="give a mask of the image's size",
+        )
+    light, solid = _light(path, image), _solid(image)
     mask = light
     if solid is not None and not solid.all():
         if light.all():
@@ -159,12 +144,12 @@ def read_mask(path: Path, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(mask_pixels(path, size))
 
 
-def _light(image: Image.Image) -> np.ndarray:
+def _light(path: Path, image: Image.Image) -> np.ndarray:
     """Returns where a picture's colours are lighter than half of its range, `[h, w]` (bool)."""
     many = image.mode == "F" or image.mode.startswith("I")
     values = np.asarray(image if many else image.convert("RGB").convert("L"))
     if not np.isfinite(values).all():
-        raise ValueError("it holds NaN or infinite values")
+        raise UserError(f"the mask {path} cannot be read: it holds NaN or infinite values", remedy=WANTED)
     largest = values.max(initial=0)
     if largest <= 1:
         return values > 0.5

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from riebench.core.text import one_line
+
 
 def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = (), gap: str = "  ") -> list[str]:
     """Returns the rows, which have as many cells each, as lines without blanks at their ends.
@@ -23,6 +25,7 @@ def markdown(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
 
 
 def _padded(rows: Sequence[Sequence[str]], right: Collection[int]) -> list[list[str]]:
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         [

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from riebench.core.errors import UserError, did_you_mean
+from riebench.core.errors import UserError, did_you_mean, shown
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def check_value(key: str, value: Any, kind: Any, where: str = "") -> Any:
     the key, the value and what is allowed.
     """
     origin, parts = get_origin(kind) or kind, get_args(kind)
-    refusal = UserError(f"{where}{key} holds {value!r}{_near(value, kind)}", remedy=f"give {allowed(kind)}")
+    refusal = UserError(f"{where}{key} holds {shown(value)}{_near(value, kind)}", remedy=f"give {allowed(kind)}")
     if origin is Annotated:
         with contextlib.suppress(UserError):
             found = check_value(key, value, parts[0], where)
@@ -56,7 +56,7 @@ def check_value(key: str, value: Any, kind: Any, where: str = "") -> Any:
         raise refusal
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise UserError(f"{where}{key} is {value!r}, not a list", remedy=f"write {key}: [..., ...]")
+            raise UserError(f"{where}{key} is {shown(value)}, not a list", remedy=f"write {key}: [..., ...]")
         return tuple(check_value(key, item, parts[0], where) for item in value)
     if origin is Literal:
         if not isinstance(value, str) or value not in parts:

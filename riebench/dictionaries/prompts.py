@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from riebench.core.errors import UserError, did_you_mean
-from riebench.core.files import read_json_lines, read_lines
+from riebench.core.files import read_json_lines
+from riebench.core.text import read_lines
 from riebench.dictionaries.edit_prompts import edit_prompts
 
 CAPTIONS, EDITS = "captions", "edits"

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 
 from riebench.core import files
-from riebench.core.errors import UserError, did_you_mean
+from riebench.core.errors import UserError, did_you_mean, shown
 from riebench.core.json_text import json_text
-from riebench.edits.files import Problem, Row, error_of, read_content
+from riebench.core.text import one_line
+from riebench.edits.files import Problem, Row, error_of, holds_edits, read_content
 
 
 @dataclass(frozen=True)
@@ -221,17 +224,37 @@ def load_edits(name: str | Path = "tinyworld") -> list[Edit]:
 
 
 def path_of(name: str | Path) -> Path:
-    """Returns where the edits of that name or path are. Raises `UserError` where there are none."""
-    shipped = files.data_folder() / "edits" / str(name)
-    if shipped.is_dir():
-        return shipped
-    if not Path(name).exists():
-        known = shipped_sets()
+    """Returns where the edits of a shipped set or of a path are; a text that is the name of a shipped set means that
+    set, a `Path` never does. Raises `UserError` where there are none."""
+    known = shipped_sets()
+    if isinstance(name, str) and name in known:
+        return files.data_folder() / "edits" / name
+    path = files.named_path(name)
+    if not path.exists():
         raise UserError(
-            f"there is no edit set {str(name)!r}{did_you_mean(name, known)}",
+            f"there is no edit set {str(name)!r}{did_you_mean(path.name, known)}",
             remedy=f"use one of {', '.join(known)} or a path",
         )
-    return Path(name)
+    return path
+
+
+def meant_edits(name: str, folder: Path = Path()) -> str:
+    """Returns which edits a user means: the absolute path of those that lie there, seen from the folder, or else the
+    name of a shipped set.
+
+    Where both are, one's own are meant, and stderr is told so. A path without edits is returned as well.
+    """
+    path = Path(os.path.abspath(folder / files.named_path(name)))
+    if name not in shipped_sets():
+        return str(path)
+    if not holds_edits(path) or path.samefile(path_of(name)):
+        return name
+    print(
+        f"riebench: the edits {name!r} are those in {path}, not the shipped set of that name -> rename the folder, or "
+        "go to another one, for the shipped set",
+        file=sys.stderr,
+    )
+    return str(path)
 
 
 def shipped_sets() -> list[str]:
@@ -244,9 +267,11 @@ def _faults(values: Mapping[str, object]) -> Iterator[Problem]:
     for name, value in values.items():
         if name == "tags":
             if not isinstance(value, Mapping) or not all(isinstance(x, str) for pair in value.items() for x in pair):
-                yield Problem(f"tags {value!r} are no names with texts", "write tags as name: text", field=name)
+                yield Problem(f"tags {shown(value)} are no names with texts", "write tags as name: text", field=name)
         elif not isinstance(value, str):
-            yield Problem(f"{name} {value!r} is no text", "put it in quotes", field=name, value=str(value))
+            yield Problem(f"{name} {shown(value)} is no text", "put it in quotes", field=name, value=shown(value))
+        elif name == "id" and value != one_line(value):
+            yield Problem(f"id {shown(value)} is no line of text", "leave out what is not shown", field=name)
         elif name in _REQUIRED and not value.strip():
             yield Problem(f"{name} is empty", "fill it in", field=name)
         elif name == "category" and value not in CATEGORY_NAMES:

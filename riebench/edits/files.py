@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from riebench.core import files
-from riebench.core.errors import UserError, did_you_mean
+from riebench.core.csv_tables import CsvError, read_csv
+from riebench.core.errors import UserError, did_you_mean, shown
+from riebench.core.text import NotText, parse_json, read_lines, read_text
+from riebench.core.yaml_text import TextLoader, YamlError, repeated_keys, with_yaml
 
 #: A file of this name declares categories for all edit files of its folder.
 CATEGORIES_FILE = "categories.yaml"
@@ -85,14 +85,26 @@ def read_content(path: Path, known: Collection[str]) -> Content:
         raise UserError(f"edits cannot be read from {path}", remedy=f"give a file that ends in {', '.join(READERS)}")
     if not parts:
         raise UserError(f"there are no edits at {path}", remedy=f"give a {', '.join(READERS)} file or a folder of them")
-    found = [READERS[part.suffix](part) for part in parts if part != declared]
+    found = [_read(part, READERS[part.suffix]) for part in parts if part != declared]
     if declared.is_file():
-        found.append(_yaml(declared))
+        found.append(_read(declared, _yaml))
     rows = [row for content in found for row in content.rows]
     problems = [problem for content in found for problem in content.problems]
     problems += _unknown_keys(rows, known)
     categories = dict.fromkeys(name for content in found for name in content.categories)
     return Content(tuple(rows), tuple(categories), tuple(dict.fromkeys(problems)))
+
+
+def _read(path: Path, reader: Callable[[Path], Content]) -> Content:
+    try:
+        return reader(path)
+    except NotText as error:
+        return Content(problems=(Problem(f"cannot be read: {error.wrong}", error.remedy, str(path), error.line),))
+
+
+def holds_edits(path: Path) -> bool:
+    """Returns whether a path is a file that edits can be read from, or a folder with one."""
+    return path.suffix in READERS if path.is_file() else bool(_files_in(path))
 
 
 def _files_in(folder: Path) -> list[Path]:
@@ -106,19 +118,19 @@ def _unknown_keys(rows: Sequence[Row], known: Collection[str]) -> list[Problem]:
         for key in row.values:
             if key not in known:
                 place = (row.file, 0 if row.file.endswith(".csv") else row.line, key)
-                said, remedy = f"unknown key {key!r}{did_you_mean(key, known)}", f"the keys are {', '.join(known)}"
-                value = str(row.values[key])
+                said, remedy = f"unknown key {shown(key)}{did_you_mean(key, known)}", f"the keys are {', '.join(known)}"
+                value = shown(row.values[key])
                 problems.setdefault(place, Problem(said, remedy, row.file, row.line, field=str(key), value=value))
     return list(problems.values())
 
 
 def _json_lines(path: Path) -> Content:
     rows, problems = [], []
-    for number, line in enumerate(files.read_lines(path), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         try:
-            item = json.loads(line)
+            item = parse_json(line)
         except ValueError as error:
             problems.append(Problem(f"not JSON: {error}", "write one JSON object a line", str(path), number))
             continue
@@ -130,35 +142,35 @@ def _json_lines(path: Path) -> Content:
 
 
 def _csv(path: Path) -> Content:
-    reader = csv.reader((line.removeprefix("\ufeff") for line in files.read_lines(path)), strict=True)
-    rows, problems, line = [], [], 1
+    rows, problems = [], []
     header: list[str] = []
     try:
-        for cells in reader:
-            line, number = reader.line_num + 1, line
-            cells = [cell.strip() for cell in cells]
-            if not any(cells):
-                continue
+        for line, cells in read_csv(path):
             if not header:
                 header = cells
+                problems += _head_problems(path, line, header)
             elif len(cells) != len(header):
                 said = f"the row has {len(cells)} cells, the header {len(header)}"
-                remedy = "put text that holds a comma in double quotes"
-                problems.append(Problem(said, remedy, str(path), number))
+                remedy = "put text that holds the separator, a comma for instance, in double quotes"
+                problems.append(Problem(said, remedy, str(path), line))
             else:
-                rows.append(Row(str(path), number, _cells(dict(zip(header, cells, strict=True)))))
-    except csv.Error as error:
-        problems.append(Problem(f"not CSV: {error}", "double a quote inside quotes", str(path), line))
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated:
-        said = f"columns that stand twice: {', '.join(repeated)}"
-        problems.append(Problem(said, "rename or remove one", str(path), 1, field=repeated[0]))
+                rows.append(Row(str(path), line, _cells(header, cells)))
+    except CsvError as error:
+        problems.append(Problem(f"not CSV: {error}", "double a quote inside quotes", str(path), error.line))
     return Content(tuple(rows), problems=tuple(problems))
 
 
-def _cells(cells: dict[str, str]) -> dict[str, object]:
+def _head_problems(path: Path, line: int, header: Sequence[str]) -> list[Problem]:
+    repeated = sorted({name for name in header if name and header.count(name) > 1})
+    if not repeated:
+        return []
+    said = f"columns that stand twice: {', '.join(repeated)}"
+    return [Problem(said, "rename or remove one", str(path), line, field=repeated[0])]
+
+
+def _cells(header: Sequence[str], cells: Sequence[str]) -> dict[str, object]:
     """Returns a row's values by key, the columns of tags gathered; an empty cell is as good as none."""
-    filled = {name: cell for name, cell in cells.items() if cell}
+    filled = {name: cell for name, cell in zip(header, cells, strict=True) if cell}
     tags = {name.removeprefix(TAG): cell for name, cell in filled.items() if name.startswith(TAG)}
     values: dict[str, object] = {name: cell for name, cell in filled.items() if not name.startswith(TAG)}
     return values | ({"tags": tags} if tags else {})
@@ -166,32 +178,30 @@ def _cells(cells: dict[str, str]) -> dict[str, object]:
 
 def _yaml(path: Path) -> Content:
     """Returns the rows of a YAML file. All values are text, as in a CSV file: an id 7 is "7", a region no is "no"."""
-    text = "".join(files.read_lines(path))
     try:
-        loader = yaml.BaseLoader(text)
-        node = loader.get_single_node()
-        edits, categories, problems = _yaml_parts(path, node)
-        rows = []
-        for item in edits:
-            line = item.start_mark.line + 1
-            if not isinstance(item, yaml.MappingNode):
-                said = f"an edit is {_short(loader.construct_object(item, deep=True))}"
-                problems.append(Problem(said, "write its keys and values, as `id: ...`", str(path), line))
-                continue
-            problems += _repeated_keys(path, item)
-            rows.append(Row(str(path), line, loader.construct_object(item, deep=True)))
-        names = []
-        for item in categories:
-            if isinstance(item, yaml.ScalarNode):
-                names.append(item.value)
-            else:
-                said = "a category is not a name"
-                problems.append(Problem(said, "write categories: [name, ...]", str(path), item.start_mark.line + 1))
-    except yaml.YAMLError as error:
-        line = error.problem_mark.line + 1 if getattr(error, "problem_mark", None) else 1
-        said = f"not YAML: {' '.join(str(getattr(error, 'problem', None) or error).split())}"
+        return with_yaml(read_text(path), TextLoader, lambda loader, node: _yaml_content(path, loader, node))
+    except YamlError as error:
         remedy = "mend that line; text that begins with [ or holds a colon and a space wants quotes"
-        return Content(problems=(Problem(said, remedy, str(path), line),))
+        return Content(problems=(Problem(f"not YAML: {error}", remedy, str(path), error.line),))
+
+
+def _yaml_content(path: Path, loader: TextLoader, node: yaml.Node | None) -> Content:
+    edits, categories, problems = _yaml_parts(path, node)
+    rows, names = [], []
+    for item in edits:
+        line = item.start_mark.line + 1
+        if not isinstance(item, yaml.MappingNode):
+            said = f"an edit is {shown(loader.construct_object(item, deep=True))}"
+            problems.append(Problem(said, "write its keys and values, as `id: ...`", str(path), line))
+            continue
+        problems += _repeated_keys(path, item)
+        rows.append(Row(str(path), line, loader.construct_object(item, deep=True)))
+    for item in categories:
+        if isinstance(item, yaml.ScalarNode):
+            names.append(item.value)
+        else:
+            said = "a category is not a name"
+            problems.append(Problem(said, "write categories: [name, ...]", str(path), item.start_mark.line + 1))
     return Content(tuple(rows), tuple(names), tuple(problems))
 
 
@@ -207,7 +217,7 @@ def _yaml_parts(path: Path, node: yaml.Node | None) -> tuple[list[yaml.Node], li
     for key, value in node.value:
         line = key.start_mark.line + 1
         if key.value not in parts:
-            said = f"unknown key {key.value!r}{did_you_mean(key.value, parts)}"
+            said = f"unknown key {shown(key.value)}{did_you_mean(key.value, parts)}"
             problems.append(Problem(said, "the keys are edits and categories", str(path), line, field=str(key.value)))
         elif isinstance(value, yaml.SequenceNode):
             parts[key.value] = value.value
@@ -218,18 +228,11 @@ def _yaml_parts(path: Path, node: yaml.Node | None) -> tuple[list[yaml.Node], li
 
 
 def _repeated_keys(path: Path, node: yaml.MappingNode) -> list[Problem]:
-    seen: set[str] = set()
-    problems = []
-    for key, _ in node.value:
-        if str(key.value) in seen:
-            said = f"the key {key.value!r} stands twice"
-            problems.append(Problem(said, "remove one", str(path), key.start_mark.line + 1, field=str(key.value)))
-        seen.add(str(key.value))
-    return problems
-
-
-def _short(value: object) -> str:
-    return repr(value)[:60]
+    return [
+        Problem(f"the key {shown(key.value)} stands twice", "remove one", str(path), line, field=shown(key.value))
+        for key in repeated_keys(node)
+        for line in [key.start_mark.line + 1]
+    ]
 
 
 READERS = {".jsonl": _json_lines, ".yaml": _yaml, ".yml": _yaml, ".csv": _csv}

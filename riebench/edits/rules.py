@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
-from riebench.core import files
+from riebench.core.text import read_lines
 from riebench.edits.edit import CATEGORY_NAMES, SPLITS, Edit, Placed
 from riebench.edits.files import Problem
 
@@ -188,7 +188,7 @@ def _exactly(what: str, count: int, wanted: int) -> Iterator[Problem]:
 def _vocabulary(placed: Sequence[Placed], path: Path) -> Iterator[Problem]:
     """Yields problems: words that are not in the set's reviewed list, at the edits where they stand, and words there
     that no edit uses."""
-    known = {line.strip() for line in files.read_lines(path)}
+    known = {line.strip() for line in read_lines(path)}
     used: set[str] = set()
     for one in placed:
         words = set(words_of([one.edit]))

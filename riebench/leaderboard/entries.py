@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
-from typing import NoReturn
 
 import jsonschema
 import pandas as pd
 
 from riebench.analysis.frames import read_scores
 from riebench.core.errors import UserError
+from riebench.core.files import read_json_value
 from riebench.core.scores import CASE, NOOP, SETTING, Score, Setting, score_from_words
 
 SCHEMA = 1
@@ -65,7 +65,9 @@ class Entry:
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """Returns all rows of `scores.parquet`. Raises `UserError` where it cannot be read."""
+        """Returns all rows of `scores.parquet`. Raises `UserError` where it cannot be read, or is a link."""
+        if linked(self.folder, SCORES_FILE):
+            raise UserError(f"{self.folder / SCORES_FILE} is a link", remedy="put the file itself there")
         return read_scores(self.folder / SCORES_FILE)
 
     @cached_property
@@ -108,6 +110,12 @@ def entry_folders(root: Path) -> list[Path]:
     return found
 
 
+def linked(folder: Path, name: str) -> bool:
+    """Returns whether a file of an entry is a link, or lies in one, so that it may be none of the entry's own."""
+    folder = entry_folder(folder).resolve()
+    return (folder / name).resolve() != folder / name
+
+
 def entry_folder(path: Path) -> Path:
     """Returns the folder of an entry that is given as its folder or as its `entry.json`."""
     path = Path(path)
@@ -118,12 +126,11 @@ def read_content(folder: Path) -> dict:
     """Returns the JSON object of an entry. Raises `UserError` where it cannot be read, holds a number that is not
     finite, or is of another version of the schema."""
     path = entry_folder(folder) / ENTRY_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
-    except FileNotFoundError as error:
-        raise UserError(f"there is no entry {path}", remedy="write one with `riebench submit RUN`") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"entry {path} cannot be read: {error}", remedy="submit the run again") from error
+    if not path.is_file():
+        raise UserError(f"there is no entry {path}", remedy="write one with `riebench submit RUN`")
+    if linked(folder, ENTRY_FILE):
+        raise UserError(f"{path} is a link", remedy="put the file itself there")
+    content = read_json_value(path, "entry", finite=True, remedy="submit the run again")
     version = content.get("schema") if isinstance(content, dict) else None
     if version != SCHEMA:
         raise UserError(
@@ -142,10 +149,6 @@ def schema_problems(content: dict) -> list[str]:
 def dotted(path: Iterable[str | int]) -> str:
     """Returns where in an entry something stands, as in `images.3.scores`."""
     return ".".join(map(str, path))
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no finite number")
 
 
 def _shortened(message: str) -> str:

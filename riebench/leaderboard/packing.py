@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
-from PIL import Image
 
 from riebench.analysis.frames import validate_scores
 from riebench.core.errors import UserError
 from riebench.core.files import replacing, write_bytes
+from riebench.core.picture_files import decoded
 from riebench.core.scores import CASE, COLUMNS, SETTING, Setting, describe_scores, scores_of
 from riebench.leaderboard.entries import CONTROLS
 
 LARGEST_SIDE = 256  # pixels; larger pictures are made smaller, so that entries can be kept beside the code
+FORMATS = {".png": "PNG", ".jpg": "JPEG"}  # of the pictures of an entry
 PATHS = ("image", "original", "edited", "regions")  # columns that name pictures of the run's folder
 
 
@@ -72,19 +74,33 @@ def copy_pictures(
 
 
 def _copy(source: Path, folder: Path, stem: str) -> str:
-    try:
-        with Image.open(source) as image:
-            image.load()
-            if max(image.size) <= LARGEST_SIDE:
-                name = f"{stem}.png"
-                write_bytes(folder / name, source.read_bytes())
-                return name
-            image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
-            name = f"{stem}.jpg"
-            with replacing(folder / name) as temporary:
-                image.convert("RGB").save(temporary, quality=85, optimize=True)
-            return name
-    except OSError as error:
-        raise UserError(
-            f"picture {source} cannot be read: {error}", remedy="do the run again into its folder"
-        ) from error
+    image = decoded(source, "do the run again into its folder")
+    if max(image.size) <= LARGEST_SIDE and image.format == "PNG":
+        name = f"{stem}.png"
+        write_bytes(folder / name, source.read_bytes())
+        return name
+    image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    name = f"{stem}.jpg"
+    with replacing(folder / name) as temporary:
+        image.convert("RGB").save(temporary, quality=85, optimize=True)
+    return name
+
+
+def picture_problems(folder: Path, cases: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    """Yields what is wrong with the pictures of an entry: a file that is no whole picture of the kind that its name
+    says, of at most `LARGEST_SIDE` pixels a side, and a case whose four are not of one size."""
+    for case in cases:
+        sizes = {}
+        for kind in ("original", "edited", "regions", "intervened"):
+            name = case[kind]
+            if not (folder / name).is_file():
+                continue  # which is said where files are looked at
+            wanted = FORMATS[Path(name).suffix]
+            try:
+                sizes[name] = decoded(folder / name, "submit the run again", formats=[wanted], side=LARGEST_SIDE).size
+            except UserError as error:
+                yield str(error)
+        if len(set(sizes.values())) > 1:
+            yield f"the pictures of {case['edit']} are of several sizes: " + ", ".join(
+                f"{name} {width} x {height}" for name, (width, height) in sizes.items()
+            )

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 from markupsafe import Markup
 
 from riebench.core.errors import UserError
-from riebench.leaderboard.entries import IMAGES_FOLDER, Entry, read_entries
+from riebench.leaderboard.entries import IMAGES_FOLDER, Entry, linked, read_entries
 from riebench.leaderboard.site_board import COLUMNS, board_of, name_of_board, plots_of, standing
 from riebench.leaderboard.site_entry import ENVIRONMENT, PICTURES, entry_sections
 from riebench.leaderboard.site_words import address
@@ -83,7 +83,11 @@ def _write_entry(entry: Entry, board: Mapping, folder: Path) -> None:
     content = entry.content
     names = {case[kind] for case in content["images"] for kind in PICTURES}
     pictures = {name: entry.folder / IMAGES_FOLDER / name for name in sorted(names)}
-    there = {name: path for name, path in pictures.items() if path.is_file() and not path.is_symlink()}
+    there = {
+        name: path
+        for name, path in pictures.items()
+        if path.is_file() and not linked(entry.folder, f"{IMAGES_FOLDER}/{name}")
+    }
     addresses = {name: f"../../{address(IMAGES, entry.backbone, entry.name, name)}" for name in there}
     try:
         sections = entry_sections(entry, standing(entry, board), addresses)

@@ -22,6 +22,7 @@ from riebench.leaderboard.entries import (
     Entry,
     dotted,
     entry_folder,
+    linked,
     read_content,
     schema_problems,
 )
@@ -34,6 +35,7 @@ from riebench.leaderboard.figures import (
     figures_of,
     sees_edited_image,
 )
+from riebench.leaderboard.packing import picture_problems
 from riebench.methods.modes import MODES
 
 TOLERANCE = 1e-6
@@ -58,6 +60,9 @@ def validate(entry: Path) -> list[str]:
     if problems:
         return problems
     problems = [*_place_problems(folder, content), *_file_problems(folder, content)]
+    if any((folder / name).is_symlink() for name in _files_of(folder)):
+        return problems  # what else is there is not the entry's
+    problems += picture_problems(folder / IMAGES_FOLDER, content["images"])
     try:
         rows = read_scores(folder / SCORES_FILE)
         edits = (
@@ -118,16 +123,26 @@ def _file_problems(folder: Path, content: Mapping) -> Iterator[str]:
     expected = {SCORES_FILE: content["hashes"]["scores"]}
     expected |= {f"{IMAGES_FOLDER}/{name}": digest for name, digest in images.items()}
     for name, digest in expected.items():
+        if linked(folder, name):
+            continue
         if not (folder / name).is_file():
             yield f"{name} is missing"
         elif (found := file_sha256(folder / name)) != digest:
             yield f"{name} is not the file that was submitted: its sha256 is {found}, the entry says {digest}"
-    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-    for name in sorted(present - {ENTRY_FILE, *expected}):
-        yield f"{name} does not belong to the entry"
+    for name in _files_of(folder):
+        if (folder / name).is_symlink():
+            yield f"{name} is a link, and an entry holds its files itself"
+        elif name not in {ENTRY_FILE, *expected}:
+            yield f"{name} does not belong to the entry"
     named = {case[kind] for case in content["images"] for kind in ("original", "edited", "regions", "intervened")}
     for name in sorted(named ^ set(images)):
         yield f"images/{name} is {'shown, but has no hash' if name in named else 'shown by no case'}"
+
+
+def _files_of(folder: Path) -> list[str]:
+    """Returns all files below a folder, and all links, which are not followed."""
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 def _scores_problems(entry: Entry, rows: pd.DataFrame, edits: Sequence[Edit] | None) -> list[str]:

@@ -6,8 +6,13 @@
 const DRAWN = ["fill", "fill-opacity", "stroke", "stroke-opacity", "stroke-width", "stroke-linejoin", "paint-order",
   "font-family", "font-size", "font-weight", "font-variant-numeric", "text-anchor"];
 
+/** As `riebench.core.csv_tables`: a number, and where a spreadsheet would begin to calculate in a text. */
+const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i;
+const FORMULA = /(?:^|(?<=[;\t\r\n|]))(?=\s*[=+\-@＝＋－＠])|^(?=[\t\r\n])/g;
+
 function quoted(text) {
-  return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  const inert = NUMBER.test(text) ? text : text.replaceAll(FORMULA, "'");
+  return /[",\n\r]/.test(inert) ? `"${inert.replaceAll('"', '""')}"` : inert;
 }
 
 /** A table as CSV. A cell with a data-value gives that number; a column with intervals gives two more, low and high. */

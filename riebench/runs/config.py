@@ -9,16 +9,17 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-import yaml
-
 from baselines import METHODS
 from riebench.backbones.own import backbone_from
 from riebench.backbones.table import BACKBONES, DTYPES, Backbone
-from riebench.core.errors import UserError, did_you_mean
+from riebench.core.errors import UserError, did_you_mean, shown
+from riebench.core.text import one_line, read_text
 from riebench.core.values import Range, Seed, check_value
+from riebench.core.yaml_text import YamlError, load_yaml
 from riebench.methods.method import Method
 from riebench.methods.modes import MODES, mode_named
 from riebench.regions.grounders import GROUNDERS, grounder_settings
+from riebench.runs.places import fixed, place
 from riebench.runs.setup import Setup
 from riebench.runs.suited import edits_for, settings_for
 
@@ -75,7 +76,8 @@ class RunConfig:
     """Says what a run is asked to do. Raises `UserError` for a value that a field cannot have."""
 
     backbone: str | Mapping[str, Any] = "tinyworld-turbo@1"
-    """Name out of `riebench ls backbones`, or one's own, as `{name: mine@4, like: sdxl-turbo@4, folder: ...}`."""
+    """Name out of `riebench ls backbones`, or one's own, as `{name: mine@4, like: sdxl-turbo@4, folder: ...}`. Paths in
+    a YAML file, as this folder, are seen from where the file lies."""
     mode: str = "strict"
     """strict, or reference: as the published code does (docs/reference-mode.md)."""
     dtype: str = "auto"
@@ -87,7 +89,8 @@ class RunConfig:
     dictionaries: str = ""
     """Folder of one's own dictionaries, as `riebench train` writes it."""
     edits: str = ""
-    """Name of a shipped edit set, or a path; empty takes what suits the backbone: riebench, or tinyworld's own."""
+    """Name of a shipped edit set, or a path, which is meant where both are; empty takes what suits the backbone:
+    riebench, or tinyworld's own."""
     categories: tuple[str, ...] = ()
     """Which categories of it; empty for all."""
     split: str = ""
@@ -117,7 +120,7 @@ class RunConfig:
     """Bootstrap resamples behind every interval."""
 
     def __post_init__(self) -> None:
-        for name, value in _checked(vars(self)).items():
+        for name, value in fixed(_checked(vars(self))).items():
             object.__setattr__(self, name, value)
         names = [method.label or method.name for method in self.methods]
         for needed in ("noop", *self.subsets_of):
@@ -197,22 +200,21 @@ def read_config(name: str, overrides: Mapping[str, Any] | None = None) -> RunCon
     ask for reference mode, its seed is taken too.
 
     The preset is that of the kind of the backbone that the overrides name (`Backbone.judges`); where they name none, of
-    tinyworld, or else of the only kind that has one of that name. Raises `UserError` for unknown or repeated keys, for
-    values that are not allowed, and for broken YAML.
+    tinyworld, or else of the only kind that has one of that name. Paths in a YAML file are seen from its folder, those
+    in the overrides from the current directory. Raises `UserError` for unknown or repeated keys, for values that are
+    not allowed, and for broken YAML.
     """
-    over = _checked(overrides or {})
+    over = place(_checked(overrides or {}), Path())
     path = _file_of(name, over.get("backbone"))
     try:
-        values = yaml.load(path.read_text(), _Loader)
-    except (
-        OSError,
-        ValueError,
-        yaml.YAMLError,
-    ) as error:  # ValueError: no UTF-8, or no date
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}", remedy="mend that line") from error
+        values = load_yaml(read_text(path))
+    except YamlError as error:
+        raise UserError(f"{path} is not YAML, line {error.line}: {error}", remedy="mend that line") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no settings", remedy="write `key: value` lines, as in the shipped presets")
-    return RunConfig(**_with_seeds_of_mode(_checked(values, f"{path}: ") | _with_seeds_of_mode(over)))
+    found = _checked(values, f"{path}: ")
+    found = found if path.is_relative_to(PRESETS) else place(found, path.parent)
+    return RunConfig(**_with_seeds_of_mode(found | _with_seeds_of_mode(over)))
 
 
 def _file_of(name: str, backbone: str | Mapping[str, Any] | None) -> Path:
@@ -231,23 +233,7 @@ def _file_of(name: str, backbone: str | Mapping[str, Any] | None) -> Path:
 
 def build_config(values: Mapping[str, Any], where: str) -> RunConfig:
     """Returns a RunConfig of plain values, as YAML gives them. where: what messages about a value begin with."""
-    return RunConfig(**_with_seeds_of_mode(_checked(values, f"{where}: ")))
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key stands once, and is text: `on`, a setting of `chosen`, is true in YAML 1.1."""
-
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        node, seen = super().compose_mapping_node(anchor), set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key is no text", key.start_mark)
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
-            seen.add(key.value)
-            if not key.tag.endswith(":merge"):
-                key.tag = "tag:yaml.org,2002:str"
-        return node
+    return RunConfig(**_with_seeds_of_mode(place(_checked(values, f"{where}: "), Path())))
 
 
 @cache
@@ -286,9 +272,11 @@ def _methods(where: str, item: Any) -> list[MethodConfig]:
     if isinstance(item, str):
         item = {"name": item}
     if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
-        raise UserError(f"{where}a method is {item!r}", remedy="write `- name: sae` and its settings")
+        raise UserError(f"{where}a method is {shown(item)}", remedy="write `- name: sae` and its settings")
     METHODS.summary(item["name"])  # an unknown name is an error before anything is loaded
     label = check_value(f"the label of {item['name']!r}", item.get("label", ""), str, where)
+    if label != one_line(label):
+        raise UserError(f"{where}the label {shown(label)} is no line of text", remedy="leave out what is not shown")
     settings = {key: value for key, value in item.items() if key not in ("name", "label")}
     strengths = settings.get("strength")
     if not isinstance(strengths, list | tuple):

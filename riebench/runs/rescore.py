@@ -27,11 +27,12 @@ from riebench.core.precision import describe_float32, set_tf32
 from riebench.core.progress import Progress
 from riebench.core.ray_cluster import cluster_for
 from riebench.core.scores import describe_scores, scores_of
-from riebench.edits.edit import Edit, load_edits, set_sha256
+from riebench.edits.edit import Edit, set_sha256
 from riebench.methods.modes import mode_named
 from riebench.metrics import check_names, describe
 from riebench.metrics.versions import judge_version
 from riebench.runs.pictures import Pictures
+from riebench.runs.places import edits_of_run
 from riebench.runs.ray import score_on_cluster
 from riebench.runs.resume import RESCORED
 from riebench.runs.scoring import Scorer
@@ -77,14 +78,21 @@ class Part:
 
 
 def score_run(
-    folder: Path, metrics: Sequence[str], device: str = "auto", *, engine: str = "local", address: str | None = None
+    folder: Path,
+    metrics: Sequence[str],
+    device: str = "auto",
+    *,
+    edits: str | Path = "",
+    engine: str = "local",
+    address: str | None = None,
 ) -> pd.DataFrame:
     """Scores a finished run by further metrics and writes its `scores.parquet` anew, with all other columns as they
     were. Metrics that the run has already are left alone. What is scored is kept in `scoring.parquet` meanwhile, so
     that the same command goes on where it was stopped or killed; it is removed at the end.
 
-    engine: "local", or "ray" for a scorer on each GPU of the cluster at `address`, or each CPU (`ray_cluster`); the
-    pictures are read here, and the workers see no file of the run.
+    edits: where the run's edits are now; "" looks where they were. engine: "local", or "ray" for a scorer on each GPU
+    of the cluster at `address`, or each CPU (`ray_cluster`); the pictures are read here, and the workers see no file of
+    the run.
 
     Raises `UserError` before anything is scored where the run is not finished, was made of edits that are not in its
     edit set, a metric is unknown or not for its backbone, weights or pictures are missing; and where a picture is not
@@ -93,10 +101,12 @@ def score_run(
     run = Run.open(folder)
     busy = UserError(f"another riebench is writing to {run.folder}", remedy="wait for it")
     with files.lock_folder(run.folder, LOCK, lambda: busy):
-        return _score(run, metrics, device, engine, address)
+        return _score(run, metrics, device, edits, engine, address)
 
 
-def _score(run: Run, metrics: Sequence[str], device: str, engine: str, address: str | None) -> pd.DataFrame:
+def _score(
+    run: Run, metrics: Sequence[str], device: str, place: str | Path, engine: str, address: str | None
+) -> pd.DataFrame:
     folder, manifest, frame = run.folder, run.manifest, run.scores
     mode, family = mode_named(manifest["mode"]), _backbone(manifest).judges
     keep_marks = mode.keeps_marks
@@ -104,7 +114,7 @@ def _score(run: Run, metrics: Sequence[str], device: str, engine: str, address: 
     new = [name for name in metrics if name not in frame.columns]
     if not new:
         return frame
-    edits = _edits(frame, manifest)
+    edits = _edits(frame, manifest, place)
     rows = frame[frame["status"] == "ok"]
     _check_pictures(folder, rows)
     scoring = judge_version(new, family, keep_marks=keep_marks)
@@ -184,19 +194,19 @@ def _backbone(manifest: Mapping) -> Backbone:
     return backbone_from(named, "the manifest's backbone") if isinstance(named, Mapping) else BACKBONES.get(named)
 
 
-def _edits(frame: pd.DataFrame, manifest: Mapping) -> dict[str, Edit]:
+def _edits(frame: pd.DataFrame, manifest: Mapping, place: str | Path) -> dict[str, Edit]:
     """Returns the run's edits by id. Raises `UserError` where its edit set has them no longer, or never had."""
-    name, ids = manifest["config"]["edits"], set(frame["edit"])
-    known = [edit for edit in load_edits(name) if edit.id in ids]
+    name, ids = place or manifest["config"]["edits"], set(frame["edit"])
+    known = [edit for edit in edits_of_run(manifest, place) if edit.id in ids]
     missing = sorted(ids - {edit.id for edit in known})
     if missing:
         raise UserError(
-            f"the run has edits of its own: {missing[0]!r} is not in the edit set {name!r}",
+            f"the run has edits of its own: {missing[0]!r} is not in the edit set {str(name)!r}",
             remedy="score it where it is made: give `metrics` to the run",
         )
     if manifest["edits"]["sha256"] != set_sha256(known):
         raise UserError(
-            f"the run was made of other edits than those of the same ids in the edit set {name!r}",
+            f"the run was made of other edits than those of the same ids in the edit set {str(name)!r}",
             remedy="run it again, or restore the edit set",
         )
     return {edit.id: edit for edit in known}

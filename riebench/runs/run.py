@@ -21,13 +21,14 @@ from riebench.analysis.run import FINISHED, MANIFEST, SCORES, SUMMARY, Run
 from riebench.backbones.loading import choose_device, choose_dtype
 from riebench.backbones.table import Backbone
 from riebench.core import files
-from riebench.core.errors import UserError, did_you_mean
+from riebench.core.errors import UserError, did_you_mean, shown
 from riebench.core.interrupts import Interrupted, stopping
 from riebench.core.keys import describe
 from riebench.core.precision import describe_float32, set_tf32
 from riebench.core.progress import Progress
 from riebench.core.ray_cluster import Cluster, cluster_for
 from riebench.core.scores import EDITS_KEY, Score, describe_scores
+from riebench.core.text import one_line
 from riebench.edits.checks import check_edits
 from riebench.edits.edit import Edit, categories_of, edit_sha256, load_edits, set_sha256, split_of
 from riebench.edits.files import error_of
@@ -41,6 +42,7 @@ from riebench.runs.config import RunConfig
 from riebench.runs.engine import GROUP
 from riebench.runs.local import work_here
 from riebench.runs.needs import leave_out
+from riebench.runs.places import edits_of_run
 from riebench.runs.plan import Task, plan, plan_variants
 from riebench.runs.ray import work_on_cluster
 from riebench.runs.resume import CACHE_MODES, find_missing, rescored, with_pictures
@@ -178,10 +180,13 @@ def _asked(config: RunConfig, where: torch.device, methods: Sequence[Method], ed
     all_methods, left_out = leave_out([*config.build_methods(), *methods], backbone, setup, wanted)
     for one in left_out:
         print(f"riebench: {one.method} is left out: {one.why}", file=sys.stderr)
+    for name in (method.name for method in all_methods):
+        if name != one_line(name):
+            raise UserError(f"the method's name {shown(name)} is no line of text", remedy="leave out what is not shown")
     settings = [(method.name, method.strength) for method in all_methods]
     if len(set(settings)) != len(settings):
-        shown = ", ".join(f"{name} at {strength}" for name, strength in settings)
-        raise UserError(f"two methods share name and strength: {shown}", remedy="give one a label, or its own name")
+        words = ", ".join(f"{name} at {strength}" for name, strength in settings)
+        raise UserError(f"two methods share name and strength: {words}", remedy="give one a label, or its own name")
     cases = [(edit, seed) for edit in chosen for seed in config.seeds]
     variants = plan_variants(all_methods, config.subsets_of, backbone.blocks)
     tasks = plan(backbone, cases, variants, setup, known, where.type)
@@ -210,13 +215,14 @@ def _scores(store: Store, asked: _Asked) -> pd.DataFrame:
     return scores
 
 
-def report_again(folder: Path) -> Run:
+def report_again(folder: Path, edits: str | Path = "") -> Run:
     """Makes summary and report of a finished run anew, from its `scores.parquet`.
 
-    Raises `UserError` for a folder without a finished run.
+    edits: where the run's edits are now; "" looks where they were. Raises `UserError` for a folder without a finished
+    run, and for edits that are not there.
     """
     found = Run.open(folder)
-    return _finish(found.folder, found.scores, found.manifest, load_edits(found.manifest["config"]["edits"]))
+    return _finish(found.folder, found.scores, found.manifest, edits_of_run(found.manifest, edits))
 
 
 def _finish(

@@ -125,7 +125,7 @@ def test_everything_wrong_is_told_at_once_with_file_line_field_value_and_remedy(
     ("name", "text", "message"),
     [
         ("e.yaml", "edits:\n- id: [a] cat\n", "line 2: not YAML.*wants quotes"),
-        ("e.yaml", "edits: []\0\n", "not YAML"),
+        ("e.yaml", "edits: []\0\n", "line 1: cannot be read: the byte 0x00 at place 9"),
         ("e.yaml", "", "holds no edits"),
         ("e.yaml", "edits: none\n", "line 1: edits is no list"),
         ("e.yaml", "edit: []\n", "line 1: unknown key 'edit'; did you mean 'edits'"),

@@ -146,7 +146,7 @@ def test_what_is_no_list_and_a_folder_in_use_are_user_errors(tmp_path):
         path.write_text(text)
         with pytest.raises(UserError, match=message):
             import_edits("riebench", path, tmp_path / "out")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="absent.json does not exist"):
         import_edits("riebench", tmp_path / "absent.json", tmp_path / "out")
     with pytest.raises(UserError, match="no category from 1 to 9"):
         import_edits("riebench", published(tmp_path, item(kind="x")), tmp_path / "out")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
 import math
 import pickle
+import re
 import shutil
 from dataclasses import replace
 
@@ -24,7 +26,8 @@ from riebench.core.errors import UserError
 from riebench.core.files import MARKER
 from riebench.core.scores import COLUMNS, Score, describe_scores, scores_of
 from riebench.edits.edit import CATEGORY_NAMES, Edit, set_sha256, write_edits
-from riebench.leaderboard import entry_folders, read_entries, read_entry, submit, validate
+from riebench.leaderboard import entry_folders, read_entries, read_entry, render_site, submit, validate
+from riebench.leaderboard.packing import picture_problems
 
 BLOCKS = ("down.2.1", "up.0.1")
 EVERY = "+".join(BLOCKS)
@@ -442,6 +445,118 @@ def test_a_pickle_in_place_of_the_scores_is_not_opened(entry, tmp_path):
     (folder / "scores.parquet").write_bytes(pickle.dumps(Trap()))
     assert any("cannot be read" in problem for problem in validate(folder))
     assert not (tmp_path / "trapped").exists()
+
+
+def saved(picture, *more, **how):
+    file = io.BytesIO()
+    picture.save(file, **how, **({"save_all": True, "append_images": more} if more else {}))
+    return file.getvalue()
+
+
+SMALL = Image.new("RGB", (8, 8))
+NO_PICTURES = {
+    "no bytes": (b"", "cannot identify"),
+    "words": (b"not a picture", "cannot identify"),
+    "a page": (b"<html><script>alert(1)</script></html>", "cannot identify"),
+    "cut short": (saved(Image.effect_noise((256, 256), 9), format="PNG")[:-5000], "cannot be read"),
+    "another kind": (saved(SMALL, format="JPEG"), "it is a JPEG file"),
+    "an animation": (saved(SMALL, Image.new("RGB", (8, 8), "red"), format="PNG"), "several pictures"),
+    "too large": (saved(Image.new("RGB", (257, 8)), format="PNG"), "257 x 8 pixels, where 256 x 256 are allowed"),
+    "a bomb": (saved(Image.new("1", (30_000, 30_000)), format="PNG"), "cannot be read"),
+    "another size": (saved(Image.new("RGB", (8, 9)), format="PNG"), "are of several sizes: .* 8 x 9"),
+}
+
+
+@pytest.mark.parametrize(("data", "said"), NO_PICTURES.values(), ids=NO_PICTURES)
+def test_pictures_of_an_entry_are_whole_pictures_of_its_size(entry, tmp_path, data, said):
+    folder = copy(entry, tmp_path)
+    name = "change_pose-edited.png"
+    (folder / "images" / name).write_bytes(data)
+    (problem,) = picture_problems(folder / "images", json.loads((folder / "entry.json").read_text())["images"])
+    assert name in problem and re.search(said, problem)
+
+
+@pytest.mark.slow
+def test_a_page_in_place_of_a_picture_with_its_hash_is_found(entry, tmp_path):
+    folder = copy(entry, tmp_path)
+    file = folder / "images" / "change_pose-edited.png"
+    file.write_bytes(b"<html><script>alert(1)</script></html>")
+    content = json.loads((folder / "entry.json").read_text())
+    content["hashes"]["images"][file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (folder / "entry.json").write_text(json.dumps(content))
+    (problem,) = validate(folder)
+    assert f"{file.name} cannot be read" in problem
+
+
+def link_to_picture(folder, outside):
+    (folder / "images" / "change_pose-edited.png").rename(outside / "a.png")
+    (folder / "images" / "change_pose-edited.png").symlink_to(outside / "a.png")
+
+
+def link_to_pictures(folder, outside):
+    (folder / "images").rename(outside / "images")
+    (folder / "images").symlink_to(outside / "images")
+
+
+def relative_link(folder, outside):
+    (folder / "scores.parquet").rename(outside / "scores.parquet")
+    (folder / "scores.parquet").symlink_to(f"../../{outside.name}/scores.parquet")
+
+
+def link_to_entry(folder, outside):
+    (folder / "entry.json").rename(outside / "entry.json")
+    (folder / "entry.json").symlink_to(outside / "entry.json")
+
+
+def further_link(folder, outside):
+    (folder / "images" / "etc").symlink_to("/etc")
+
+
+def broken_link(folder, outside):
+    (folder / "nothing.png").symlink_to("nowhere")
+
+
+def link_within(folder, outside):
+    (folder / "images" / "change_pose-edited.png").unlink()
+    (folder / "images" / "change_pose-edited.png").symlink_to("change_pose-original.png")
+
+
+LINKS = (link_to_picture, link_to_pictures, relative_link, link_to_entry, further_link, broken_link, link_within)
+
+
+@pytest.mark.parametrize("link", LINKS, ids=lambda link: link.__name__)
+def test_no_file_of_an_entry_is_a_link(entry, tmp_path, link):
+    folder, outside = copy(entry, tmp_path), tmp_path / "outside"
+    outside.mkdir()
+    link(folder, outside)
+    problems = validate(folder)
+    assert any("is a link" in problem for problem in problems)
+    site = tmp_path / "site"
+    if link in (relative_link, link_to_entry):
+        with pytest.raises(UserError, match="is a link"):
+            read_entry(folder).scores  # noqa: B018
+    else:
+        render_site(tmp_path / "tinyworld-turbo@1", site)
+        shown = {path.name for path in site.rglob("*.png")}
+        assert ("change_pose-edited.png" in shown) is (link in (further_link, broken_link))
+        assert not any(path.is_symlink() for path in site.rglob("*"))
+
+
+def test_an_entry_may_lie_in_a_linked_folder(entry, tmp_path):
+    (tmp_path / "linked").symlink_to(entry.parent)
+    assert read_entry(tmp_path / "linked" / entry.name).scores.equals(read_entry(entry).scores)
+
+
+@pytest.mark.parametrize(
+    "name", ["../entry.json", "/etc/passwd", "..", "a/b.png", "a\\b.png", "a.png\n", "\u202eg.png"]
+)
+def test_no_file_of_an_entry_lies_elsewhere_by_its_name(entry, tmp_path, name):
+    def change(content):
+        content["images"][0]["edited"] = name
+        content["hashes"]["images"][name] = "0" * 64
+
+    problems = validate(copy(entry, tmp_path, change))
+    assert len([problem for problem in problems if "does not match" in problem]) == 2
 
 
 def test_entries_are_found_below_a_folder(board, entry, tmp_path):

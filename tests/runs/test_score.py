@@ -1,5 +1,6 @@
 """`riebench score`: the scores of a run, made again from its pictures, are the run's own."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 from PIL import Image
 
 from riebench.analysis.frames import read_scores, write_scores
+from riebench.cli import main
 from riebench.core.errors import UserError
 from riebench.core.scores import METRICS_KEY, describe_scores, scores_of
+from riebench.edits.edit import load_edits, write_edits
 from riebench.metrics import METRICS, default_metrics, describe
 from riebench.runs import rescore as score
 from riebench.runs.config import MethodConfig, RunConfig
@@ -237,3 +240,33 @@ def test_a_metric_of_ones_own_is_scored_like_any_other(folder, monkeypatch):
     red = np.asarray(Image.open(folder / found.loc[3, "image"]))[:, :, 0].mean() / 255
     assert found.loc[3, "redness"] == pytest.approx(red, abs=1e-6)
     assert scores_of(found)[-1].name == "redness" and "redness" not in default_metrics("tinyworld")
+
+
+@pytest.fixture
+def moved(folder, tmp_path):
+    """The run as one of a user's own edits, and where these are."""
+    own = tmp_path / "sets" / "mine.jsonl"
+    own.parent.mkdir()
+    write_edits(load_edits("tinyworld"), own)
+    edit_manifest(folder, lambda manifest: manifest["config"].update(edits=str(own)))
+    return folder, own
+
+
+def test_a_run_of_own_edits_is_scored_from_another_folder(moved, tmp_path, monkeypatch, capsys):
+    folder, own = moved
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["score", "../run", "--metrics", "mse", "--device", "cpu"]) == 0
+    own.rename("mine.jsonl")
+    capsys.readouterr()
+    assert main(["score", "../run", "--metrics", "psnr", "--device", "cpu"]) == 2
+    said = capsys.readouterr().err
+    assert f"no edit set '{own}'" in said and "say with --edits where they are now" in said
+    assert main(["score", "../run", "--metrics", "psnr", "--device", "cpu", "--edits", "mine.jsonl"]) == 0
+    assert {"mse", "psnr"} <= set(read_scores(folder / "scores.parquet").columns)
+
+
+def test_other_edits_than_those_of_the_run_are_refused(moved, tmp_path):
+    folder, own = moved
+    write_edits([dataclasses.replace(edit, edited_prompt="a hat") for edit in load_edits("tinyworld")], own)
+    refused(folder, "other edits than those of the same ids")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from riebench.core.errors import UserError
+from riebench.core.text import parse_json, read_text
 from riebench.edits.edit import CATEGORIES, Edit, strip_marks
 from riebench.edits.files import Problem
 from riebench.edits.phrases import parse_phrase
@@ -45,20 +45,14 @@ def read_list(path: Path, kind: type[L], what: str) -> L:
     """Returns the JSON list or object in a file. kind: which of the two. Raises `UserError` where it holds something
     else, or a key twice."""
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
-    except (OSError, ValueError) as error:
+        value = parse_json(read_text(path))
+    except UserError:
+        raise
+    except ValueError as error:
         raise UserError(f"{path} cannot be read as JSON: {error}", remedy=f"give {what}") from error
     if not isinstance(value, kind):
         raise UserError(f"{path} holds a {type(value).__name__}", remedy=f"give {what}")
     return value
-
-
-def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        repeated = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {repeated!r} stands twice in one object")
-    return found
 
 
 def import_items(
