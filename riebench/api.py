@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -88,6 +88,7 @@ def run(
     """
     named = [item for item in methods if isinstance(item, str | Mapping | MethodConfig)]
     own = [item for item in methods if not isinstance(item, str | Mapping | MethodConfig)]
+    configure: Callable[..., RunConfig]
     if isinstance(config, RunConfig):
         configure, name = partial(dataclasses.replace, config), "custom"
     elif isinstance(config, Mapping):
