@@ -111,12 +111,7 @@ def mask_pixels(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     have, if known. Raises `UserError` for a file that cannot be read (`decoded`), for another size, for a mask without
     a pixel, and where colours and alpha channel have a shape each.
     """
-    image = decoded(path, "check the path and the file", what="the mask")
-    if size is not None and (image.height, image.width) != size:
-        raise UserError(
-            f"the mask {path} has {image.width} x {image.height} px, its image {size[1]} x {size[0]} px",
-            remedy="give a mask of the image's size",
-        )
+    image = decoded(path, "check the path and the file", what="the mask", size=size)
     light, solid = _light(path, image), _solid(image)
     mask = light
     if solid is not None and not solid.all():

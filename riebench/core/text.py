@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from riebench.core.errors import UserError
+from riebench.core.json_text import json_text
 
 MOST_CHARACTERS = 2**28  # of a file that is read whole
 LONGEST_LINE = 2**24  # characters
@@ -78,7 +79,7 @@ def refuse_half_characters(value: Any) -> None:
     """Raises `ValueError` where text in plain values, as JSON and YAML give them, holds a lone surrogate: half a
     character, which no file can hold."""
     try:
-        json.dumps(value, ensure_ascii=False, default=str).encode()
+        json_text(value, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:
         half = error.object[error.start]
         raise ValueError(f"it holds half a character, {half!r}") from None

@@ -109,7 +109,7 @@ REFUSED = {
     "no picture": (b"no picture", r"mask\.png cannot be read: cannot identify"),
     "nothing": (b"", r"mask\.png cannot be read: cannot identify"),
     "a bomb": (claiming(60_000, 60_000), r"mask\.png cannot be read: Image size .3600000000 pixels. exceeds"),
-    "a small bomb": (claiming(9_000, 9_000), r"mask\.png has 9000 x 9000 px, more than any image"),
+    "a small bomb": (claiming(9_000, 9_000), r"mask\.png cannot be read: it has 9000 x 9000 pixels"),
     "a folder": (None, r"mask\.png cannot be read: Is a directory"),
 }  # fmt: skip
 
