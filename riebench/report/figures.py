@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from riebench.analysis.statistics import Interval
+from riebench.analysis.verdicts import ONE_EDIT
 from riebench.core.axes import ticks
 from riebench.report.markup import interval, number
 
@@ -71,7 +72,7 @@ class Box:
 
 def heat_picture(title: str, columns: Sequence[str], rows: Sequence[HeatRow], remark_title: str) -> Markup:
     """Draws a table of coloured cells with means and intervals; a colour's depth is the mean over the largest size."""
-    left, cell_width, cell_height, top, right = 150, 124, 42, 30, 130
+    left, cell_width, cell_height, top, right = 150, 124, 42, 30, 160
     width, height = left + cell_width * len(columns) + right, top + cell_height * len(rows) + 4
     largest = max((abs(cell.mean) for row in rows for cell in row.cells if cell), default=0.0) or 1.0
     parts = [
@@ -95,7 +96,7 @@ def heat_picture(title: str, columns: Sequence[str], rows: Sequence[HeatRow], re
                     element("rect", class_="cell", **place),
                     element("rect", class_="loss" if cell.mean < 0 else "gain", fill_opacity=depth, **place),
                     _text(x + cell_width / 2, y + 18, number(cell.mean, signed=True), "middle", "mean"),
-                    _text(x + cell_width / 2, y + 33, f"{number(cell.low)} to {number(cell.high)}", "middle", "range"),
+                    _text(x + cell_width / 2, y + 33, _range(cell), "middle", "range"),
                 )
             )
         if row.marked is not None:
@@ -115,8 +116,8 @@ def trade_off(title: str, x_label: str, y_label: str, points: Sequence[Point], c
     width, height = 1000, 540
     plot = Box(64, 16, width - 20, height - 52)
     reaching = [p for p in points if not p.small]
-    xs = [v for p in points for v in ((p.x.mean,) if p.small else (p.x.low, p.x.high))] + [0.0]
-    ys = [v for p in points for v in ((p.y.mean,) if p.small else (p.y.low, p.y.high))] + [0.0]
+    xs = [v for p in points for v, _ in (_ends(p)[:1] if p.small else _ends(p))] + [0.0]
+    ys = [v for p in points for _, v in (_ends(p)[:1] if p.small else _ends(p))] + [0.0]
     xs += [x for curve in curves for x, _ in curve.points]
     ys += [y for curve in curves for _, y in curve.points]
     x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
@@ -193,8 +194,16 @@ def place_labels(
 
 
 def _ends(point: Point) -> tuple[tuple[float, float], ...]:
-    """Returns (x, y) of the point's mean and of the lower and upper ends of its intervals."""
-    return (point.x.mean, point.y.mean), (point.x.low, point.y.low), (point.x.high, point.y.high)
+    """Returns (x, y) of the point's mean and of the lower and upper ends of its intervals, the mean where it has
+    none."""
+    (x, *of_x), (y, *of_y) = (
+        (one.mean, *(one.mean if end is None else end for end in (one.low, one.high))) for one in (point.x, point.y)
+    )
+    return (x, y), *zip(of_x, of_y, strict=True)
+
+
+def _range(interval: Interval) -> str:
+    return ONE_EDIT if interval.low is None else f"{number(interval.low)} to {number(interval.high)}"
 
 
 def _tick(value: float, marks: Sequence[float]) -> str:
