@@ -4,9 +4,10 @@
 
 The same cases, settings and scores are done by `benchmarks/naive_loop.py` and by the engine, each in a process of its
 own, with all cores that are free; clocks start when the networks are loaded and stop when every result is had (the
-engine's on disk). Equal scores are the precondition: the oracle's exactly, CLIP and LPIPS within 1e-3, and directional
-CLIP within 0.02, because it divides by the length of what may be a very short change. The engine is then timed on once,
-twice and four times the edits, and the settings.
+engine's on disk). Equal scores are the precondition, and the exit status is 1 where they are not: the oracle's exactly,
+CLIP and LPIPS within 1e-3, directional CLIP within 0.02, because it divides by the length of what may be a very short
+change, and edit efficiency within 0.1, withheld in both or at an LPIPS within 1e-4 of the least that it is divided by.
+The engine is then timed on once, twice and four times the edits, and the settings.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 
 from riebench.backbones.table import BACKBONES
 from riebench.core.json_text import json_text
+from riebench.core.scores import LEAST_COST
 from riebench.core.threads import usable_cores
 from riebench.edits.edit import Edit, load_edits
 from riebench.metrics import default_metrics
@@ -45,6 +46,7 @@ TOLERANCE = {
     "oracle_success": 0.0,
     "oracle_preservation": 0.0,
 }
+EDGE = 1e-4  # of LPIPS: so near to `LEAST_COST` efficiency may be withheld in one of two
 CASES, TIMES = 16, (1, 2, 4)
 
 
@@ -140,6 +142,7 @@ def compare(backbone: str, cases: int, folder: Path) -> dict:
         "backbone": backbone,
         "equal": all(value <= TOLERANCE.get(name, 1e-3) for name, value in differences.items()),
         "largest_differences": differences,
+        "efficiency_withheld": withheld(Path(edits[0]["rows"])),
         "naive": peer,
         "engine": edits[0],
         "ratio": edits[0]["results_per_second"] / peer["results_per_second"],
@@ -156,9 +159,18 @@ def differ(one: Path, other: Path) -> dict[str, float]:
         return dict.fromkeys(default_metrics("tinyworld"), float("inf"))
     found = {}
     for name in default_metrics("tinyworld"):
-        same = (a[name].isna() == b[name].isna()).all()
-        found[name] = float(np.nanmax((a[name] - b[name]).abs())) if same else float("inf")
+        alone = a[name].isna() != b[name].isna()
+        if name == "edit_efficiency":
+            alone &= ((a["lpips_original"] - LEAST_COST).abs() > EDGE) | (
+                (b["lpips_original"] - LEAST_COST).abs() > EDGE
+            )
+        found[name] = float("inf") if alone.any() else float((a[name] - b[name]).abs().fillna(0).max())
     return found
+
+
+def withheld(rows: Path) -> int:
+    """How many results have an LPIPS too small for an efficiency."""
+    return int((pd.read_parquet(rows)["lpips_original"] < LEAST_COST).sum())
 
 
 def describe(found: dict) -> str:
@@ -166,7 +178,7 @@ def describe(found: dict) -> str:
         f"{found['backbone']} on {found['machine']}",
         f"equal scores: {'yes' if found['equal'] else 'NO'} (largest difference "
         + ", ".join(f"{name} {value:.1e}" for name, value in found["largest_differences"].items())
-        + ")",
+        + f"; edit efficiency withheld in {found['efficiency_withheld']})",
         "",
         f"{'':24}{'results':>8}{'seconds':>9}{'a second':>10}{'peak MB':>9}",
     ]

@@ -110,6 +110,7 @@ def aggregate(frame: pd.DataFrame, names: list[str], method: str, category: str 
         "scores": {name: interval(scores_by_edit[name]) for name in names},
         "gains": {name: cell and {**cell, "p_holm": 0.004} for name, cell in gains.items()},
         "seed_spread": {name: 0.01 for name in names},
+        "counted": {},
     }
 
 
@@ -129,13 +130,14 @@ def dominance_table(method: str, seed: int) -> dict:
             "effects": dict.fromkeys(names, blocks),
             "dominant": dict.fromkeys(names, verdict),
             "lead": dict.fromkeys(names, {"mean": worth, "low": worth - 0.01, "high": worth + 0.01}),
+            "edits_needed": dict.fromkeys(names),
         }
 
     return {
         **{"method": method, "strength": 1.0, "window": "all", "estimator": "exact", "subsets": 16},
-        "overall": effects(0.01, "not separable"),
+        "overall": effects(0.01, "not separable: blocks share it"),
         "categories": {
-            name: effects(0.08, "up.0.1") if i % 2 else effects(0.0, "not separable")
+            name: effects(0.08, "up.0.1") if i % 2 else effects(0.0, "not separable: no block has an effect")
             for i, name in enumerate(CATEGORY_NAMES)
             for i, name in enumerate(CATEGORY_NAMES)
         },

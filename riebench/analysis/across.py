@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
-from riebench.analysis.dominance import NOT_SEPARABLE
 from riebench.analysis.summary import load_summary
+from riebench.analysis.verdicts import ONE_EDIT, explanation, names_block, short
 from riebench.core.errors import UserError
 from riebench.core.text_tables import aligned
 
@@ -22,9 +23,11 @@ def dominance_over(summaries: Sequence[tuple[str, dict]]) -> pd.DataFrame:
     blocks.
 
     summaries: a run's name and its summary. The row of all categories together has the category "all".
-    Columns: run, backbone, steps, method, strength, window, category, value, block, share; solo, leave_one_out and
-    shapley, each with `_low` and `_high`; verdict. A category without a valid case has no rows. Raises `UserError`
-    where a summary is none, and where no run measured block effects.
+    Columns: run, backbone, steps, method, strength, window, category, edits, value, block, share; solo, leave_one_out
+    and shapley, each with `_low` and `_high`, empty of a single edit; interval ("95 %", or "one edit" where there is
+    none); verdict; edits_needed. Where efficiency is withheld the verdict says so, and its numbers are empty. A
+    category without a valid case has no rows. Raises `UserError` where a summary is none, and where no run measured
+    block effects.
     """
     rows = []
     for run, summary in ((name, load_summary(summary)) for name, summary in summaries):
@@ -34,11 +37,12 @@ def dominance_over(summaries: Sequence[tuple[str, dict]]) -> pd.DataFrame:
             groups = {**{name: table["categories"][name] for name in summary["categories"]}, ALL: table["overall"]}
             rows += [
                 source
-                | {"category": category, "value": value, "block": block, "share": effects[block]["share"]}
-                | {name + end: effects[block][name][key] for name in EFFECTS for end, key in _ENDS.items()}
-                | {"verdict": group["dominant"][value]}
+                | {"category": category, "edits": group["edits"], "value": value, "block": block}
+                | _numbers(group["effects"].get(value, {}).get(block, {}))
+                | {"interval": ONE_EDIT if group["edits"] == 1 else "95 %", "verdict": verdict}
+                | {"edits_needed": group["edits_needed"].get(value)}
                 for category, group in groups.items()
-                for value, effects in group["effects"].items()
+                for value, verdict in group["dominant"].items()
                 for block in summary["blocks"]
             ]
     if not rows:
@@ -46,15 +50,16 @@ def dominance_over(summaries: Sequence[tuple[str, dict]]) -> pd.DataFrame:
             "none of the runs measured block effects",
             remedy="run a method on the subsets of the blocks (subsets_of)",
         )
-    return pd.DataFrame(rows).astype({"share": float})
+    numbers = ["share", *(name + end for name in EFFECTS for end in _ENDS)]
+    return pd.DataFrame(rows).astype(dict.fromkeys(numbers, float) | {"edits_needed": "Int64"})
 
 
 def verdict_table(effects: pd.DataFrame, value: str = "clip_text_edited") -> str:
     """Returns the verdicts on one value as plain text: a row a category, a column for each backbone, method and window.
 
-    effects: of `dominance_over`. A cell is the block that dominates with its Shapley value, or "not separable"; "-"
-    where the category has no valid case. Strength, steps and run are named where columns are not told apart without.
-    Raises `UserError` where no run has the value.
+    effects: of `dominance_over`. A cell is the block that dominates with its Shapley value, or why none does, which is
+    explained below the table; "-" where the category has no valid case. Strength, steps and run are named where columns
+    are not told apart without. Raises `UserError` where no run has the value.
     """
     of_value = effects[effects["value"] == value]
     if of_value.empty:
@@ -71,10 +76,28 @@ def verdict_table(effects: pd.DataFrame, value: str = "clip_text_edited") -> str
     categories = [name for name in of_value["category"].unique() if name != ALL]
     for category in [*categories, ALL]:
         cells.append([category, *(_cell(column.get(category)) for column in columns)])
-    return "\n".join([f"Dominant block by {value}, with its Shapley value", *aligned(cells)])
+    return "\n".join(
+        [f"Dominant block by {value}, with its Shapley value", *aligned(cells), *_explanation(heads, columns)]
+    )
 
 
 _ENDS = {"": "mean", "_low": "low", "_high": "high"}
+
+
+def _numbers(effects: Mapping[str, Any]) -> dict[str, float | None]:
+    """Returns share and effects of a block, None where they are not known."""
+    ends = {name + end: effects.get(name, {}).get(key) for name in EFFECTS for end, key in _ENDS.items()}
+    return {"share": effects.get("share"), **ends}
+
+
+def _explanation(heads: Sequence[str], columns: Sequence[Mapping[str, pd.DataFrame]]) -> list[str]:
+    """Returns the lines that say what to do where no block is named."""
+    verdicts: dict[str, dict[str, tuple[str, int | None]]] = {head: {} for head in heads}
+    for head, column in zip(heads, columns, strict=True):
+        for category, of_blocks in column.items():
+            verdict, needed = of_blocks[["verdict", "edits_needed"]].iloc[0]
+            verdicts[head][category] = (verdict, None if pd.isna(needed) else int(needed))
+    return explanation(verdicts)
 
 
 def _word(key: str, cell: object) -> str:
@@ -87,6 +110,6 @@ def _cell(of_blocks: pd.DataFrame | None) -> str:
     if of_blocks is None:
         return "-"
     verdict = of_blocks["verdict"].iloc[0]
-    if verdict == NOT_SEPARABLE:
-        return verdict
+    if not names_block(verdict):
+        return short(verdict)
     return f"{verdict} {of_blocks.set_index('block').loc[verdict, 'shapley']:+.3f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,21 +10,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from riebench.analysis.frames import one_of_each, score_tables, settings_of, write_csv
+from riebench.analysis.frames import one_of_each, score_tables, settings_of
 from riebench.analysis.run import Run
 from riebench.analysis.statistics import (
     ValidCases,
     bootstrap_intervals,
     bootstrap_weights,
     edit_means,
+    edits_needed,
     holm,
+    least_edits,
     sign_flip_p,
     valid_cases,
 )
+from riebench.analysis.verdicts import MOST_EDITS, NOT_SEPARABLE, ONE_EDIT, TOO_FEW_EDITS
 from riebench.core.errors import UserError, did_you_mean
-from riebench.core.files import write_json, write_text
 from riebench.core.scores import CASE, NOOP, SETTING, Score, Setting, ids_digest, scores_of
-from riebench.core.text_tables import markdown
 
 #: What is compared where nothing is asked for, as far as the runs have it: of gain and of preservation, the headlines.
 HEADLINES = (
@@ -40,7 +42,7 @@ LEVEL = 0.05
 #: tests, so that with a fixed n a large table could find nothing: 10,000 flips end at 500 tests.
 FLIPS_PER_TEST = round(10 / LEVEL)
 ALL = "all"
-NOT_SEPARABLE, ONE_EDIT, NOT_MEASURED = "not separable", "one edit", "not measured"
+NOT_MEASURED = "not measured"
 ABOVE = {"higher": "better", "lower": "worse", "neither": "higher"}
 BELOW = {"higher": "worse", "lower": "better", "neither": "lower"}
 
@@ -69,28 +71,33 @@ class _Contender:
 def compare_runs(
     folders: Sequence[Path],
     *,
+    methods: Sequence[str] = (),
     against: str = "",
     metrics: Sequence[str] = (),
     resamples: int = 10_000,
     seed: int = 0,
 ) -> dict:
-    """Compares every method on all blocks with one of them, per category and over all, as a JSON-able dict.
+    """Compares methods on all blocks with one of them, per category and over all, as a JSON-able dict.
 
-    against: the label of a method in the table, or as `sae@2`; a name alone is that method at the strength nearest 1;
-    by default the first method of the first run that is no control. metrics: by default `HEADLINES`. A method that two
-    runs have with other results is labelled with its run.
-    All is measured on the cases on which every method succeeded; a case on which a metric is undefined for one of a
-    pair is dropped from that pair (`dropped`). `cells` has the mean difference over edits, with the seeds of an edit
-    averaged, its 95 % interval, and the sign-flip p after Holm over all cells; a verdict other than "not separable" has
-    p of at most `LEVEL`. Raises `UserError` for a run that is not finished, runs that are not of the same edits, seeds,
-    backbone, mode, precision, regions and metrics (where metrics are asked for: of those), naming all differences, for
-    an unknown method or metric, and where no case is valid.
+    methods: names or labels, as `sae` for it at every strength, or `sae@2`; by default all. against: the label of a
+    method in the table, or as `sae@2`; a name alone is that method at the strength nearest 1; by default the first of
+    the methods that is no control, as the runs have them. It is compared with even where `methods` leave it out.
+    metrics: by default `HEADLINES`. A method that two runs have with other results is labelled with its run.
+    All is measured on the cases on which every one of these methods succeeded; a case on which a metric is undefined
+    for one of a pair is dropped from that pair (`dropped`). `cells` has the mean difference over edits, with the seeds
+    of an edit averaged, its 95 % interval, and the sign-flip p after Holm over the cells, of which those that are the
+    same difference on the same edits, as a category and all of a run that has no other, count once (`tests`). Better
+    and worse, higher and lower have p of at most `LEVEL`; of the others `edits_needed` is how many edits would be
+    needed, as `_edits_needed` says. Raises `UserError` for a run that is not finished, runs that are not of the same
+    edits, seeds, backbone, mode, precision, regions and metrics (where metrics are asked for: of those), naming all
+    differences, for an unknown method or metric, and where no case is valid.
     """
     runs = _read_runs(folders)
     _refuse_differences(runs, metrics)
     contenders, frame = _contenders(runs)
     chosen = _choose_metrics(runs[0], metrics)
-    base = _find(contenders, against)
+    contenders, base = _choose_methods(contenders, methods, against)
+    frame = frame[frame["method"].isin([c.label for c in contenders])]
 
     kept = [c for c in contenders if (frame.loc[frame["method"] == c.label, "status"] == "ok").any()]
     if base not in kept:
@@ -106,6 +113,8 @@ def compare_runs(
     backbone, steps, mode = one_of_each(frame)
     frame_valid = frame[pd.MultiIndex.from_frame(frame[CASE]).isin(valid.cases)]
     others, counts = [c for c in kept if c != base], _counts(frame, valid)
+    cells = _cells(frame_valid, list(counts["categories"]), base, others, chosen)
+    tests = _judge(cells, chosen, resamples, seed)
     return {
         "runs": [run.label for run in runs],
         "backbone": backbone,
@@ -114,6 +123,7 @@ def compare_runs(
         "dtype": str(frame["dtype"].iloc[0]),
         "seeds": sorted(int(s) for s in frame["seed"].unique()),
         "edits": int(frame["edit"].nunique()),
+        "asked": list(methods),
         "against": base.label,
         "metrics": [asdict(score) for score in chosen],
         "level": LEVEL,
@@ -122,67 +132,9 @@ def compare_runs(
         "methods": [{"label": c.label, "run": c.run, **c.setting._asdict()} for c in kept],
         "left_out": [{"label": c.label, "reason": _reason(frame, c)} for c in contenders if c not in kept],
         **counts,
-        "cells": _cells(frame_valid, list(counts["categories"]), base, others, chosen, resamples, seed),
+        "tests": tests,
+        "cells": [cell for cell, _, _ in cells],
     }
-
-
-def compare_table(found: dict) -> str:
-    """Returns what `compare_runs` found, as markdown whose columns also line up in a terminal."""
-    metrics = {score["name"]: score for score in found["metrics"]}
-    cells = {(cell["category"], cell["method"], cell["metric"]): cell for cell in found["cells"]}
-    others = list(dict.fromkeys(cell["method"] for cell in found["cells"]))
-    shown = [name for name in metrics if any(cell["metric"] == name for cell in found["cells"])]
-    labels = {name: metrics[name]["label"] for name in shown}
-    titles = {name: f"{labels[name]} ({_direction(metrics[name]['better'])})" for name in shown}
-    overall = found["overall"]
-    parts = [
-        f"## {', '.join(found['runs'])}: every method against `{found['against']}`",
-        f"`{found['backbone']}`, mode {found['mode']}, seeds {', '.join(map(str, found['seeds']))}. "
-        f"{overall['cases']} of {overall['planned']} cases valid under all methods, on {overall['edits']} edits.",
-        f"A difference is the method's mean over edits less that of `{found['against']}` on the same cases. It is "
-        f"separable where its sign-flip p, after Holm over all cells of the comparison, is at most {found['level']:g}.",
-    ]
-    for row in found["left_out"]:
-        parts.append(f"Left out: `{row['label']}` failed on every case ({row['reason']}).")
-    head = ("metric", "method", "mean", "difference", "95 % interval", "p (Holm)", "verdict")
-    lines = [[titles[name], method, *_long_cells(cells[ALL, method, name])] for name in shown for method in others]
-    parts += ["### All categories", markdown([head, *lines], right=(2, 3, 5))]
-    num_tests = sum(cell["p_holm"] is not None for cell in found["cells"])
-    for category, row in found["categories"].items():
-        failed = ", ".join(f"{count} {reason}" for reason, count in row["failed"].items())
-        least_p = 2.0 ** (1 - row["edits"])
-        blind = row["edits"] > 1 and least_p * num_tests > found["level"]
-        few = f" With so few edits, no p is below {least_p:.2g} before Holm." if blind else ""
-        parts += [
-            f"### {category}",
-            f"{row['cases']} of {row['planned']} cases, {row['edits']} {'edit' if row['edits'] == 1 else 'edits'}"
-            f"{f'; not counted: {failed}' if failed else ''}.{few}",
-            markdown(
-                [
-                    ("method", *labels.values()),
-                    *((method, *(_short_cell(cells[category, method, name]) for name in shown)) for method in others),
-                ]
-            ),
-        ]
-    return "\n\n".join(parts) + "\n"
-
-
-def write_compare(found: dict, folder: Path) -> list[Path]:
-    """Writes `compare.json`, `compare.csv` (a row a cell) and `compare.md` into a folder, and returns their paths."""
-    folder = Path(folder)
-    rows = []
-    for cell in found["cells"]:
-        difference = cell["difference"] or {"mean": None, "low": None, "high": None}
-        flat = {key: value for key, value in cell.items() if key not in ("difference", "p_holm", "verdict")}
-        rows.append(
-            flat
-            | {"difference": difference["mean"], "low": difference["low"], "high": difference["high"]}
-            | {"p_holm": cell["p_holm"], "verdict": cell["verdict"]}
-        )
-    write_json(folder / "compare.json", found)
-    write_csv(pd.DataFrame(rows), folder / "compare.csv")
-    write_text(folder / "compare.md", compare_table(found))
-    return [folder / f"compare.{kind}" for kind in ("json", "csv", "md")]
 
 
 def _read_runs(folders: Sequence[Path]) -> list[_Run]:
@@ -292,12 +244,36 @@ def _choose_metrics(run: _Run, metrics: Sequence[str]) -> list[Score]:
                 f"no run has the metric {name!r}{did_you_mean(name, run.scores)}",
                 remedy=f"use {', '.join(run.scores)}, or score the runs with it",
             )
-    return [run.scores[name] for name in metrics or HEADLINES if name in run.scores]
+    return [run.scores[name] for name in dict.fromkeys(metrics or HEADLINES) if name in run.scores]
+
+
+def _choose_methods(
+    contenders: Sequence[_Contender], methods: Sequence[str], against: str
+) -> tuple[list[_Contender], _Contender]:
+    """Returns the contenders that are asked for, and the one that they are compared with, which is among them."""
+    chosen = []
+    for name in methods:
+        found = [
+            c for c in contenders if name in (c.label, c.setting.method, f"{c.setting.method}@{c.setting.strength:g}")
+        ]
+        if not found:
+            labels = [c.label for c in contenders]
+            raise UserError(
+                f"there is no method {name!r}{did_you_mean(name, labels)}", remedy=f"use {', '.join(labels)}"
+            )
+        chosen += found
+    asked = [c for c in contenders if c in chosen or not methods]
+    base = _find(contenders if against else asked, against)
+    asked = [c for c in contenders if c in asked or c == base]
+    if len(asked) < 2:
+        raise UserError(
+            f"there is only one method to compare, {base.label}",
+            remedy="name two, or one and --against, or further runs",
+        )
+    return asked, base
 
 
 def _find(contenders: Sequence[_Contender], against: str) -> _Contender:
-    if len(contenders) < 2:
-        raise UserError("there is only one method to compare", remedy="give a run with several, or several runs")
     first = next((c for c in contenders if c.setting.method not in CONTROLS), contenders[0])
     found = [c for c in contenders if against in (c.label, f"{c.setting.method}@{c.setting.strength:g}")]
     of_method = [c for c in contenders if c.setting.method == (against or first.setting.method)]
@@ -339,17 +315,19 @@ def _counts(frame: pd.DataFrame, valid: ValidCases) -> dict:
     }
 
 
+#: A cell, the edits that it is of, and the difference of each.
+_Measured = tuple[dict, tuple, np.ndarray]
+
+
 def _cells(
     frame: pd.DataFrame,
     categories: Sequence[str],
     base: _Contender,
     others: Sequence[_Contender],
     scores: Sequence[Score],
-    resamples: int,
-    seed: int,
-) -> list[dict]:
-    """Returns a cell for each metric, category and method, with its verdict."""
-    found: list[tuple[dict, np.ndarray]] = []
+) -> list[_Measured]:
+    """Returns a cell for each metric, category and method, without a verdict."""
+    found = []
     for score, table in score_tables(frame, [score.name for score in scores]).items():
         in_category = table.index.get_level_values("category")
         for category in (ALL, *categories):
@@ -357,15 +335,12 @@ def _cells(
             for other in others:
                 pair = of_category[[_placed(other), _placed(base)]]
                 both = pair.dropna()
-                by_edit = edit_means(both).to_numpy()
+                means = edit_means(both)
+                by_edit = means.to_numpy()
                 about = {"metric": score, "category": category, "method": other.label, "against": base.label}
-                found.append((about | _counted(len(pair), len(both), by_edit), by_edit[:, 0] - by_edit[:, 1]))
-    _judge([(cell, column) for cell, column in found if len(column) > 1], scores, resamples, seed)
-    for cell, column in found:
-        if len(column) == 1:
-            cell["difference"] = {"mean": float(column[0]), "low": None, "high": None}
-            cell["verdict"] = ONE_EDIT
-    return [cell for cell, _ in found]
+                cell = about | _counted(len(pair), len(both), by_edit)
+                found.append((cell, tuple(means.index), by_edit[:, 0] - by_edit[:, 1]))
+    return found
 
 
 def _counted(of_all: int, num_cases: int, by_edit: np.ndarray) -> dict:
@@ -381,53 +356,57 @@ def _counted(of_all: int, num_cases: int, by_edit: np.ndarray) -> dict:
         "difference": None,
         "p_holm": None,
         "verdict": NOT_MEASURED,
+        "edits_needed": None,
     }
 
 
-def _judge(cells: Sequence[tuple[dict, np.ndarray]], scores: Sequence[Score], resamples: int, seed: int) -> None:
-    """Gives each cell its interval, its p after Holm over all of them, and its verdict, from its differences by edit.
+def _judge(cells: Sequence[_Measured], scores: Sequence[Score], resamples: int, seed: int) -> int:
+    """Gives each cell its interval, its p after Holm, its verdict and the edits that it needs, and returns the number
+    of tests: cells of one metric and method on the same edits are one.
 
     Resamples depend on the seed and on the number of edits alone, so an interval is the same whatever else is compared;
     cells of as many edits are computed together.
     """
     better = {score.name: score.better for score in scores}
-    tested = []
-    for num_edits in sorted({len(column) for _, column in cells}):
-        group = [(cell, column) for cell, column in cells if len(column) == num_edits]
-        differences_ek = np.column_stack([column for _, column in group])
+    same: dict[tuple, list[tuple[dict, np.ndarray]]] = {}
+    for cell, edits, column in cells:
+        if len(column):
+            same.setdefault((cell["metric"], cell["method"], edits), []).append((cell, column))
+    tests = [[cell for cell, _ in alike] for alike in same.values() if len(alike[0][1]) > 1]
+    columns = [alike[0][1] for alike in same.values() if len(alike[0][1]) > 1]
+    p_values = np.empty(len(tests))
+    for num_edits in sorted({len(column) for column in columns}):
+        places = [i for i, column in enumerate(columns) if len(column) == num_edits]
+        differences_ek = np.column_stack([columns[i] for i in places])
         weights_re = bootstrap_weights(num_edits, resamples, np.random.default_rng(seed))
-        p_values = sign_flip_p(differences_ek, FLIPS_PER_TEST * len(cells), np.random.default_rng(seed))
-        intervals = bootstrap_intervals(differences_ek, weights_re)
-        for (cell, _), interval, p in zip(group, intervals, p_values, strict=True):
-            cell["difference"] = asdict(interval)
-            tested.append((cell, p))
-    for (cell, _), p in zip(tested, holm(np.array([p for _, p in tested])), strict=True):
-        words = ABOVE if cell["difference"]["mean"] > 0 else BELOW
-        cell["p_holm"] = float(p)
-        cell["verdict"] = words[better[cell["metric"]]] if p <= LEVEL else NOT_SEPARABLE
+        p_values[places] = sign_flip_p(differences_ek, FLIPS_PER_TEST * len(tests), np.random.default_rng(seed))
+        for i, interval in zip(places, bootstrap_intervals(differences_ek, weights_re), strict=True):
+            for cell in tests[i]:
+                cell["difference"] = asdict(interval)
+    level = LEVEL / max(len(tests), 1)
+    for alike, column, p in zip(tests, columns, holm(p_values), strict=True):
+        for cell in alike:
+            words = ABOVE if cell["difference"]["mean"] > 0 else BELOW
+            cell["p_holm"] = float(p)
+            if p <= LEVEL:
+                cell["verdict"] = words[better[cell["metric"]]]
+            else:
+                cell["verdict"] = TOO_FEW_EDITS if len(column) < least_edits(level) else NOT_SEPARABLE
+                cell["edits_needed"] = _edits_needed(column, level)
+    for cell, column in (one for alike in same.values() for one in alike if len(one[1]) == 1):
+        cell["difference"] = {"mean": float(column[0]), "low": None, "high": None}
+        cell |= {"verdict": ONE_EDIT, "edits_needed": least_edits(level)}
+    return len(tests)
 
 
-def _direction(better: str) -> str:
-    return "no direction" if better == "neither" else f"{better} is better"
+def _edits_needed(difference_e: np.ndarray, level: float) -> int | None:
+    """Returns how many edits would be needed to tell a difference from zero, if its mean and spread stay as they are.
 
-
-def _long_cells(cell: dict) -> list[str]:
-    difference = cell["difference"]
-    if difference is None:
-        return ["-", "-", "-", "-", cell["verdict"]]
-    mean, low, high = difference["mean"], difference["low"], difference["high"]
-    dropped = f"; undefined on {cell['dropped']} cases" if cell["dropped"] else ""
-    return [
-        f"{cell['mean']:.4f}",
-        f"{mean:+.4f}",
-        "-" if low is None else f"[{low:+.4f}, {high:+.4f}]",
-        "-" if cell["p_holm"] is None else f"{cell['p_holm']:.4f}",
-        cell["verdict"] + dropped,
-    ]
-
-
-def _short_cell(cell: dict) -> str:
-    if cell["difference"] is None:
-        return cell["verdict"]
-    dropped = f" ({cell['dropped']} undefined)" if cell["dropped"] else ""
-    return f"{cell['difference']['mean']:+.4f} {cell['verdict']}{dropped}"
+    level: `LEVEL` over the number of tests, which is what Holm asks of the least p. The number is that of 80 % power
+    (`edits_needed`), but no less than those with which the exact sign-flip test can reach the level (`least_edits`),
+    and more than there are. None where it is beyond `MOST_EDITS`.
+    """
+    by_power = edits_needed(float(difference_e.mean()), float(difference_e.std(ddof=1)), level)
+    if by_power > MOST_EDITS:
+        return None
+    return max(len(difference_e) + 1, least_edits(level), math.ceil(by_power))

@@ -5,6 +5,7 @@ v(S) is the value of intervening on the blocks S less that of intervening on non
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -13,13 +14,11 @@ import pandas as pd
 
 from riebench.analysis.coalitions import Coalitions, coalitions_of, subset_mask
 from riebench.analysis.frames import feature_counts
-from riebench.analysis.statistics import Interval, edit_means, intervals
-from riebench.core.scores import CASE, NOOP, SETTING, Setting
+from riebench.analysis.statistics import Interval, deviation_of, edit_means, edits_needed, intervals
+from riebench.analysis.verdicts import MIN_EDITS, MOST_EDITS, SHARED, TOO_FEW, verdict_of, withheld_verdict
+from riebench.core.scores import CASE, LEAST_COST, NOOP, SETTING, Setting
 
-NOT_SEPARABLE = "not separable"
-
-#: With n edits, the least two-sided p of a paired sign test is 2^(1 - n): below six edits it cannot reach 5 %.
-MIN_EDITS = 6
+LEVEL = 0.95  # of every interval
 
 #: The scores whose gain over no intervention is shared out among the blocks, where a run has them.
 GAIN, COST = "clip_text_edited", "lpips_original"
@@ -57,10 +56,14 @@ class BlockEffects:
 class Dominance:
     effects: dict[str, BlockEffects]
     verdict: str
-    """A block's name, or "not separable"."""
+    """A block's name, or why none is named, as `verdicts.verdict_of` says."""
 
     lead: Interval | None
     """Shapley value of the first block less that of the second; None where there is one block."""
+
+    edits_needed: int | None
+    """The number of edits with which there would be a verdict, where more would do; None also where that is beyond
+    `verdicts.MOST_EDITS`."""
 
 
 def games_of(frame: pd.DataFrame, blocks: Sequence[str], first: Sequence[str] = ()) -> list[Game]:
@@ -98,8 +101,14 @@ def efficiency(gains: np.ndarray, costs: np.ndarray) -> np.ndarray:
     """Returns the mean edit gain for a unit of mean preservation cost; 0 where the cost is 0, as on the empty subset.
 
     A ratio of means, not a mean of ratios: a case that hardly changes has an LPIPS near 0, and its own ratio explodes.
+    So does that of means, where a subset of the blocks hardly changes any case: `too_small` says which.
     """
     return np.divide(gains, costs, out=np.zeros_like(gains), where=costs > 0)
+
+
+def too_small(costs_m: np.ndarray) -> int:
+    """Returns how many subsets but the empty one have a mean preservation cost below `LEAST_COST`, `[masks]`."""
+    return int((costs_m[1:] < LEAST_COST).sum())
 
 
 def dominance(values_wm: np.ndarray, coalitions: Coalitions, blocks: Sequence[str], num_edits: int) -> Dominance:
@@ -107,21 +116,38 @@ def dominance(values_wm: np.ndarray, coalitions: Coalitions, blocks: Sequence[st
     `[weighings, masks]`.
 
     Blocks are ranked by Shapley value. The first is the verdict where its own 95 % interval lies above zero, that of
-    its lead over the second does too, and there are at least `MIN_EDITS` edits; otherwise it is "not separable". Of a
-    cost the verdict thus names the block that costs most.
+    its lead over the second does too, and there are at least `MIN_EDITS` edits; otherwise it says why not. Of a cost
+    the verdict thus names the block that costs most.
     """
     of_each = [values_wm @ weights for weights in (coalitions.solo, coalitions.leave_one_out, coalitions.shapley)]
     found = intervals(np.hstack(of_each).T, num_edits)
     solo, left_out, shapley = (found[start : start + len(blocks)] for start in range(0, len(found), len(blocks)))
     effects = {block: BlockEffects(*row) for block, *row in zip(blocks, solo, left_out, shapley, strict=True)}
-    if len(blocks) == 1:
-        return Dominance(effects, NOT_SEPARABLE, None)
-
     shapley_wb = of_each[-1]
+    wide = intervals(shapley_wb.T, num_edits, level=1 - (1 - LEVEL) / len(blocks))
+    if len(blocks) == 1:
+        return Dominance(effects, verdict_of(shapley, None, wide, 0, num_edits), None, None)
+
     first, second = np.argsort(-shapley_wb[0], kind="stable")[:2]
-    (lead,) = intervals((shapley_wb[:, first] - shapley_wb[:, second])[None], num_edits)
-    separable = num_edits >= MIN_EDITS and lead.low > 0 and shapley[first].low > 0
-    return Dominance(effects, blocks[first] if separable else NOT_SEPARABLE, lead)
+    lead_w = shapley_wb[:, first] - shapley_wb[:, second]
+    (lead,) = intervals(lead_w[None], num_edits)
+    verdict = verdict_of(shapley, lead, wide, first, num_edits) or blocks[first]
+    decisive = {TOO_FEW: (lead_w, shapley_wb[:, second]), SHARED: (lead_w,)}.get(verdict, ())
+    return Dominance(effects, verdict, lead, _edits_needed(decisive, num_edits))
+
+
+def _edits_needed(decisive: Sequence[np.ndarray], num_edits: int) -> int | None:
+    """Returns the number of edits with which the first of some statistics is likely to differ from zero.
+
+    decisive: each under the rows of `edit_weights`, as of `edits_needed`; with less than `MIN_EDITS` edits that number
+    comes first. None where there is none, or it is beyond `MOST_EDITS`.
+    """
+    if not decisive:
+        return None
+    if num_edits < MIN_EDITS:
+        return MIN_EDITS
+    needed = min(edits_needed(float(of_w[0]), deviation_of(of_w, num_edits)) for of_w in decisive)
+    return None if needed > MOST_EDITS else max(num_edits + 1, math.ceil(needed))
 
 
 def selected_shares(frame: pd.DataFrame, setting: Setting, blocks: Sequence[str]) -> pd.DataFrame:
@@ -142,11 +168,12 @@ def dominance_table(
     groups: Mapping[str, pd.MultiIndex],
     edit_weights: Callable[[int], np.ndarray],
 ) -> dict[str, dict]:
-    """Returns the name of each group of cases -> `edits`, `cases`, and by value `effects`, the verdict (`dominant`) and
-    the `lead`.
+    """Returns the name of each group of cases -> `edits`, `cases`, and by value `effects`, the verdict (`dominant`),
+    the `lead`, and the edits that a verdict needs (`edits_needed`).
 
     tables: of `score_tables`. edit_weights: number of edits -> `statistics.edit_weights`. The
-    values are those of `SCORED` that there are, and `efficiency`. A value that no case of a group has is not there.
+    values are those of `SCORED` that there are, and `efficiency`. A value that no case of a group has is not there;
+    efficiency that some subset costs too little for has a verdict that says so, and no effects.
     """
     scored = [name for name in SCORED if name in tables and frame[name].notna().any()]
     gains = {name: subset_gains(tables[name], game) for name in scored}
@@ -164,15 +191,19 @@ def _effects(
 ) -> dict:
     means = {value: edit_means(table[table.index.isin(cases)]).to_numpy() for value, table in gains.items()}
     values = {value: edit_weights(len(values_em)) @ values_em for value, values_em in means.items() if len(values_em)}
-    if values:
+    small = too_small(values[COST][0]) if values else 0
+    if values and not small:
         values[EFFICIENCY] = efficiency(values[GAIN], values[COST])
     of_edits = edit_means(shares[shares.index.isin(cases)]).mean()
     share = {block: None if pd.isna(of_edits[block]) else float(of_edits[block]) for block in blocks}
     row: dict = {"edits": cases.droplevel("seed").nunique(), "cases": len(cases)}
-    row |= {"effects": {}, "dominant": {}, "lead": {}}
+    row |= {"effects": {}, "dominant": {}, "lead": {}, "edits_needed": {}}
     for value, values_wm in values.items():
         result = dominance(values_wm, game.coalitions, blocks, len(means.get(value, means[GAIN])))
         row["effects"][value] = {block: {"share": share[block], **asdict(e)} for block, e in result.effects.items()}
         row["dominant"][value] = result.verdict
         row["lead"][value] = result.lead and asdict(result.lead)
+        row["edits_needed"][value] = result.edits_needed
+    if small:
+        row["dominant"][EFFICIENCY] = withheld_verdict(small, len(game.settings))
     return row

@@ -71,7 +71,8 @@ def validate_scores(frame: pd.DataFrame, where: str = "the scores") -> pd.DataFr
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
     """Writes a table as CSV, a row a line, whole or not at all; no text in it begins a formula
     (`riebench.core.csv_tables.inert`)."""
-    plain = frame.rename(columns=_inert).apply(lambda column: column.map(_inert))
+    plain = frame.rename(columns=_inert)
+    plain = plain.apply(lambda column: column if pd.api.types.is_numeric_dtype(column) else column.map(_inert))
     write_text(Path(path), plain.to_csv(index=False, lineterminator="\n"))
 
 

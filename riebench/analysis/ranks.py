@@ -63,9 +63,10 @@ def rank_entries(
     """Returns entries of one backbone, ranked by the mean of a metric in its direction, best first.
 
     category: one of the nine, or "all". An entry that has the metric on no case there is not ranked; the others are
-    ranked on the cases on which all of them have it. The seeds of an edit are averaged, and edits are resampled, the
-    same for all entries. Raises `UserError` where the entries are not alike (backbone, mode, or what the metric is
-    computed with), where the metric has no direction, and where no case is common to all.
+    ranked on the cases on which all of them have it, and none is where one or another lacks it on every case. The seeds
+    of an edit are averaged, and edits are resampled, the same for all entries. Raises `UserError` where the entries are
+    not alike (backbone, mode, or what the metric is computed with), where the metric has no direction, and where no
+    case is common to all.
     """
     have = [entry for entry in entries if metric in entry.metrics]
     if not have:
@@ -79,6 +80,8 @@ def rank_entries(
         return []
     table = pd.concat([column for _, column in columns if len(column)], axis=1, join="inner")
     if table.empty:
+        if set.intersection(*(_cases(entry, category) for entry in ranked)):
+            return []  # entries of the same cases, on each of which the metric is withheld for one or another
         raise UserError(
             f"no case of {category!r} has {metric} under all of {', '.join(entry.name for entry in ranked)}",
             remedy="rank entries of the same edits and seeds",
@@ -146,6 +149,12 @@ def _column(entry: Ranked, metric: str, category: str) -> pd.Series:
         at = values.index.names.index("category")
         values = values[values.index.codes[at] == values.index.levels[at].get_indexer([category])[0]]
     return values.dropna()
+
+
+def _cases(entry: Ranked, category: str) -> set[tuple]:
+    """Returns the cases of an entry in a category, whatever metrics they have."""
+    index = entry.values.index
+    return set(index if category == ALL else index[index.get_level_values("category") == category])
 
 
 @lru_cache(maxsize=16)

@@ -6,6 +6,7 @@ is what is resampled.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,11 +23,21 @@ COLUMNS_AT_ONCE, FLIPS_AT_ONCE = 256, 1024  # for which memory is taken
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and the ends of its interval."""
+    """A mean and the ends of its interval, None of a single edit: it has none."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+
+    @property
+    def above_zero(self) -> bool:
+        """Returns whether all of the interval lies above zero."""
+        return self.low is not None and self.low > 0
+
+    @property
+    def below_zero(self) -> bool:
+        """Returns whether all of the interval lies below zero."""
+        return self.high is not None and self.high < 0
 
 
 @dataclass(frozen=True)
@@ -115,12 +126,12 @@ def intervals(statistics_kw: np.ndarray, num_edits: int, level: float = 0.95) ->
     Should Know About the Bootstrap", 2015, section 3.2: the normal quantile z is replaced by sqrt(n / (n - 1)) times
     that of t with n - 1 degrees of freedom, since the spread of resamples of n edits is too small by that much. Both
     corrections vanish as n grows. Both ends are resampled values, so no interval leaves the range that the edits can
-    give. With one edit nothing is known of the spread, and low = mean = high.
+    give. With one edit nothing is known of the spread, and there are no ends.
     """
     statistics_kw = np.asarray(statistics_kw, dtype=float)
     observed_k, left_out_kn = statistics_kw[:, 0], statistics_kw[:, 1 : 1 + num_edits]
     if num_edits == 1:
-        return [Interval(float(value), float(value), float(value)) for value in observed_k]
+        return [Interval(float(value), None, None) for value in observed_k]
     sorted_kr = np.sort(statistics_kw[:, 1 + num_edits :], axis=1)
     num_resamples = sorted_kr.shape[1]
 
@@ -214,6 +225,29 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     adjusted = np.empty_like(p_values)
     adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1.0)
     return adjusted
+
+
+def edits_needed(mean: float, deviation: float, level: float = 0.05, power: float = 0.8) -> float:
+    """Returns the number of edits at which a two-sided test at a level finds a mean over edits with this power, if mean
+    and standard deviation over edits stay what they are: ((z(1 - level / 2) + z(power)) * deviation / mean)^2.
+
+    Of a normal, as in Cohen, "Statistical Power Analysis for the Behavioral Sciences", 1988. Infinite of a mean of 0.
+    """
+    if mean == 0:
+        return math.inf
+    return float(((ndtri(1 - level / 2) + ndtri(power)) * deviation / mean) ** 2)
+
+
+def least_edits(level: float) -> int:
+    """Returns the least number of edits at which the exact sign-flip test can reach a level: its least p is 2^(1 -
+    n)."""
+    return 1 + math.ceil(-math.log2(level) - 1e-9)
+
+
+def deviation_of(statistic_w: np.ndarray, num_edits: int) -> float:
+    """Returns the standard deviation over edits of a statistic's jackknife pseudo-values, from its values under the
+    rows of `edit_weights`; of a mean over edits that is the sample standard deviation of the edits."""
+    return float(statistic_w[1 : 1 + num_edits].std() * (num_edits - 1) * math.sqrt(num_edits / (num_edits - 1)))
 
 
 def seed_spread(table: pd.DataFrame) -> pd.Series:

@@ -15,6 +15,7 @@ from riebench.analysis.frontier import curves, sweeps_of
 from riebench.analysis.methods import method_rows
 from riebench.analysis.statistics import ValidCases, edit_weights, valid_cases
 from riebench.analysis.strengths import chosen_strengths
+from riebench.analysis.verdicts import NO_CASE, ONE_EDIT, explanation, short
 from riebench.core.errors import UserError
 from riebench.core.scores import CASE, NOOP, SETTING, Score, Setting, score_words, scores_of
 from riebench.core.text_tables import aligned
@@ -48,9 +49,6 @@ def summarise(
     traced = {name: curves(of_group, weights) for name, of_group in sweeps.items()}
     chosen = {sweep.method: chosen_strengths(sweep, weights) for sweep in sweeps[OVERALL]}
 
-    def rows_of(cases: pd.MultiIndex) -> list[dict]:
-        return method_rows(tables, cases, kept, weights, np.random.default_rng([seed, len(cases)]))
-
     failures = valid.failures()
     return {
         **dict(zip(("backbone", "steps", "mode"), one_of_each(of.frame), strict=True)),
@@ -60,7 +58,7 @@ def summarise(
         "planned": len(planned),
         "failed": {str(reason): int(count) for reason, count in valid.failed["reason"].value_counts().items()},
         "scores": [score_words(score) for score in of.scores],
-        "values": list(dominance[0]["overall"]["effects"]) if dominance else [],
+        "values": list(dominance[0]["overall"]["dominant"]) if dominance else [],
         "dominance": dominance,
         "overall": _counts(valid.cases, dominance[0]["overall"] if dominance else None),
         "categories": {
@@ -71,8 +69,7 @@ def summarise(
             }
             for category, cases in groups.items()
         },
-        "methods": rows_of(valid.cases),
-        "methods_by_category": {category: rows_of(cases) for category, cases in groups.items()},
+        **_method_tables(of, seed),
         "frontier": {"gain": GAIN, "cost": COST, "overall": traced.pop(OVERALL), "categories": traced},
         "chosen_strengths": {method: found for method, found in chosen.items() if found},
         "left_out": [
@@ -93,6 +90,23 @@ def block_effects(
 ) -> list[dict]:
     """Returns what `summarise` has under `dominance`, without the rest. Raises `UserError` as it does."""
     return _effects(_valid_part(frame, resamples, seed), tuple(blocks), method)
+
+
+def method_tables(frame: pd.DataFrame, *, resamples: int = 10_000, seed: int = 0) -> tuple[dict, dict]:
+    """Returns (what `summarise` has under `methods` and `methods_by_category`, category -> failures), without the rest.
+    Raises `UserError` as it does."""
+    of = _valid_part(frame, resamples, seed)
+    return _method_tables(of, seed), of.valid.failures()
+
+
+def _method_tables(of: _ValidPart, seed: int) -> dict:
+    def rows_of(cases: pd.MultiIndex) -> list[dict]:
+        return method_rows(of.tables, cases, of.kept, of.weights, np.random.default_rng([seed, len(cases)]))
+
+    return {
+        "methods": rows_of(of.valid.cases),
+        "methods_by_category": {category: rows_of(cases) for category, cases in of.groups.items()},
+    }
 
 
 @dataclass(frozen=True)
@@ -156,7 +170,8 @@ def load_summary(summary: dict) -> dict:
 
 
 def block_table(summary: dict) -> str:
-    """Returns the Shapley value of each block for the headline value by category, as plain text of at most 110 columns.
+    """Returns the Shapley value of each block for the headline value by category, as plain text of at most 110 columns,
+    and below it what to do where no block is named.
 
     Intervals are left out where there are too many blocks for that width.
     """
@@ -164,21 +179,23 @@ def block_table(summary: dict) -> str:
         return "Block effects were not measured: they need every subset of the blocks."
     value, blocks, headline = summary["values"][0], summary["blocks"], summary["dominance"][0]
     rows = {**headline["categories"], "all": headline["overall"]}
+    verdicts = {
+        name: (row["dominant"].get(value, NO_CASE), row["edits_needed"].get(value)) for name, row in rows.items()
+    }
 
     def lines(with_intervals: bool) -> list[str]:
         cells = [["category", *blocks, "dominant block"]]
         for name, row in rows.items():
             shapley = [row["effects"][value][block]["shapley"] if value in row["effects"] else None for block in blocks]
-            cells.append(
-                [name, *(_cell(s, with_intervals) for s in shapley), row["dominant"].get(value, "no valid case")]
-            )
+            cells.append([name, *(_cell(s, with_intervals) for s in shapley), short(verdicts[name][0])])
         return aligned(cells, right=range(1, 1 + len(blocks)), gap=" ")
 
     table = lines(with_intervals=True)
     if max(map(len, table)) > TABLE_WIDTH:
         table = lines(with_intervals=False)
     unit = "100 x gain in CLIP cosine with the edited prompt" if value == GAIN else f"100 x {value}"
-    return "\n".join([f"Shapley value of each block, 95 % interval over edits ({unit})", *table])
+    title = f"Shapley value of each block, 95 % interval over edits ({unit})"
+    return "\n".join([title, *table, *explanation({"": verdicts})])
 
 
 def _counts(cases: pd.MultiIndex, effects: dict | None) -> dict:
@@ -194,5 +211,11 @@ def _worst(valid: ValidCases) -> str:
 def _cell(shapley: dict | None, with_interval: bool) -> str:
     if shapley is None:
         return "-"
-    mean, low, high = (100 * shapley[key] for key in ("mean", "low", "high"))
-    return f"{mean:+.1f} [{low:.1f},{high:.1f}]" if with_interval else f"{mean:+.1f}"
+    mean = f"{100 * shapley['mean']:+.1f}"
+    if not with_interval:
+        return mean
+    return (
+        f"{mean} [{100 * shapley['low']:.1f},{100 * shapley['high']:.1f}]"
+        if shapley["low"] is not None
+        else f"{mean} {ONE_EDIT}"
+    )

@@ -65,12 +65,16 @@ def _validate(words: Validate) -> None:
 
 
 def _checked(path: Path) -> Iterator[list[str]]:
-    """Yields what is wrong with each entry in a folder, or with a set of edits."""
+    """Yields what is wrong with each entry in a folder, or with a set of edits. Progress is shown over entries."""
     if any(path.rglob("entry.json")):
+        from riebench.core.progress import Progress
         from riebench.leaderboard import entry_folders, validate
 
-        for one in entry_folders(path):
-            yield [f"{one}: {problem}" for problem in validate(one)]
+        folders = entry_folders(path)
+        with Progress("validating", len(folders), unit="folder") as progress:
+            for done, one in enumerate(folders, start=1):
+                yield [f"{one}: {problem}" for problem in validate(one)]
+                progress.update(done, one.name)
     else:
         from riebench.edits.checks import validate_edits
         from riebench.edits.edit import meant_edits

@@ -204,6 +204,8 @@ class Compare:
 
     runs: tuple[Path, ...] = word(positional=True)
     """Folders of finished runs on the same edits and seeds."""
+    methods: tuple[str, ...] = ()
+    """Only these methods, comma-separated, as sae or dense@2 (default: all)."""
     against: str = ""
     """The method that all others are compared with, as sae or dense@2."""
     metrics: tuple[str, ...] = ()
@@ -218,9 +220,10 @@ class Compare:
 
 def _compare(words: Compare) -> None:
     load_plugins(words.plugin)
-    from riebench.analysis.compare import compare_runs, compare_table, write_compare
+    from riebench.analysis.compare import compare_runs
+    from riebench.analysis.compare_words import compare_table, write_compare
 
-    found = compare_runs(words.runs, against=words.against, metrics=words.metrics)
+    found = compare_runs(words.runs, methods=words.methods, against=words.against, metrics=words.metrics)
     if words.out:
         write_compare(found, words.out)
     print(json_text(found, indent=2) if words.json else compare_table(found))
@@ -310,6 +313,7 @@ VERBS = (
         _compare,
         (
             "riebench compare runs/mine runs/quickstart",
+            "riebench compare runs/mine --methods mine,sae",
             "riebench compare runs/mine --against random --metrics lpips_original --out tables",
         ),
     ),

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NOOP = "noop"
+#: LPIPS below which an image has not changed to speak of. What divides by it is withheld there: one grey level moves a
+#: CLIP cosine by up to 2e-4, and so the quotient by more than 0.1.
+LEAST_COST = 0.002
 CASE = ["category", "edit", "seed"]
 SETTING = ["method", "strength", "blocks"]
 

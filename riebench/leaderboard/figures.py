@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from riebench.analysis.summary import block_effects, summarise
+from riebench.analysis.summary import block_effects, method_tables
 from riebench.core.errors import UserError
 from riebench.core.scores import CASE, NOOP, SETTING, Setting
 from riebench.edits.edit import CATEGORY_NAMES
@@ -27,15 +27,15 @@ def figures_of(frame: pd.DataFrame, setting: Setting, blocks: Sequence[str], res
     """
     rows = _rows(frame, setting)
     whole = rows[rows["blocks"].isin((setting.blocks, ""))]
-    summary = summarise(whole, blocks, method=setting.method, resamples=resamples, seed=seed)
+    tables, failures = method_tables(whole, resamples=resamples, seed=seed)
     own = whole[(whole["method"] == setting.method) & (whole["status"] == "ok")]
     return {
         "aggregates": {
-            "overall": _row(summary["methods"], setting),
-            "categories": {name: _row(of, setting) for name, of in summary["methods_by_category"].items()},
+            "overall": _row(tables["methods"], setting),
+            "categories": {name: _row(of, setting) for name, of in tables["methods_by_category"].items()},
         },
         "dominance": _dominance(rows, setting, blocks, resamples, seed),
-        "failures": {name: of["failed"] for name, of in summary["categories"].items() if of["failed"]},
+        "failures": {name: failures[name] for name in tables["methods_by_category"] if name in failures},
         "cost": {"num_features": _mean(own["num_features"]), "injected_norm": _mean(own["injected_norm"])},
     }
 

@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 from markupsafe import Markup
 
 from riebench.core.errors import UserError
+from riebench.core.scores import LEAST_COST
 from riebench.leaderboard.entries import IMAGES_FOLDER, Entry, linked, read_entries
 from riebench.leaderboard.site_board import COLUMNS, board_of, name_of_board, plots_of, standing
 from riebench.leaderboard.site_entry import ENVIRONMENT, PICTURES, entry_sections
@@ -72,6 +73,7 @@ def _index(boards: Sequence[dict], plots: Sequence[Mapping[str, Markup]]) -> str
         "index.html",
         asset("site/board.js", __package__),
         subtitle=f"{count_of(num_entries, 'entry', 'entries')} on {count_of(len(boards), 'backbone')}.",
+        least_cost=LEAST_COST,
         heads={**FIRST_HEADS, **{column.key: column.label for column in COLUMNS}, **LAST_HEADS},
         boards=boards,
         plots=plots,

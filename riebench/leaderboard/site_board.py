@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from riebench.analysis.ranks import rank_entries
+from riebench.analysis.ranks import Rank, rank_entries
 from riebench.analysis.statistics import Interval
 from riebench.core.scores import NOOP
 from riebench.leaderboard.entries import Entry
@@ -104,18 +104,24 @@ def standing(entry: Entry, board: Mapping) -> str:
     if ranked is None:
         return f"Not ranked by {metric['label']} over all categories."
     _, _, _, rank, lowest, highest = ranked
+    interval = "one edit" if lowest is None else f"95 % interval {lowest} to {highest}"
     return (
-        f"Rank {rank} (95 % interval {lowest} to {highest}) of {count_of(len(board['entries']), 'entry', 'entries')} "
+        f"Rank {rank} ({interval}) of {count_of(len(board['entries']), 'entry', 'entries')} "
         f"on {board['name']} by {metric['label']} over all categories."
     )
 
 
-def _ranked(entries: Sequence[Entry], metric: str, category: str) -> list[list[float] | None]:
+def _ranked(entries: Sequence[Entry], metric: str, category: str) -> list[list[float | None] | None]:
     found = {one.entry.name: one for one in rank_entries(entries, metric, category, resamples=RESAMPLES)}
     return [
-        [*_rounded(one.value), one.rank, one.rank_low, one.rank_high] if (one := found.get(entry.name)) else None
+        [*_rounded(one.value), one.rank, *_ends_of(one)] if (one := found.get(entry.name)) else None
         for entry in entries
     ]
+
+
+def _ends_of(rank: Rank[Entry]) -> tuple[int | None, int | None]:
+    """Returns the ends of a rank's interval; none of a single edit."""
+    return (None, None) if rank.edits == 1 else (rank.rank_low, rank.rank_high)
 
 
 def _listed(entry: Entry, page: str) -> dict:
@@ -148,13 +154,13 @@ def _gain(entry: Entry, row: dict | None) -> Interval | None:
 
 
 def _known(cell: dict | None) -> Interval | None:
-    return interval_of(cell) if cell and None not in (cell["mean"], cell["low"], cell["high"]) else None
+    return interval_of(cell) if cell and cell["mean"] is not None else None
 
 
-def _numbers(column: Column, row: dict | None) -> list[float] | None:
+def _numbers(column: Column, row: dict | None) -> list[float | None] | None:
     value = column.of(row) if row else None
     return _rounded(value) if value else None
 
 
-def _rounded(value: Interval) -> list[float]:
-    return [round(part, DIGITS) for part in (value.mean, value.low, value.high)]
+def _rounded(value: Interval) -> list[float | None]:
+    return [None if part is None else round(part, DIGITS) for part in (value.mean, value.low, value.high)]

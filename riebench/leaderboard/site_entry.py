@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import PackageLoader
 from markupsafe import Markup
 
+from riebench.analysis.verdicts import NO_CASE, explained, short
 from riebench.core.json_text import json_text
 from riebench.leaderboard.entries import Entry
 from riebench.leaderboard.site_words import ALL, category_words, in_order, rows_by_category, web_address
@@ -86,8 +87,11 @@ def _scores(content: dict) -> Markup:
         ("score", "column", "meaning", "network", "source"),
         [(m["label"], m["name"], m["meaning"], m["network"] or "–", m["source"] or "–") for m in metrics.values()],
     )
+    counted = {metrics[name]["label"]: count for name, count in rows[ALL]["counted"].items()}
+    fewer = "; ".join(f"{label} on {count:,}" for label, count in counted.items())
     return (
         headline
+        + (paragraph(f"Of the {rows[ALL]['cases']:,} cases these scores have fewer: {fewer}.") if fewer else Markup())
         + paragraph("Edit gain: CLIP cosine with the edited prompt, less that of the original image.")
         + details("All scores", every)
         + details("What the scores are", wrapped(meanings))
@@ -102,15 +106,28 @@ def _blocks(content: dict) -> Markup:
         f"{effects['method']} at strength {effects['strength']:g}, {effects['estimator']}, {effects['subsets']} subsets"
     )
     parts: list[Markup] = []
-    for value in effects["overall"]["effects"]:
+    for value in effects["overall"]["dominant"]:
         name = VALUES.get(value, value)
         picture = figure(
             _block_chart(effects, value, content["blocks"]),
             f"Shapley value of each block for {name}; {how}; with 95 % intervals over edits. Blue is a positive value, "
             "orange a negative one; an outline marks a block that dominates.",
+            _explanation(effects, value),
         )
         parts.append(details(f"The same for {name}", picture) if parts else picture)
     return Markup().join(parts)
+
+
+def _explanation(effects: dict, value: str) -> Markup:
+    """Returns why no block is named in some categories, and what to do."""
+    rows = {
+        **{category_words(name): row for name, row in effects["categories"].items()},
+        category_words(ALL): effects["overall"],
+    }
+    verdicts = {
+        name: (row["dominant"].get(value, NO_CASE), row["edits_needed"].get(value)) for name, row in rows.items()
+    }
+    return definitions({f"{reason}: {categories}": remedy for reason, categories, remedy in explained(verdicts)})
 
 
 def _block_chart(effects: dict, value: str, blocks: Sequence[str]) -> Markup:
@@ -119,13 +136,13 @@ def _block_chart(effects: dict, value: str, blocks: Sequence[str]) -> Markup:
     groups = {**{name: of_categories[name] for name in in_order(of_categories)}, ALL: effects["overall"]}
     for category, row in groups.items():
         of_blocks = row["effects"].get(value, dict.fromkeys(blocks))
-        verdict = row["dominant"].get(value, "no valid case")
+        verdict = row["dominant"].get(value, NO_CASE)
         rows.append(
             HeatRow(
                 label=category_words(category),
                 cells=tuple(of_blocks[block] and interval_of(of_blocks[block]["shapley"]) for block in blocks),
                 marked=blocks.index(verdict) if verdict in blocks else None,
-                remark=verdict,
+                remark=short(verdict),
             )
         )
     title = f"Shapley value of each block by category: {VALUES.get(value, value)}"

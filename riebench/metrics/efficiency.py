@@ -6,16 +6,15 @@ import math
 
 import numpy as np
 
+from riebench.core.scores import LEAST_COST
 from riebench.metrics.base import ScoreBatch
 from riebench.metrics.clip import prompts
 from riebench.metrics.shared import SharedMetric
 
-LEAST_LPIPS = 1e-4  # below it nothing has changed to speak of, and the quotient would be noise
-
 
 class EditEfficiency(SharedMetric):
     """The gain in the CLIP cosine with the edited prompt, from the original to the intervened image, divided by LPIPS
-    between the two; NaN where LPIPS is below `LEAST_LPIPS`."""
+    between the two; withheld, NaN, where LPIPS is below `LEAST_COST`."""
 
     name, label = "edit_efficiency", "Edit efficiency"
     uses = ("clip", "lpips")
@@ -30,4 +29,4 @@ class EditEfficiency(SharedMetric):
         change_be = clip.images(batch.intervened) - clip.images(batch.original)
         gain = (change_be * clip.texts(prompts(batch, "edited"))).sum(axis=1)
         cost = self.models["lpips"].distance(batch.intervened, batch.original).double().numpy()
-        return np.divide(gain, cost, out=np.full(len(gain), np.nan), where=cost >= LEAST_LPIPS)
+        return np.divide(gain, cost, out=np.full(len(gain), np.nan), where=cost >= LEAST_COST)

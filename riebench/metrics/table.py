@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from riebench.core.errors import UserError
 from riebench.core.registry import Registry
+from riebench.core.scores import LEAST_COST
 from riebench.metrics.base import Metric
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ for _name, _target, _summary in (
     (
         "edit_efficiency",
         "efficiency:EditEfficiency",
-        "gain in the CLIP cosine with the edited prompt, divided by LPIPS to the original image",
+        "gain in the CLIP cosine with the edited prompt, divided by LPIPS to the original image; withheld where that is"
+        f" below {LEAST_COST:g}",
     ),
     ("oracle_success", "oracle:OracleSuccess", "1 where the oracle reads every edited attribute as wanted, else 0"),
     ("oracle_preservation", "oracle:OraclePreservation", "share of the other attributes that read as in the original"),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from riebench.core.files import data_folder
 from riebench.core.keys import digest
+from riebench.core.scores import LEAST_COST
 from riebench.core.versions import code_behind, folder_digest, library_versions, sources_digest
 from riebench.metrics.table import METRICS, split_name
 
@@ -27,4 +28,4 @@ def judge_version(names: Sequence[str], family: str, *, keep_marks: bool = False
     factories = {name: METRICS.get(split_name(name)[0]) for name in names}
     metrics = {name: code_behind(getattr(factory, "func", factory)) for name, factory in factories.items()}  # partial
     found = [folder_digest(path) for path in weights]
-    return digest([family, keep_marks, metrics, sources_digest(rooms), found, library_versions(LIBRARIES)])
+    return digest([family, keep_marks, LEAST_COST, metrics, sources_digest(rooms), found, library_versions(LIBRARIES)])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from markupsafe import Markup
 
-from riebench.analysis.dominance import NOT_SEPARABLE
+from riebench.analysis.verdicts import NO_CASE, explained, names_block, short
 from riebench.report.figures import HeatRow, heat_picture
-from riebench.report.markup import Cell, details, figure, paragraph, table
+from riebench.report.markup import Cell, definitions, details, figure, paragraph, table
 from riebench.report.words import (
     OVERALL,
     VALUES,
@@ -45,20 +47,30 @@ def answer(found: dict, summary: dict) -> str:
     verdicts = {category: row["dominant"].get(headline) for category, row in found["categories"].items()}
     dominant: dict[str, list[str]] = {}
     for category, block in verdicts.items():
-        if block not in (None, NOT_SEPARABLE):
+        if block and names_block(block):
             dominant.setdefault(block, []).append(words(category))
+    rest = " ".join(
+        f"{reason.capitalize()} in {counted}: {remedy}."
+        for reason, counted, remedy in explained(_verdicts(found, headline, found["categories"]))
+    )
     if not dominant:
-        return "By edit gain, no category has one dominant block: the blocks are not separable on these edits."
+        return f"By edit gain, no category has one dominant block. {rest}".strip()
     num_found = sum(map(len, dominant.values()))
     counted = f"{num_found} of {count_of(len(verdicts), 'category', 'categories')}"
     named = "; ".join(f"{block} for {', '.join(categories)}" for block, categories in dominant.items())
-    rest = "" if num_found == len(verdicts) else " In the others the blocks are not separable."
-    return f"By edit gain, one block dominates in {counted}: {named}.{rest}"
+    return f"By edit gain, one block dominates in {counted}: {named}. {rest}".strip()
+
+
+def _verdicts(found: dict, value: str, rows: Mapping[str, dict]) -> dict[str, tuple[str, int | None]]:
+    """Returns category, in words -> its verdict and the edits that it needs."""
+    return {
+        words(name): (row["dominant"].get(value, NO_CASE), row["edits_needed"].get(value)) for name, row in rows.items()
+    }
 
 
 def _of_table(found: dict, summary: dict, place: int) -> Markup:
     """Returns the figure of the headline value, and those of the others in details. place: in the summary's list."""
-    values = [value for value in summary["values"] if any(value in row["effects"] for row in _rows(found).values())]
+    values = [value for value in summary["values"] if any(value in row["dominant"] for row in _rows(found).values())]
     figures = {value: _figure(found, summary, value, place) for value in values}
     return Markup("\n").join(
         picture if i == 0 else details(f"The same for {_value(value)}", picture)
@@ -87,7 +99,8 @@ def _figure(found: dict, summary: dict, value: str, place: int) -> Markup:
         picture,
         f"Shapley value of each block for {_value(value)}, {_sentence(found, summary)}, with 95 % intervals over "
         "edits. Blue is a positive value, orange a negative one; an outline marks a block that dominates.",
-        details(f"Numbers: share, solo, leave-one-out and Shapley for {_value(value)}", numbers),
+        _explanation(found, value)
+        + details(f"Numbers: share, solo, leave-one-out and Shapley for {_value(value)}", numbers),
         file_name=f"blocks-{value}" + (f"-{place + 1}" if place else ""),
     )
 
@@ -97,13 +110,19 @@ def _effect_cells(effect: dict) -> list[Cell]:
 
 
 def _heat_row(category: str, row: dict, value: str, blocks: list[str]) -> HeatRow:
-    effects, verdict = row["effects"].get(value), row["dominant"].get(value, "no valid case")
+    effects, verdict = row["effects"].get(value), row["dominant"].get(value, NO_CASE)
     return HeatRow(
         label=words(category),
         cells=tuple(interval_of(effects[block]["shapley"]) if effects else None for block in blocks),
         marked=blocks.index(verdict) if verdict in blocks else None,
-        remark=verdict,
+        remark=short(verdict),
     )
+
+
+def _explanation(found: dict, value: str) -> Markup:
+    """Returns why no block is named in some categories, and what to do; nothing where one is in each."""
+    reasons = explained(_verdicts(found, value, _rows(found)))
+    return definitions({f"{reason}: {counted}": remedy for reason, counted, remedy in reasons}) if reasons else Markup()
 
 
 def _rows(found: dict) -> dict[str, dict]:

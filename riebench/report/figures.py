@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from riebench.analysis.statistics import Interval
+from riebench.analysis.verdicts import ONE_EDIT
 from riebench.core.axes import ticks
 from riebench.report.markup import interval, number
 
@@ -105,7 +106,7 @@ def heat_picture(title: str, columns: Sequence[str], rows: Sequence[HeatRow], re
 
 
 def _heat(title: str, columns: Sequence[str], rows: Sequence[HeatRow], remark_title: str, *, narrow: bool) -> Markup:
-    left, cell_width, right, above = (0, 112, 0, 22) if narrow else (150, 124, 130, 0)
+    left, cell_width, right, above = (0, 112, 0, 22) if narrow else (150, 124, 160, 0)
     cell_height, top = 42, 30
     end = left + cell_width * len(columns)
     width, height = end + right, top + (above + cell_height) * len(rows) + 4
@@ -133,7 +134,7 @@ def _heat(title: str, columns: Sequence[str], rows: Sequence[HeatRow], remark_ti
                     element("rect", class_="cell", **place),
                     element("rect", class_="loss" if cell.mean < 0 else "gain", fill_opacity=depth, **place),
                     _text(x + cell_width / 2, y + 18, number(cell.mean, signed=True), "middle", "mean"),
-                    _text(x + cell_width / 2, y + 33, f"{number(cell.low)} to {number(cell.high)}", "middle", "range"),
+                    _text(x + cell_width / 2, y + 33, _range(cell), "middle", "range"),
                 )
             )
         if row.marked is not None:
@@ -159,8 +160,8 @@ def trade_off(
     width, height = (468 if narrow else 1000), 540
     plot = Box(64, 16, width - 20, height - 52)
     reaching = [p for p in points if not p.small]
-    xs = [v for p in points for v in ((p.x.mean,) if p.small else (p.x.low, p.x.high))] + [0.0]
-    ys = [v for p in points for v in ((p.y.mean,) if p.small else (p.y.low, p.y.high))] + [0.0]
+    xs = [v for p in points for v, _ in (_ends(p)[:1] if p.small else _ends(p))] + [0.0]
+    ys = [v for p in points for _, v in (_ends(p)[:1] if p.small else _ends(p))] + [0.0]
     xs += [x for curve in curves for x, _ in curve.points]
     ys += [y for curve in curves for _, y in curve.points]
     x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
@@ -265,8 +266,16 @@ def _mark(style: int, x: float, y: float, radius: float, kind: str) -> Markup:
 
 
 def _ends(point: Point) -> tuple[tuple[float, float], ...]:
-    """Returns (x, y) of the point's mean and of the lower and upper ends of its intervals."""
-    return (point.x.mean, point.y.mean), (point.x.low, point.y.low), (point.x.high, point.y.high)
+    """Returns (x, y) of the point's mean and of the lower and upper ends of its intervals, the mean where it has
+    none."""
+    (x, *of_x), (y, *of_y) = (
+        (one.mean, *(one.mean if end is None else end for end in (one.low, one.high))) for one in (point.x, point.y)
+    )
+    return (x, y), *zip(of_x, of_y, strict=True)
+
+
+def _range(interval: Interval) -> str:
+    return ONE_EDIT if interval.low is None else f"{number(interval.low)} to {number(interval.high)}"
 
 
 def _tick(value: float, marks: Sequence[float]) -> str:

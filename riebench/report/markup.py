@@ -9,6 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from riebench.analysis.statistics import Interval
+from riebench.analysis.verdicts import ONE_EDIT
 from riebench.report.rendering import ENVIRONMENT
 
 _MACROS: Any = ENVIRONMENT.get_template("markup.html").module
@@ -84,12 +85,16 @@ def number(value: float | None, signed: bool = False) -> str:
 
 
 def interval(value: Interval | None, signed: bool = False) -> str:
-    """Returns mean and interval: `0.12 [0.10, 0.14]`."""
+    """Returns mean and interval: `0.12 [0.10, 0.14]`, or `0.12 one edit`."""
     if value is None:
         return "–"
+    if value.low is None:
+        return f"{number(value.mean, signed)} {ONE_EDIT}"
     return f"{number(value.mean, signed)} [{number(value.low)}, {number(value.high)}]"
 
 
-def p_value(p: float) -> str:
-    """Returns a p of three decimals, or that it is below the least of them."""
+def p_value(p: float | None) -> str:
+    """Returns a p of three decimals, or that it is below the least of them; an en dash for None."""
+    if p is None:
+        return "–"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -68,6 +68,7 @@ def _panel(name: str, rows: list[dict], summary: dict) -> Markup:
         ),
         details(f"All scores, {name}", _every_score(name, whole, summary, file_name)),
     ]
+    parts += _counted(rows, summary)
     if subsets and name == OVERALL:
         words_of = "The same for subsets of the blocks"
         parts.append(details("Subsets of the blocks", _first_table(words_of, subsets, summary, f"{file_name}-subsets")))
@@ -98,6 +99,23 @@ def _first_table(caption: str, rows: list[dict], summary: dict, file_name: str) 
         *spread,
     )
     return table(caption, head, map(line, rows), sortable=True, file_name=file_name)
+
+
+def _counted(rows: list[dict], summary: dict) -> list[Markup]:
+    """Returns a sentence on the scores that are not counted on every case."""
+    labels = {score["name"]: score["label"] for score in summary["scores"]}
+    found: dict[str, str] = {}
+    for row in rows:
+        for score, count in row["counted"].items():
+            found.setdefault(score, f"{labels[score]} on {count:,}")
+    if not found:
+        return []
+    return [
+        paragraph(
+            f"Of the {count_of(rows[0]['cases'], 'case')} these scores are averaged over those on which all methods "
+            f"have them: {'; '.join(found.values())}. On the others they are undefined or withheld for some method."
+        )
+    ]
 
 
 def _every_score(name: str, rows: list[dict], summary: dict, file_name: str) -> Markup:

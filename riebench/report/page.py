@@ -9,9 +9,10 @@ from types import MappingProxyType
 
 import pandas as pd
 
-from riebench.analysis.dominance import MIN_EDITS
 from riebench.analysis.summary import load_summary
+from riebench.analysis.verdicts import MIN_EDITS
 from riebench.core.files import write_text
+from riebench.core.scores import LEAST_COST
 from riebench.report.blocks import answer, blocks_section
 from riebench.report.methods import methods_section
 from riebench.report.rendering import ENVIRONMENT, asset, content_policy
@@ -65,6 +66,7 @@ def write_report(
         titles=[*results, *request],
         answer=answer(summary["dominance"][0], summary) if summary["dominance"] else "",
         min_edits=MIN_EDITS,
+        least_cost=LEAST_COST,
         request=request,
         results=results,
     )

@@ -49,7 +49,7 @@ def interval_of(cell: Mapping | None) -> Interval | None:
 
 
 def interval_cell(cell: Mapping | None, signed: bool = False) -> Cell:
-    """Returns mean and interval, which sort by the mean."""
+    """Returns mean and interval, which sort by the mean; "one edit" stands in place of an interval of one."""
     if cell is None:
         return Cell("–", None)
     return Cell(interval(interval_of(cell), signed), cell["mean"], cell["low"], cell["high"])

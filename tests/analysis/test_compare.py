@@ -7,12 +7,14 @@ import json
 import math
 import subprocess
 import sys
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from riebench.analysis.compare import compare_runs, compare_table, write_compare
+from riebench.analysis.compare import compare_runs
+from riebench.analysis.compare_words import compare_table, write_compare
 from riebench.analysis.frames import write_scores
 from riebench.core.errors import UserError
 from riebench.core.files import MARKER
@@ -122,14 +124,13 @@ def test_p_is_that_of_all_sign_flips_after_holm(tmp_path):
         difference = (means[method] - means["sae"]).to_numpy()
         flips = np.array(list(itertools.product((-1, 1), repeat=7))) @ difference
         exact.append((np.abs(flips) >= abs(difference.sum()) - 1e-12).mean())
-    order = np.argsort(
-        [exact[0], exact[0], exact[1], exact[1]]
-    )  # one category: each cell stands twice, as it and as all
-    p_sorted = np.sort([exact[0], exact[0], exact[1], exact[1]])
-    adjusted = np.empty(4)
-    adjusted[order] = np.minimum(np.maximum.accumulate(p_sorted * [4, 3, 2, 1]), 1)
-    for p, method in zip(adjusted[[0, 2]], ("noop", "near"), strict=True):
-        assert cell(found, "clip_text_edited", "all", method)["p_holm"] == pytest.approx(p, abs=0.03)
+    order = np.argsort(exact)
+    adjusted = np.empty(2)  # one category: a cell stands twice, as it and as all, and is one test
+    adjusted[order] = np.minimum(np.maximum.accumulate(np.sort(exact) * [2, 1]), 1)
+    assert found["tests"] == 2
+    for p, method in zip(adjusted, ("noop", "near"), strict=True):
+        for category in ("all", "change_pose"):
+            assert cell(found, "clip_text_edited", category, method)["p_holm"] == pytest.approx(p, abs=0.03)
 
 
 def test_a_large_table_is_not_blind(tmp_path):
@@ -152,6 +153,107 @@ def test_a_metric_without_direction_is_higher_or_lower(tmp_path, gains):
     found = compare_runs([write_run(tmp_path / "run", make_frame(gains), scores=scores)], resamples=2000)
     assert cell(found, "lpips_original", "all", "strong")["verdict"] == "higher"
     assert cell(found, "lpips_original", "all", "gentle")["verdict"] == "lower"
+
+
+# ---- who is compared, and how many tests that is
+
+
+def test_only_the_named_methods_are_compared_and_counted(tmp_path, gains):
+    frame = make_frame(gains | {"other": (0.1, 0.2)}, num_edits=14)
+    failed = (frame.method == "gentle") & (frame.edit == "change_pose-0")
+    frame.loc[failed, ["status", "reason", *SCORED]] = ["failed", "empty mask", math.nan, math.nan]
+    folder = write_run(tmp_path / "run", frame)
+    found = compare_runs([folder], methods=["strong", "sae"], resamples=500)
+    assert [m["label"] for m in found["methods"]] == ["sae", "strong"] and found["against"] == "sae"
+    assert {c["method"] for c in found["cells"]} == {"strong"} and found["tests"] == len(found["cells"]) == 2 * 3
+    assert found["overall"]["cases"] == 56  # a method that is not asked for costs no case
+    alone = write_run(tmp_path / "alone", frame[frame.method.isin(["sae", "strong"])])
+    without = compare_runs([alone], resamples=500)
+    assert [c | {"against": ""} for c in without["cells"]] == [c | {"against": ""} for c in found["cells"]]
+    assert "strong against `sae`" in compare_table(found) and "gentle" not in compare_table(found)
+
+
+@pytest.mark.parametrize(
+    ("methods", "against", "labels"),
+    [
+        (("strong", "gentle"), "sae", ["sae@1", "strong", "gentle"]),  # what they are compared with comes beside
+        (("strong", "strong", "sae@2"), "", ["strong", "sae@2"]),
+        (("sae",), "", ["sae@1", "sae@2"]),  # a name is the method at every strength
+        (("noop", "gentle"), "", ["noop", "gentle"]),
+        (("strong",), "strong", "only one method to compare, strong"),
+        (("strng", "sae"), "", "no method 'strng'; did you mean 'strong'"),
+        (("sae@3",), "", "no method 'sae@3'"),
+    ],
+)
+def test_methods_are_named_as_in_the_table(tmp_path, gains, methods, against, labels):
+    frame = make_frame(gains, num_edits=3)
+    folder = write_run(tmp_path / "run", pd.concat([frame, frame[frame.method == "sae"].assign(strength=2.0)]))
+    if isinstance(labels, str):
+        with pytest.raises(UserError, match=labels):
+            compare_runs([folder], methods=methods, against=against)
+        return
+    found = compare_runs([folder], methods=methods, against=against, resamples=50)
+    assert sorted(m["label"] for m in found["methods"]) == sorted(labels)
+    assert found["against"] not in {c["method"] for c in found["cells"]}
+
+
+def test_a_cell_that_stands_twice_is_one_test(tmp_path, gains):
+    """A score that one category alone has is the same over all categories, and a metric asked for twice is one."""
+    frame = make_frame(gains, num_edits=8).assign(lpips_outside=lambda f: f.lpips_original)
+    frame.loc[frame.category == "change_style", "lpips_outside"] = math.nan
+    scores = [*DESCRIBED, Score("lpips_outside", "outside", "lower", "distance", always=False)]
+    folder = write_run(tmp_path / "run", frame, scores=scores)
+    found = compare_runs([folder], methods=["sae", "strong"], metrics=["lpips_outside"] * 2, resamples=200)
+    assert len(found["metrics"]) == 1 and len(found["cells"]) == 3 and found["tests"] == 1
+    one, other = (cell(found, "lpips_outside", category, "strong") for category in ("all", "change_pose"))
+    assert one == other | {"category": "all", "dropped": one["dropped"]}
+    assert cell(found, "lpips_outside", "change_style", "strong")["verdict"] == "not measured"
+    difference = frame[frame.category == "change_pose"].pivot_table(
+        index="edit", columns="method", values="lpips_outside"
+    )
+    assert (difference["strong"] > difference["sae"]).all()  # so p is the least of eight edits, once
+    assert one["p_holm"] == pytest.approx(2 / 2**8)
+
+
+def test_where_nothing_can_be_told_the_edits_that_would_be_needed_are(tmp_path):
+    frame = make_frame({"sae": (0.0, 0.3), "mine": (0.01, 0.3)}, num_edits=12, noise=0.03, seeds=(1,))
+    folder = write_run(tmp_path / "run", frame)
+    found = compare_runs([folder], methods=["mine", "sae"], metrics=["clip_text_edited"], resamples=200)
+    assert found["tests"] == 3
+    one = cell(found, "clip_text_edited", "all", "mine")
+    pairs = frame.pivot_table(index="edit", columns="method", values="clip_text_edited")
+    difference = pairs["mine"] - pairs["sae"]
+    reach = NormalDist().inv_cdf(1 - 0.05 / 3 / 2) + NormalDist().inv_cdf(0.8)
+    by_power = math.ceil((reach * difference.std() / difference.mean()) ** 2)
+    assert one["verdict"] == "not separable" and one["edits_needed"] == max(by_power, 25)
+    table = compare_table(found)
+    assert f"not separable; about {one['edits_needed']:,} edits" in table
+    assert (
+        "Nothing can be told from 24 edits. The nearest is mine on CLIP, edited prompt, which would need about" in table
+    )
+    assert "for a power of 80 % at p = 0.017, which is 0.05 over 3 tests, and at least 7" in table
+    assert table.count("Nothing can be told") == 3
+
+
+@pytest.mark.parametrize(
+    ("num_edits", "verdict", "needed"), [(1, "one edit", 7), (6, "too few edits", 7), (7, "better", None)]
+)
+def test_too_few_edits_are_said_apart_from_no_difference(tmp_path, num_edits, verdict, needed):
+    """With three tests the least p of six edits, 2^-5, times three is above 5 %, and that of seven is not."""
+    frame = make_frame(
+        {"sae": (0.0, 0.3), "mine": (1.0, 0.3)}, num_edits=num_edits, categories=("change_pose", "change_style")
+    )
+    folder = write_run(tmp_path / "run", frame)
+    found = compare_runs([folder], methods=["mine", "sae"], metrics=["clip_text_edited"], resamples=200)
+    one = cell(found, "clip_text_edited", "change_pose", "mine")
+    if num_edits == 1:  # the two edits of all categories are the only test
+        assert found["tests"] == 1 and needed == 7
+        needed = 6
+    assert (one["verdict"], one["edits_needed"]) == (verdict, needed)
+    if needed:
+        assert f"{verdict} (at least {needed} edits)" in compare_table(found) or f"about {needed}" in compare_table(
+            found
+        )
 
 
 # ---- which cases count
@@ -388,7 +490,8 @@ def test_neither_comparing_nor_the_leaderboard_imports_torch(tmp_path, run):
 import sys
 from pathlib import Path
 import riebench.analysis.ranks, riebench.leaderboard.submit
-from riebench.analysis.compare import compare_runs, compare_table
+from riebench.analysis.compare import compare_runs
+from riebench.analysis.compare_words import compare_table
 from riebench.core.files import data_folder
 from riebench.leaderboard import entry_folders, render_site, validate
 assert compare_table(compare_runs([Path(sys.argv[1])], resamples=50))

@@ -6,11 +6,13 @@ import itertools
 import math
 import subprocess
 import sys
+from statistics import NormalDist, mean, stdev
 
 import numpy as np
 import pandas as pd
 import pytest
 from planted import BLOCKS, PLANTED, make_scores
+from scipy.special import stdtrit
 
 from riebench.analysis import dominance_over, summarise, verdict_table
 from riebench.analysis.coalitions import (
@@ -22,8 +24,19 @@ from riebench.analysis.coalitions import (
     subset_name,
     subset_names,
 )
-from riebench.analysis.dominance import MIN_EDITS, NOT_SEPARABLE, dominance, efficiency
-from riebench.analysis.statistics import edit_weights
+from riebench.analysis.dominance import dominance, efficiency
+from riebench.analysis.statistics import edit_weights, edits_needed
+from riebench.analysis.verdicts import (
+    MIN_EDITS,
+    NO_EFFECT,
+    NO_GAIN,
+    ONE_BLOCK,
+    SHARED,
+    TOO_FEW,
+    explanation,
+    names_block,
+    what_to_do,
+)
 from riebench.core.errors import UserError
 
 NINE = tuple("abcdefghi")
@@ -225,15 +238,64 @@ def judged(values_em, blocks, resamples=500):
     ("solo", "num_edits", "verdict"),
     [
         ((0.3, 0.1), MIN_EDITS, "a"),
-        ((0.3, 0.1), MIN_EDITS - 1, NOT_SEPARABLE),
-        ((-0.1, -0.3), MIN_EDITS, NOT_SEPARABLE),  # the first of two that both do harm
-        ((0.2, 0.2), MIN_EDITS, NOT_SEPARABLE),
+        ((0.3, 0.1), MIN_EDITS - 1, "not separable: too few edits"),
+        ((0.3, 0.1), 1, "not separable: too few edits"),
+        ((-0.1, -0.3), MIN_EDITS, "not separable: no block raises it"),  # the first of two that both do harm
+        ((0.0, -0.3), MIN_EDITS, "not separable: no block raises it"),
+        ((0.0, 0.0), MIN_EDITS, "not separable: no block has an effect"),
+        ((0.2, 0.2), MIN_EDITS, "not separable: blocks share it"),
     ],
 )
 def test_verdict_needs_a_lead_a_gain_and_enough_edits(solo, num_edits, verdict):
     values = np.tile([0.0, solo[0], solo[1], sum(solo)], (num_edits, 1))
     values[:, 1:] += np.linspace(-0.01, 0.01, num_edits)[:, None]
     assert judged(values, ("a", "b")).verdict == verdict
+
+
+def test_where_one_block_alone_has_an_effect_more_edits_tell_who_leads():
+    """The first block raises the value for sure; the second may do as much, or nothing: it is not shown to share it."""
+    rng = np.random.default_rng(2)
+    alone, rival = rng.normal(0.2, 0.05, 8), rng.normal(0.0, 0.4, 8)
+    rival += 0.1 - rival.mean()
+    found = judged(np.stack([0 * alone, alone, rival, alone + rival], axis=1), ("a", "b"))
+    assert found.effects["a"].shapley.low > 0 > found.effects["b"].shapley.low and found.lead.low < 0
+    assert found.verdict == TOO_FEW
+
+    def by_power(values_e):  # Student's t would ask for one or two more
+        return ((NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(0.8)) * stdev(values_e) / mean(values_e)) ** 2
+
+    assert found.edits_needed == math.ceil(min(by_power(alone - rival), by_power(rival)))
+    assert explanation({"": {"colour": (found.verdict, found.edits_needed)}})[1] == (
+        f"  too few edits (colour): run about {found.edits_needed} edits a category"
+    )
+
+
+def test_the_edits_that_are_needed_are_about_enough():
+    """Of data sets of so many edits with the mean and the spread of a small one, four in five name the block."""
+    rng = np.random.default_rng(3)
+    lead, spread = 0.1, 0.3
+    needed = round(edits_needed(lead, spread))
+    assert needed == 71
+    found = rng.normal(lead, spread, (2_000, needed))
+    statistic = found.mean(axis=1) / (found.std(axis=1, ddof=1) / math.sqrt(needed))
+    assert (statistic > stdtrit(needed - 1, 0.975)).mean() == pytest.approx(0.8, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "needed", "words"),
+    [
+        (TOO_FEW, 6, "run at least 6 edits a category"),
+        (TOO_FEW, None, "run more than 10,000 edits a category"),
+        (SHARED, 40, "to rank the first two, run about 40 edits"),
+        (NO_EFFECT, None, "try a greater strength"),
+        (NO_GAIN, None, "try a greater strength"),
+        (ONE_BLOCK, None, "run a backbone or a site with several blocks"),
+        ("up.0.0", None, ""),
+    ],
+)
+def test_every_verdict_without_a_block_says_what_to_do(verdict, needed, words):
+    assert words in what_to_do(verdict, needed) and bool(words) == bool(what_to_do(verdict, needed))
+    assert names_block(verdict) != verdict.startswith("not separable")
 
 
 def test_the_lead_is_paired():
@@ -248,7 +310,7 @@ def test_the_lead_is_paired():
 def test_one_block_has_no_rival():
     result = judged([[0.0, 0.5]] * 8, ("a",))
     assert result.effects["a"].shapley.mean == result.effects["a"].solo.mean == 0.5
-    assert (result.verdict, result.lead) == (NOT_SEPARABLE, None)
+    assert (result.verdict, result.lead) == ("not separable: there is one block", None)
 
 
 @pytest.mark.parametrize("worth", [0.0, 0.5])
@@ -261,7 +323,31 @@ def test_equal_blocks_are_seldom_told_apart(worth, num_edits):
         values = true + rng.normal(0, 0.5, size=(num_edits, 16))
         values[:, 0] = 0
         verdicts.append(judged(values, BLOCKS, resamples=400).verdict)
-    assert np.mean([verdict != NOT_SEPARABLE for verdict in verdicts]) <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 400)
+    assert np.mean([names_block(verdict) for verdict in verdicts]) <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 400)
+    if worth:  # nobody says that a block worth 0.5 has no effect, nor that one worth nothing shares it
+        assert NO_EFFECT not in verdicts
+    else:
+        assert np.mean([verdict == SHARED for verdict in verdicts]) <= 0.05
+
+
+@pytest.mark.parametrize("cost", [0.0019, 0.0])
+def test_efficiency_is_withheld_where_a_subset_changes_next_to_nothing(cost):
+    frame = make_scores({"alone": PLANTED["alone"], "quiet": PLANTED["alone"]}, num_edits=7)
+    quiet = (frame["category"] == "quiet") & (frame["blocks"] == "mid.0")
+    frame.loc[quiet, "lpips_original"] = cost
+    summary = summarise(frame, BLOCKS, resamples=50)
+    of = summary["dominance"][0]["categories"]
+    assert "efficiency" in of["alone"]["effects"] and "efficiency" not in of["quiet"]["effects"]
+    assert (
+        of["quiet"]["dominant"]["efficiency"] == "withheld: 1 of 15 subsets of the blocks change less than LPIPS 0.002"
+    )
+    assert of["quiet"]["dominant"]["clip_text_edited"] == "up.0.0"
+    effects = dominance_over([("run", summary)]).query("value == 'efficiency' and category == 'quiet'")
+    assert effects["shapley"].isna().all() and effects["verdict"].str.startswith("withheld").all()
+    table = verdict_table(dominance_over([("run", summary)]), "efficiency")
+    assert "withheld (quiet): some subsets of the blocks change less than LPIPS 0.002" in table
+    (line,) = [line for line in table.splitlines() if line.startswith("quiet")]
+    assert line.endswith("withheld")
 
 
 def test_efficiency_is_gain_for_cost_and_nothing_for_nothing():
@@ -298,7 +384,7 @@ def test_planted_effects_are_recovered(summary):
 def test_verdicts_of_planted_truths(summary):
     table = summary["dominance"][0]
     verdicts = {category: row["dominant"]["clip_text_edited"] for category, row in table["categories"].items()}
-    assert verdicts == {"alone": "up.0.0", "together": NOT_SEPARABLE, "nothing": NOT_SEPARABLE}
+    assert verdicts == {"alone": "up.0.0", "together": SHARED, "nothing": NO_EFFECT}
     assert table["categories"]["alone"]["lead"]["clip_text_edited"]["low"] > 0
     together = table["categories"]["together"]["lead"]["clip_text_edited"]
     assert together["low"] < 0 < together["high"]
@@ -370,12 +456,14 @@ def test_effects_of_several_runs_in_one_table(summary):
     base.loc[base["method"] == "sae", "window"] = "last 2"
     runs = [("turbo", summary), ("base", summarise(base, BLOCKS, resamples=200))]
     effects = dominance_over(runs)
-    assert list(effects.columns[:11]) == [
+    assert list(effects.columns[:12]) == [
         *("run", "backbone", "steps", "method", "strength", "window"),
-        *("category", "value", "block", "share", "solo"),
+        *("category", "edits", "value", "block", "share", "solo"),
     ]
+    assert list(effects.columns[-3:]) == ["interval", "verdict", "edits_needed"]
     assert len(effects) == (4 + 2) * 4 * 4  # categories and all of them, values, blocks
     row = effects.query("run == 'base' and category == 'alone' and value == 'clip_text_edited' and block == 'up.0.0'")
+    assert set(effects["interval"]) == {"95 %"} and set(effects["edits"]) == {12, 36}
     known = effects_of(runs[1][1], "alone")["up.0.0"]["shapley"]
     assert row[["shapley_low", "shapley", "shapley_high"]].iloc[0].tolist() == [
         known["low"],
@@ -385,11 +473,13 @@ def test_effects_of_several_runs_in_one_table(summary):
     lines = verdict_table(effects).splitlines()
     assert lines[1].split("  ")[0] == "category" and "tinyworld-turbo@1 sae [all]" in lines[1]
     assert lines[1].endswith("base@25 sae [last 2]")
-    shown = {line.split()[0]: line for line in lines[2:]}
+    told = lines.index("Where no block is named, the blocks are not separable:")
+    shown = {line.split()[0]: line for line in lines[2:told]}
+    assert "tinyworld-turbo@1 sae [all]\n  blocks share it (together" in "\n".join(lines[told:])
     assert list(shown) == ["alone", "together", "nothing", "all"]
     assert shown["alone"].endswith(f"up.0.0 {known['mean']:+.3f}") and shown["alone"].count("up.0.0") == 2
     assert shown["together"].split("  ")[-1] == "-"  # the second run has no such category
-    assert "not separable" in shown["nothing"]
+    assert "no block has an effect" in shown["nothing"] and "blocks share it" in shown["together"]
 
 
 def test_runs_without_effects_and_unknown_values_are_errors(summary):

@@ -11,7 +11,7 @@ import pytest
 from planted import BLOCKS, PLANTED, fail, make_scores
 
 from riebench.analysis import block_table, dominance_over, load_summary, summarise
-from riebench.analysis.dominance import NOT_SEPARABLE
+from riebench.analysis.verdicts import NO_EFFECT, SHARED, TOO_FEW
 from riebench.core.errors import UserError
 from riebench.core.scores import SCORES, Score, describe_scores
 
@@ -53,7 +53,7 @@ def test_summary_says_what_was_run_and_what_its_scores_are(summary):
         "preprocessing": "",
     }
     assert summary["values"] == ["clip_text_edited", "oracle_success", "lpips_original", "efficiency"]
-    verdicts = {"alone": "up.0.0", "together": NOT_SEPARABLE, "nothing": NOT_SEPARABLE}
+    verdicts = {"alone": "up.0.0", "together": SHARED, "nothing": NO_EFFECT}
     for category, verdict in verdicts.items():
         row = summary["categories"][category]
         assert (row["planned"], row["edits"], row["cases"], row["failed"]) == (24, 12, 24, {})
@@ -142,13 +142,22 @@ def test_a_failure_takes_its_case_out_of_every_method():
     assert levels[0] != levels[1]
 
 
-def test_one_edit_has_intervals_without_width_and_no_verdict():
+def test_one_edit_has_no_interval_and_no_verdict():
     summary = summarise(make_scores({"alone": PLANTED["alone"]}, num_edits=1), BLOCKS, resamples=50)
     row = summary["dominance"][0]["categories"]["alone"]
     shapley = row["effects"]["clip_text_edited"]["up.0.0"]["shapley"]
     assert row["edits"] == 1
-    assert shapley["low"] == shapley["mean"] == shapley["high"]
-    assert row["dominant"]["clip_text_edited"] == NOT_SEPARABLE
+    assert shapley == {"mean": shapley["mean"], "low": None, "high": None} and shapley["mean"] > 0
+    assert row["dominant"]["clip_text_edited"] == TOO_FEW and row["edits_needed"]["clip_text_edited"] == 6
+    sae = row_of(summary, "sae", WHOLE)
+    assert sae["scores"]["lpips_original"]["low"] is None
+    assert sae["gains"]["clip_text_edited"]["low"] is None and sae["gains"]["clip_text_edited"]["p_holm"] is None
+    lines = block_table(summary).splitlines()
+    assert lines[2].count(" one edit") == 4 and "[" not in lines[2] and lines[2].endswith("too few edits")
+    assert "  too few edits (alone, all): run at least 6 edits a category" in lines
+    effects = dominance_over([("run", summary)])
+    assert set(effects["interval"]) == {"one edit"} and effects[["solo_low", "shapley_high"]].isna().all(axis=None)
+    assert set(effects.loc[effects["value"] == "clip_text_edited", "edits_needed"]) == {6}
 
 
 def test_a_category_without_a_valid_case_is_reported_as_such():
@@ -213,8 +222,12 @@ def test_block_table_shows_every_category_within_its_width(summary):
     text = block_table(summary)
     lines = text.splitlines()
     assert max(map(len, lines)) <= 110
-    assert [line.split()[0] for line in lines[1:]] == ["category", "alone", "together", "nothing", "all"]
-    assert lines[2].endswith("up.0.0") and lines[3].endswith("not separable")
+    assert [line.split()[0] for line in lines[1:6]] == ["category", "alone", "together", "nothing", "all"]
+    assert lines[2].endswith("up.0.0") and lines[3].endswith("blocks share it")
+    assert lines[4].endswith("no block has an effect")
+    assert lines[6] == "Where no block is named, the blocks are not separable:"
+    assert lines[7].startswith("  blocks share it (together): compare their solo and leave-one-out effects")
+    assert "  no block has an effect (nothing): try a greater strength" in text
     shapley = summary["dominance"][0]["categories"]["alone"]["effects"]["clip_text_edited"]["up.0.0"]["shapley"]
     assert f"{100 * shapley['mean']:+.1f} [{100 * shapley['low']:.1f},{100 * shapley['high']:.1f}]" in lines[2]
 

@@ -635,6 +635,18 @@ def test_entries_are_ranked_on_the_cases_that_all_of_them_have(tmp_path, board):
     assert sae.value.mean == pytest.approx(own.groupby("edit").lpips_original.mean().mean(), abs=1e-6)
 
 
+def test_nobody_is_ranked_by_what_is_withheld_for_one_or_another_on_every_case(entry, tmp_path):
+    def withheld(seeds):
+        return lambda frame: frame.assign(
+            clip_directional=frame.clip_directional.mask(frame.seed.isin(seeds) & (frame.category == "change_pose"))
+        )
+
+    entries = [read_entry(copy(entry, tmp_path / name, rows=withheld(s))) for name, s in (("a", [42]), ("b", [43, 44]))]
+    assert rank_entries(entries, "clip_directional", "change_pose", resamples=50) == []
+    assert len(rank_entries(entries, "lpips_original", "change_pose", resamples=50)) == 2
+    assert len(rank_entries(entries, "clip_directional", resamples=50)) == 2
+
+
 def test_unlike_entries_are_not_ranked_together(entry, tmp_path):
     def another_network(content):
         content["metrics"][1]["network"] = "VGG"

@@ -207,7 +207,7 @@ def test_an_entry_shows_its_figures_and_pictures(entries, site):
         copied = (site / "entries" / TURBO / unquote(picture["src"])).resolve()
         assert hashlib.sha256(copied.read_bytes()).hexdigest() == words["hashes"]["images"][copied.name]
     chart = next(e for e in page.all("svg") if "Shapley" in e["aria-label"])
-    for block in (*BLOCKS, "not separable"):
+    for block in (*BLOCKS, "blocks share it", "no block has an effect"):
         assert block in chart["text"]
     places = [chart["text"].index(name.replace("_", " ")) for name in CATEGORY_NAMES]
     assert places == sorted(places)  # the protocol's order, whatever that of the file
@@ -247,7 +247,14 @@ def hostile_entry(root: Path) -> None:
     words["aggregates"]["categories"][HOSTILE] = words["aggregates"]["overall"]
     for metric in words["metrics"]:
         metric |= {"label": HOSTILE, "meaning": HOSTILE, "source": HOSTILE, "network": HOSTILE}
-    effects = {"edits": 1, "cases": 1, "lead": {}, "dominant": {HOSTILE: HOSTILE}, "effects": {HOSTILE: {}}}
+    effects = {
+        "edits": 1,
+        "cases": 1,
+        "lead": {},
+        "edits_needed": {},
+        "dominant": {HOSTILE: HOSTILE},
+        "effects": {HOSTILE: {}},
+    }
     words["dominance"] = {
         **{"method": HOSTILE, "strength": 1.0, "window": HOSTILE, "estimator": HOSTILE, "subsets": 16},
         **{"overall": effects, "categories": {HOSTILE: effects}},
@@ -329,7 +336,14 @@ def test_a_site_is_replaced_whole_or_not_at_all(tmp_path):
     words = json.loads((folder / "entry.json").read_text())
     words["dominance"] = {
         **{"method": "pca", "strength": 1.0, "window": "all", "estimator": "exact", "subsets": 16},
-        "overall": {"edits": 1, "cases": 1, "dominant": {}, "lead": {}, "effects": {"lpips_original": {"mid.0": 3}}},
+        "overall": {
+            "edits": 1,
+            "cases": 1,
+            "dominant": {"lpips_original": "mid.0"},
+            "lead": {},
+            "edits_needed": {},
+            "effects": {"lpips_original": {"mid.0": 3}},
+        },
         "categories": {},
     }
     (folder / "entry.json").write_text(json.dumps(words))

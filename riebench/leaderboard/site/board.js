@@ -75,14 +75,15 @@
     for (const [name, value] of Object.entries({ class: "whisker", viewBox: "0 0 112 15", "aria-hidden": "true" }))
       svg.setAttribute(name, value);
     const line = document.createElementNS(NS, "line"), dot = document.createElementNS(NS, "circle");
-    for (const [name, value] of Object.entries({ x1: x(low), x2: x(high), y1: 7.5, y2: 7.5 })) line.setAttribute(name, value);
+    for (const [name, value] of Object.entries({ x1: x(low ?? mean), x2: x(high ?? mean), y1: 7.5, y2: 7.5 })) line.setAttribute(name, value);
     for (const [name, value] of Object.entries({ cx: x(mean), cy: 7.5, r: 4.5 })) dot.setAttribute(name, value);
     svg.append(line, dot);
     return svg;
   }
   function measured(cell, signed) {
     if (!cell) return element("div", {}, "–");
-    const between = element("span", { className: "between" }, `[${number(cell.low)}, ${number(cell.high)}]`);
+    const between = element("span", { className: "between" },
+      cell.low === null ? "one edit" : `[${number(cell.low)}, ${number(cell.high)}]`);
     return element("div", {}, number(cell.mean, signed), " ", between);
   }
 
@@ -92,7 +93,7 @@
     if (entry.control) marks.push(element("span", { className: "mark" }, "control"));
     const cells = {
       rank: element("td", { className: "rank" }, ...(row.rank
-        ? [`${row.rank} `, element("span", { className: "between" }, `[${row.first}–${row.last}]`)] : ["–"])),
+        ? [`${row.rank} `, element("span", { className: "between" }, row.first === null ? "one edit" : `[${row.first}–${row.last}]`)] : ["–"])),
       method: element("th", { scope: "row" }, element("a", { href: entry.page }, entry.name), ...marks),
       sees: element("td", {}, entry.sees ? element("span", { className: "mark oracle" }, "yes") : "no"),
       value: element("td", { className: "value" }, measured(row.value), ...(row.value ? [whisker(row.value, range)] : [])),
@@ -119,7 +120,7 @@
       else head.removeAttribute("aria-sort");
     }
     const valued = all.filter((row) => row.value);
-    const range = [Math.min(...valued.map((row) => row.value.low)), Math.max(...valued.map((row) => row.value.high))];
+    const range = [Math.min(...valued.map(({ value }) => value.low ?? value.mean)), Math.max(...valued.map(({ value }) => value.high ?? value.mean))];
     const byRank = { sort: "rank", descending: false };
     const rows = all.filter((row) => isShown(row.entry, view)).sort((a, b) => compare(a, b, view) || compare(a, b, byRank));
     at("rows").replaceChildren(...rows.map((row) => drawRow(row, range)));
