@@ -17,12 +17,13 @@ from riebench.backbones.table import Backbone
 from riebench.core.errors import UserError
 from riebench.core.files import named_path
 from riebench.core.pictures import mask_picture, to_picture
-from riebench.edits.edit import Edit
+from riebench.edits.edit import Edit, set_sha256
 from riebench.generation.interventions import Intervention
 from riebench.methods.method import Method
 from riebench.runs import run as runs
 from riebench.runs.config import MethodConfig, RunConfig, build_config, read_config
 from riebench.runs.engine import Engine, open_engine
+from riebench.runs.folder import default_folder, folder_of_config
 from riebench.runs.needs import missing_need
 from riebench.runs.plan import find_donor, kind_of_donor, variant_of
 from riebench.runs.setup import Setup
@@ -62,7 +63,7 @@ class Edited:
 
 
 def run(
-    config: RunConfig | str | Mapping[str, Any] = "quickstart",
+    config: RunConfig | str | Path | Mapping[str, Any] = "quickstart",
     out: str | Path | None = None,
     *,
     device: str = "auto",
@@ -70,19 +71,23 @@ def run(
     edits: Sequence[Edit] | None = None,
     **overrides: Any,
 ) -> runs.Run:
-    """Runs a benchmark, writes its folder (default `runs/<name>`), and returns the finished run.
+    """Runs a benchmark, writes its folder, and returns the finished run.
 
     config: a preset, a YAML file, a RunConfig, or the keys and values of a YAML file; `overrides` replace its fields.
+    out: by default `runs/<name>` with what differs from a preset or file, or `runs/custom-<digest>`.
     methods: one's own, beside the configured ones. edits: one's own, in place of the configured set. Raises `UserError`
     for anything wrong with them.
     """
-    if isinstance(config, RunConfig):
-        settings, name = dataclasses.replace(config, **overrides), "custom"
-    elif isinstance(config, Mapping):
-        settings, name = build_config({**config, **overrides}, "the configuration"), "custom"
+    own = [] if edits is None else [f"edits={set_sha256(edits)[:8]}"]
+    own += [f"methods={'+'.join(method.name for method in methods)}"] if methods else []
+    if isinstance(config, str | Path):
+        name = str(config)
+        settings, folder = read_config(name, overrides), default_folder(name, overrides, own)
     else:
-        settings, name = read_config(config, overrides), Path(config).stem
-    folder = Path("runs") / name if out is None else named_path(out)
+        plain = vars(config) if isinstance(config, RunConfig) else config
+        settings = build_config({**plain, **overrides}, "the configuration")
+        folder = folder_of_config(settings, own)
+    folder = folder if out is None else named_path(out)
     return runs.run(settings, folder, device=device, methods=methods, edits=edits)
 
 

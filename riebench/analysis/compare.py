@@ -20,8 +20,9 @@ from riebench.analysis.statistics import (
     sign_flip_p,
     valid_cases,
 )
+from riebench.core.claims import claim_folder
 from riebench.core.errors import UserError, did_you_mean
-from riebench.core.files import write_json, write_text
+from riebench.core.files import named_path, write_json, write_text
 from riebench.core.scores import CASE, NOOP, SETTING, Score, Setting, ids_digest, scores_of
 from riebench.core.text_tables import markdown
 
@@ -168,8 +169,10 @@ def compare_table(found: dict) -> str:
 
 
 def write_compare(found: dict, folder: Path) -> list[Path]:
-    """Writes `compare.json`, `compare.csv` (a row a cell) and `compare.md` into a folder, and returns their paths."""
-    folder = Path(folder)
+    """Writes `compare.json`, `compare.csv` (a row a cell) and `compare.md` into a folder, and returns their paths.
+
+    Raises `UserError` as `claim_folder` does."""
+    folder = claim_folder(folder, "folder of tables")
     rows = []
     for cell in found["cells"]:
         difference = cell["difference"] or {"mean": None, "low": None, "high": None}
@@ -186,7 +189,7 @@ def write_compare(found: dict, folder: Path) -> list[Path]:
 
 
 def _read_runs(folders: Sequence[Path]) -> list[_Run]:
-    folders = [Path(folder) for folder in folders]
+    folders = [named_path(folder) for folder in folders]
     if not folders:
         raise UserError("no run is given", remedy="give the folder of a run, or of several")
     places = [folder.resolve() for folder in folders]

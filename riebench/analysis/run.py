@@ -11,8 +11,9 @@ import pandas as pd
 from PIL import Image
 
 from riebench.analysis.frames import read_scores
+from riebench.core.claims import is_claimed
 from riebench.core.errors import UserError
-from riebench.core.files import MARKER, read_json
+from riebench.core.files import named_path, read_json
 from riebench.core.scores import SETTING
 
 MANIFEST, SCORES, SUMMARY, REPORT = "manifest.json", "scores.parquet", "summary.json", "report.html"
@@ -38,8 +39,8 @@ class Run:
     def open(cls, folder: str | Path) -> Run:
         """Returns the finished run of a folder. Raises `UserError` for a folder that holds no run, and for a run
         that is not finished."""
-        folder = Path(folder).expanduser()
-        if not (folder / MARKER).is_file():
+        folder = named_path(folder)
+        if not is_claimed(folder):
             raise UserError(f"{folder} is no run directory", remedy="give the folder of a finished `riebench run`")
         manifest = read_json(folder / MANIFEST, "the run's manifest")
         if manifest.get("status") != FINISHED:

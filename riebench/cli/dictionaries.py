@@ -141,9 +141,12 @@ def _index_text(words: IndexText) -> None:
 
 def _evaluate(settings: EvaluateSettings) -> None:
     from riebench.backbones.table import BACKBONES
+    from riebench.core.claims import begins, claim_file
     from riebench.core.files import write_text
     from riebench.dictionaries.evaluate import evaluate
-    from riebench.dictionaries.tables import format_markdown, format_tables
+    from riebench.dictionaries.tables import HEAD, format_markdown, format_tables
+
+    out = settings.out and claim_file(settings.out, begins(HEAD))
 
     others = ("tinyworld-turbo@4", "tinyworld-base@25") if settings.trained_on.startswith("tinyworld") else ()
     found = evaluate(
@@ -158,8 +161,8 @@ def _evaluate(settings: EvaluateSettings) -> None:
         site=settings.site,
         device=settings.device,
     )
-    if settings.out:
-        write_text(settings.out, format_markdown(found))
+    if out:
+        write_text(out, format_markdown(found))
     print(json.dumps(found, indent=2, allow_nan=False) if settings.json else format_tables(found))
 
 

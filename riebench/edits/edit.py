@@ -225,13 +225,14 @@ def path_of(name: str | Path) -> Path:
     shipped = files.data_folder() / "edits" / str(name)
     if shipped.is_dir():
         return shipped
-    if not Path(name).exists():
+    path = files.named_path(name)
+    if not path.exists():
         known = shipped_sets()
         raise UserError(
             f"there is no edit set {str(name)!r}{did_you_mean(name, known)}",
             remedy=f"use one of {', '.join(known)} or a path",
         )
-    return Path(name)
+    return path
 
 
 def shipped_sets() -> list[str]:
@@ -279,7 +280,7 @@ def _edit_of(row: Row, values: Mapping[str, object]) -> Edit:
     folder, tags = Path(row.file).parent, values.get("tags")
     texts = {name: value for name, value in values.items() if isinstance(value, str)}
     for name in ("original_region", "edited_region"):
-        texts[name] = _with_mask(texts[name], lambda file: str(folder / file))
+        texts[name] = _with_mask(texts[name], lambda file: str(folder / Path(file).expanduser()))
     return Edit(**texts, tags=dict(tags) if isinstance(tags, Mapping) else {})
 
 

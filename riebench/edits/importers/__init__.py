@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from riebench.core.errors import UserError, did_you_mean
-from riebench.core.files import file_sha256
+from riebench.core.files import file_sha256, named_path
 from riebench.edits.edit import categories_of, write_edits
 from riebench.edits.files import error_of
 from riebench.edits.importers.items import Imported
@@ -32,7 +32,7 @@ def import_edits(kind: str, path: Path, out: Path) -> Imported:
     """
     if kind not in IMPORTERS:
         raise UserError(f"unknown list {kind!r}{did_you_mean(kind, IMPORTERS)}", remedy=f"use {', '.join(IMPORTERS)}")
-    path, out = Path(path), Path(out)
+    path, out = named_path(path), named_path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not empty", remedy="give a new folder")
     imported = IMPORTERS[kind](path, out)
