@@ -147,6 +147,14 @@ def shard_path(folder: Path, block: str, number: int) -> Path:
     return Path(folder) / block / f"shard-{number:06d}.safetensors"
 
 
+def refuse_other_store(folder: Path) -> None:
+    """Raises `UserError` for a folder that holds anything and no store, and for a file of a store's name that is
+    none."""
+    refuse_others(folder, "store", STORE_FILE, own=(LOCK,))
+    if (folder / STORE_FILE).exists():
+        _read_store(folder / STORE_FILE)
+
+
 class StoreWriter:
     """Writes a store, or goes on with one of the same origin; one process at a time. Use as a context manager.
 
@@ -162,9 +170,7 @@ class StoreWriter:
         self._writing: Future[None] | None = None
 
     def __enter__(self) -> StoreWriter:
-        refuse_others(self.folder, "store", STORE_FILE, own=(LOCK,))
-        if (self.folder / STORE_FILE).exists():
-            _read_store(self.folder / STORE_FILE)  # another's file of that name is refused before anything is touched
+        refuse_other_store(self.folder)
         self._lock = lock_folder(
             self.folder,
             LOCK,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 from riebench.cli import dictionaries, edits, leaderboard, listing, runs, selftest, weights, world
 from riebench.cli.flags import Verb
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of all verbs."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="riebench", description="Benchmark of representation-based image editing in diffusion models."
     )
     places = {"": parser.add_subparsers(required=True, metavar="verb", parser_class=_VerbParser)}
@@ -62,7 +62,14 @@ def _add(place, name: str, summary: str, examples, **options: Any) -> _VerbParse
     )
 
 
-class _VerbParser(argparse.ArgumentParser):
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the words of a command."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"riebench: {' '.join(message.split())} -> {self.prog} --help says what can be given\n")
+
+
+class _VerbParser(_Parser):
     """Takes the flags of its verb when it is first used, so that no other verb costs time."""
 
     def __init__(self, *args: Any, verb: Verb | None = None, **options: Any) -> None:

@@ -203,7 +203,10 @@ class Compare:
 
 def _compare(words: Compare) -> None:
     from riebench.analysis.compare import compare_runs, compare_table, write_compare
+    from riebench.core.claims import refuse_others
 
+    if words.out:
+        refuse_others(words.out, "folder of tables")
     found = compare_runs(words.runs, against=words.against, metrics=words.metrics)
     if words.out:
         write_compare(found, words.out)
@@ -224,15 +227,16 @@ class Dominance:
 
 def _dominance(words: Dominance) -> None:
     from riebench.analysis import Run, dominance_over, load_summary, verdict_table
+    from riebench.analysis.across import SOURCE
     from riebench.core.claims import begins, claim_file
     from riebench.core.files import write_text
 
+    out = words.out and claim_file(words.out, begins(",".join(SOURCE)))
     runs = [Run.open(folder) for folder in words.runs]
     summaries = [(run.name, load_summary(run.summary)) for run in runs]
     effects = dominance_over(summaries)
-    if words.out:
-        table = effects.to_csv(index=False)
-        write_text(claim_file(words.out, begins(table.partition("\n")[0])), table)
+    if out:
+        write_text(out, effects.to_csv(index=False))
     print(verdict_table(effects, words.value))
 
 

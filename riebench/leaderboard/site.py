@@ -36,9 +36,9 @@ def render_site(entries_root: Path, out: Path) -> Path:
     entry that cannot be read or shown, two entries of one name on one backbone, and where `out` holds what is no site,
     or cannot be written.
     """
-    entries = read_entries(named_path(entries_root))
     out = named_path(out)
     refuse_others(out, "site")
+    entries = read_entries(named_path(entries_root))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as made:
