@@ -7,7 +7,9 @@ else's, and is refused by name before anything is made.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from riebench.core.errors import UserError
@@ -19,7 +21,9 @@ MARKERS = {
     "site": ".riebench-site",
     "folder of tables": ".riebench-tables",
     "folder of dictionaries": ".riebench-dictionaries",
+    "folder of text indices": ".riebench-text-index",
     "training of tinyworld": ".riebench-tinyworld",
+    "edit set of tinyworld": ".riebench-tinyworld-edits",
 }
 _TEXT = "A {what} of riebench, which writes and deletes in it.\n"
 
@@ -43,11 +47,16 @@ def claim_folder(folder: str | Path, what: str = "run directory") -> Path:
     return folder
 
 
-def refuse_others(folder: Path, what: str, marker: str = "", own: Sequence[str] = ()) -> None:
-    """Raises `UserError` for a folder that holds anything and no marker, and for what is no folder. own: names that
-    the tool may have left there before the marker, which is that of `MARKERS` where none is named."""
+def refuse_others(folder: Path, what: str, marker: str | None = None, own: Sequence[str] = ()) -> None:
+    """Raises `UserError` for a folder that holds anything and no marker, for what is no folder, and where none can be
+    made. marker: by default that of `MARKERS`; "" where an empty folder alone will do. own: names that the tool may
+    have left there before the marker."""
+    marker = MARKERS[what] if marker is None else marker
     try:
-        if is_file(folder / (marker or MARKERS[what])) or not os.path.lexists(folder):
+        if marker and is_file(folder / marker):
+            return
+        if not os.path.lexists(folder):
+            _refuse_no_place(folder)
             return
         foreign = sorted(set(os.listdir(folder)) - set(own))
     except OSError as error:
@@ -56,7 +65,7 @@ def refuse_others(folder: Path, what: str, marker: str = "", own: Sequence[str] 
         shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
         raise UserError(
             f"{folder.resolve()} is not empty and no {what}: it holds {shown}",
-            remedy=f"give --out a new or empty folder, or a {what} that riebench made",
+            remedy="give --out a new or empty folder" + (f", or a {what} that riebench made" if marker else ""),
         )
 
 
@@ -74,12 +83,19 @@ def claim_file(path: str | Path, is_own: Callable[[Path], bool]) -> Path:
             raise UserError(
                 f"{path} is there already, and riebench did not make it", remedy="give another name, or remove it first"
             )
-        above = next(parent for parent in path.absolute().parents if parent.exists())
-        if not (above.is_dir() and os.access(above, os.W_OK)):
-            raise UserError(f"cannot write {path}: {above} is no folder to write to", remedy="choose another folder")
+        _refuse_no_place(path)
     except OSError as error:
         raise _unwritable(path, error) from error
     return path
+
+
+def _refuse_no_place(path: Path) -> None:
+    """Raises `OSError` where nothing can be made at a path: the nearest folder that is there is tried."""
+    with suppress(FileNotFoundError):
+        path.lstat()
+    above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    with tempfile.TemporaryFile(dir=above):
+        pass
 
 
 def begins(text: str) -> Callable[[Path], bool]:

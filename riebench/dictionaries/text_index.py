@@ -12,19 +12,20 @@ from torch import Tensor
 from riebench.backbones.loading import choose_device
 from riebench.backbones.own import backbone_from
 from riebench.backbones.table import BACKBONES
-from riebench.core.claims import claim_file
+from riebench.core.claims import claim_folder, refuse_others
 from riebench.core.errors import UserError
 from riebench.core.files import named_path
 from riebench.core.progress import Progress
 from riebench.dictionaries.prompts import CAPTIONS, EDITS, read_prompts
 from riebench.generation.sampler import Request, Sampler, load_sampler
-from riebench.methods.text_index import TextIndex, cache_folder, index_file, load_text_index, save_text_index
+from riebench.methods.text_index import TextIndex, cache_folder, index_file, save_text_index
 from sae_models import index
 from sae_models.dictionary import Dictionary
 
 RIDGE = 0.01  # times the text vectors' mean variance, added to the variance in every direction
 FIRST_SEED = 30_000  # of the generations that an index is built from; dictionaries were trained on seeds below
 BATCH = 32
+KIND = "folder of text indices"
 ROWS = 2**14  # the most vectors encoded at once: 5120 features of them are 0.3 GB
 
 
@@ -125,9 +126,11 @@ def index_text(
     source as `read_prompts` takes it. out: folder to write to (default: the user's cache, where runs look, for released
     dictionaries too). An index is known by its dictionary, so one that was made on a model in one step serves its runs
     in more. blocks, dictionary, dictionaries, site: as in a run's configuration. Raises `UserError` where there are no
-    such prompts or dictionaries, and where a file of an index's name is none.
+    such prompts or dictionaries, and where `out` holds something else.
     """
     found = BACKBONES.get(backbone) if isinstance(backbone, str) else backbone_from(backbone, "backbone")
+    if out is not None:
+        refuse_others(named_path(out), KIND)
     site, root = site or found.family.default_site, named_path(dictionaries) if dictionaries else None
     if isinstance(prompts, int):
         source = CAPTIONS if found.judges == "tinyworld" else EDITS
@@ -140,17 +143,9 @@ def index_text(
     entries = {block: index.find(trained_on, block, dictionary or None, root=root, site=site) for block in named}
     opened = {block: index.open(entry, root=root, device=str(where)) for block, entry in entries.items()}
     paths = {block: folder / index_file(index.fingerprint(entry, root=root)) for block, entry in entries.items()}
-    for path in paths.values():
-        claim_file(path, _is_index)
     indices = build_text_index(load_sampler(found, where, BATCH), opened, texts, FIRST_SEED, site)
+    if out is not None:
+        claim_folder(out, KIND)
     for block, path in paths.items():
         save_text_index(path, indices[block])
     return paths
-
-
-def _is_index(path: Path) -> bool:
-    try:
-        load_text_index(path)
-    except UserError:
-        return False
-    return True

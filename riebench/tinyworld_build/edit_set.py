@@ -5,14 +5,11 @@ Both prompts of every edit are combinations that no model of tinyworld was train
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
 
-from riebench.core.claims import claim_file
-from riebench.core.errors import UserError
-from riebench.core.files import named_path, read_json_lines
+from riebench.core.claims import claim_folder
 from riebench.edits.edit import CATEGORIES, Edit, write_edits
 from riebench.tinyworld.captions import caption
 from riebench.tinyworld.scenes import VALUES, Scene, sample_attributes
@@ -78,19 +75,12 @@ def _edit(category: str, number: int, original: Scene, edited: Scene) -> Edit:
 
 
 def write_edit_set(folder: Path) -> list[Path]:
-    """Writes one JSON-lines file a category; the same bytes every time. Raises `UserError` before any is written where
-    a file of that name is not of these edits."""
-    paths = {category.name: named_path(folder) / f"{category.name}.jsonl" for category in CATEGORIES}
-    for path in paths.values():
-        claim_file(path, _is_own)
-    for category, path in paths.items():
-        write_edits(make_edits(category), path)
-    return list(paths.values())
-
-
-def _is_own(path: Path) -> bool:
-    """Returns whether all edits in a file have ids as `make_edits` gives them."""
-    try:
-        return all(re.fullmatch(rf"{path.stem}-\d\d", str(item.get("id"))) for _, item in read_json_lines(path))
-    except UserError:
-        return False
+    """Writes one JSON-lines file a category; the same bytes every time. Raises `UserError` for a folder that holds
+    something else."""
+    folder = claim_folder(folder, "edit set of tinyworld")
+    paths = []
+    for category in CATEGORIES:
+        path = folder / f"{category.name}.jsonl"
+        write_edits(make_edits(category.name), path)
+        paths.append(path)
+    return paths
