@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,13 @@ from riebench.backbones.table import Backbone
 from riebench.core.errors import UserError
 from riebench.core.files import named_path
 from riebench.core.pictures import mask_picture, to_picture
-from riebench.edits.edit import Edit
+from riebench.edits.edit import Edit, set_sha256
 from riebench.generation.interventions import Intervention
 from riebench.methods.method import Method
 from riebench.runs import run as runs
 from riebench.runs.config import MethodConfig, RunConfig, build_config, read_config
 from riebench.runs.engine import Engine, open_engine
+from riebench.runs.folder import default_folder, folder_of_config
 from riebench.runs.needs import missing_need
 from riebench.runs.plan import find_donor, kind_of_donor, variant_of
 from riebench.runs.reference import open_generation
@@ -71,7 +71,7 @@ class Edited:
 
 
 def run(
-    config: RunConfig | str | Mapping[str, Any] = "quickstart",
+    config: RunConfig | str | Path | Mapping[str, Any] = "quickstart",
     out: str | Path | None = None,
     *,
     device: str = "auto",
@@ -79,26 +79,36 @@ def run(
     edits: Sequence[Edit] | None = None,
     **overrides: Any,
 ) -> runs.Run:
-    """Runs a benchmark, writes its folder (default `runs/<name>`), and returns the finished run.
+    """Runs a benchmark, writes its folder, and returns the finished run.
 
     config: a preset, a YAML file, a RunConfig, or the keys and values of a YAML file; `overrides` replace its fields.
+    out: by default `runs/<name>` with what differs from a preset or file, or `runs/custom-<digest>`.
     methods: where names, or `{"name": "sae", "k": 64}` as in YAML, are among them, these in place of the configured
     ones, and attributed to blocks are those that still are there; methods of one's own are beside the others.
     edits: one's own, in place of the configured set. Raises `UserError` for anything wrong with them.
     """
     named = [item for item in methods if isinstance(item, str | Mapping | MethodConfig)]
     own = [item for item in methods if not isinstance(item, str | Mapping | MethodConfig)]
-    configure: Callable[..., RunConfig]
-    if isinstance(config, RunConfig):
-        configure, name = partial(dataclasses.replace, config), "custom"
-    elif isinstance(config, Mapping):
-        configure, name = lambda **over: build_config({**config, **over}, "the configuration"), "custom"
-    else:
-        configure, name = lambda **over: read_config(config, over), Path(config).stem
+    further = [] if edits is None else [f"edits={set_sha256(edits)[:8]}"]
+    further += [f"methods={'+'.join(method.name for method in own)}"] if own else []
+    plain = (
+        config if isinstance(config, str | Path) else vars(config) if isinstance(config, RunConfig) else dict(config)
+    )
+
+    def configure(**over: Any) -> RunConfig:
+        if isinstance(plain, str | Path):
+            return read_config(str(plain), over)
+        return build_config({**plain, **over}, "the configuration")
+
     if named:
         overrides = _attributed(named, configure().subsets_of) | overrides | {"methods": tuple(named)}
     settings = configure(**overrides)
-    folder = Path("runs") / name if out is None else named_path(out)
+    if out is not None:
+        folder = named_path(out)
+    elif isinstance(plain, str | Path):
+        folder = default_folder(str(plain), overrides, further)
+    else:
+        folder = folder_of_config(settings, further)
     return runs.run(settings, folder, device=device, methods=own, edits=edits)
 
 

@@ -7,6 +7,7 @@ and the branch of guidance.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
@@ -19,12 +20,22 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from riebench.core.claims import refuse_others
 from riebench.core.errors import UserError, did_you_mean
-from riebench.core.files import file_sha256, lock_folder, read_json, replacing, write_json
+from riebench.core.files import (
+    file_sha256,
+    lock_folder,
+    named_path,
+    read_json,
+    replacing,
+    unfinished,
+    write_json,
+)
 from sae_models.tensors import dtype_name
 
 FORMAT, VERSION = "riebench activation store", 1
 STORE_FILE, LOCK = "store.json", ".lock"
+SHARD_NAME = r"shard-\d{6,}\.safetensors"
 DTYPE = torch.bfloat16
 COLUMNS = {"prompt": torch.int64, "step": torch.int16, "position": torch.int32, "branch": torch.int8}
 BRANCHES = ("cond", "uncond")  # what 0 and 1 in the column `branch` mean
@@ -136,6 +147,14 @@ def shard_path(folder: Path, block: str, number: int) -> Path:
     return Path(folder) / block / f"shard-{number:06d}.safetensors"
 
 
+def refuse_other_store(folder: Path) -> None:
+    """Raises `UserError` for a folder that holds anything and no store, and for a file of a store's name that is
+    none."""
+    refuse_others(folder, "store", STORE_FILE, own=(LOCK,))
+    if (folder / STORE_FILE).exists():
+        _read_store(folder / STORE_FILE)
+
+
 class StoreWriter:
     """Writes a store, or goes on with one of the same origin; one process at a time. Use as a context manager.
 
@@ -145,12 +164,13 @@ class StoreWriter:
     """
 
     def __init__(self, folder: Path, origin: Origin) -> None:
-        self.folder, self.origin = Path(folder), origin
+        self.folder, self.origin = named_path(folder), origin
         self._shards: list[dict[str, ShardFile]] = []
         self._ahead: dict[int, dict[str, ShardFile]] = {}  # written, with one before them missing
         self._writing: Future[None] | None = None
 
     def __enter__(self) -> StoreWriter:
+        refuse_other_store(self.folder)
         self._lock = lock_folder(
             self.folder,
             LOCK,
@@ -224,9 +244,10 @@ class StoreWriter:
             self._shards = []
             self._write_store()
             return self._shards
-        for pattern in (f".{STORE_FILE}.*", "*/.shard-*"):  # of a process that was killed while writing
-            for leftover in self.folder.glob(pattern):
-                leftover.unlink(missing_ok=True)
+        for place, name in ((".", re.escape(STORE_FILE)), *((block, SHARD_NAME) for block in self.origin.widths)):
+            for leftover in (self.folder / place).glob(".*"):  # of a process that was killed while writing
+                if re.fullmatch(name, unfinished(leftover)):
+                    leftover.unlink(missing_ok=True)
         found, shards = _read_store(path)
         there, wanted = _described(found), _described(self.origin)
         differing = [name for name in wanted | there if there.get(name) != wanted.get(name)]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from riebench.core.errors import UserError, did_you_mean
+from riebench.core.files import named_path
 from sae_models import checkpoint, sparsify
 from sae_models.autoencoder import Autoencoder
 from sae_models.layouts import holds_part, layout_of, weights_sha256
@@ -28,7 +29,7 @@ def convert(source: Path, out: Path, to: str = "saelens", metadata: dict[str, An
         )
     if to == "sparsify" and metadata:
         raise UserError("sparsify's checkpoints have no place for metadata", remedy="leave it out")
-    source, out = Path(source), Path(out)
+    source, out = named_path(source), named_path(out)
     sae = checkpoint.load(source)
     if not isinstance(sae, Autoencoder):
         raise UserError(f"{source} holds no sparse autoencoder", remedy="copy its folder: no other layout can hold it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def layout_of(folder: Path) -> Layout:
 
 def holds_part(folder: Path) -> bool:
     """Returns whether any file of any layout lies in the folder."""
-    return any((folder / file).is_file() for layout in LAYOUTS for file in layout.files)
+    return any(os.path.lexists(folder / file) for layout in LAYOUTS for file in layout.files)
 
 
 def weights_sha256(folder: Path) -> str:

@@ -132,11 +132,14 @@ def measure_agreement(frame: pd.DataFrame, *, resamples: int = RESAMPLES, seed: 
     }
 
 
+AGREEMENT_HEAD = "## Agreement of the metrics with the oracle"
+
+
 def agreement_tables(found: dict) -> str:
     """Returns what `agreement_of_run` found, as markdown whose columns also line up in a terminal."""
     percent = f"{100 * found['level']:g} %"
     parts = [
-        f"## Agreement of the metrics with the oracle: `{found['run']}`",
+        f"{AGREEMENT_HEAD}: `{found['run']}`",
         f"`{found['backbone']}`, mode {found['mode']}. {percent} intervals from {found['resamples']:,} resamples of "
         f"edits, each with all its results (seed {found['seed']}).",
         *_EXPLANATION,

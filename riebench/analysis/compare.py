@@ -25,6 +25,7 @@ from riebench.analysis.statistics import (
 )
 from riebench.analysis.verdicts import MOST_EDITS, NOT_SEPARABLE, ONE_EDIT, TOO_FEW_EDITS
 from riebench.core.errors import UserError, did_you_mean
+from riebench.core.files import named_path
 from riebench.core.scores import CASE, NOOP, SETTING, Score, Setting, ids_digest, scores_of
 
 #: What is compared where nothing is asked for, as far as the runs have it: of gain and of preservation, the headlines.
@@ -138,7 +139,7 @@ def compare_runs(
 
 
 def _read_runs(folders: Sequence[Path]) -> list[_Run]:
-    folders = [Path(folder) for folder in folders]
+    folders = [named_path(folder) for folder in folders]
     if not folders:
         raise UserError("no run is given", remedy="give the folder of a run, or of several")
     places = [folder.resolve() for folder in folders]

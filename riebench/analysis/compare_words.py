@@ -11,6 +11,7 @@ from riebench.analysis.compare import ALL
 from riebench.analysis.frames import write_csv
 from riebench.analysis.statistics import least_edits
 from riebench.analysis.verdicts import NOT_SEPARABLE, ONE_EDIT, TOO_FEW_EDITS, edits_words
+from riebench.core.claims import claim_folder
 from riebench.core.files import write_json, write_text
 from riebench.core.text_tables import markdown
 
@@ -67,8 +68,11 @@ def compare_table(found: dict) -> str:
 
 
 def write_compare(found: dict, folder: Path) -> list[Path]:
-    """Writes `compare.json`, `compare.csv` (a row a cell) and `compare.md` into a folder, and returns their paths."""
-    folder = Path(folder)
+    """Writes `compare.json`, `compare.csv` (a row a cell) and `compare.md` into a folder, and returns their paths.
+
+    Raises `UserError` as `claim_folder` does.
+    """
+    folder = claim_folder(folder, "folder of tables")
     rows = []
     for cell in found["cells"]:
         difference = cell["difference"] or {"mean": None, "low": None, "high": None}

@@ -12,8 +12,9 @@ from PIL import Image
 
 from riebench.analysis.frames import read_scores
 from riebench.analysis.manifest import read_manifest
+from riebench.core.claims import is_claimed
 from riebench.core.errors import UserError
-from riebench.core.files import MARKER, read_json
+from riebench.core.files import named_path, read_json
 from riebench.core.picture_files import decoded
 from riebench.core.scores import SETTING
 
@@ -40,8 +41,8 @@ class Run:
     def open(cls, folder: str | Path) -> Run:
         """Returns the finished run of a folder. Raises `UserError` for a folder that holds no run, and for a run
         that is not finished."""
-        folder = Path(folder).expanduser()
-        if not (folder / MARKER).is_file():
+        folder = named_path(folder)
+        if not is_claimed(folder):
             raise UserError(f"{folder} is no run directory", remedy="give the folder of a finished `riebench run`")
         manifest = read_manifest(folder / MANIFEST)
         if manifest.get("status") != FINISHED:

@@ -116,7 +116,8 @@ class _Parser(argparse.ArgumentParser):
         (file or sys.stderr).write(message or "")
 
     def error(self, message: str) -> NoReturn:
-        super().error(one_line(message))
+        said = one_line(" ".join(message.split()))
+        self.exit(2, f"riebench: {said} -> {self.prog} --help says what can be given\n")
 
 
 class _VerbParser(_Parser):

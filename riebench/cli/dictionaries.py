@@ -21,7 +21,9 @@ def _harvest(settings: HarvestSettings) -> None:
     from riebench.dictionaries.prompts import read_prompts
     from riebench.dictionaries.ray_harvest import harvest_on_cluster
     from riebench.generation.sampler import load_sampler
+    from sae_models.activation_store import refuse_other_store
 
+    refuse_other_store(settings.out)
     backbone, size = BACKBONES.get(settings.backbone), settings.batch_size
     blocks = backbone.family.in_order(settings.blocks or backbone.blocks)
     prompts = read_prompts(
@@ -44,10 +46,12 @@ def _harvest(settings: HarvestSettings) -> None:
 
 
 def _train(settings: TrainSettings) -> None:
+    from riebench.core.claims import refuse_others
     from riebench.core.ray_cluster import cluster_for
     from riebench.dictionaries.settings import defaults_for, generated_data, make_config, make_grid, stored_data
     from riebench.dictionaries.train import train_dictionaries
 
+    refuse_others(settings.out, "folder of dictionaries")
     with cluster_for(settings.engine, settings.device, settings.address) as cluster:
         common = {"seed": settings.seed, "device": settings.device, "cluster": cluster}
         if settings.store:
@@ -141,9 +145,12 @@ def _index_text(words: IndexText) -> None:
 
 def _evaluate(settings: EvaluateSettings) -> None:
     from riebench.backbones.table import BACKBONES
+    from riebench.core.claims import begins, claim_file
     from riebench.core.files import write_text
     from riebench.dictionaries.evaluate import evaluate
-    from riebench.dictionaries.tables import format_markdown, format_tables
+    from riebench.dictionaries.tables import HEAD, format_markdown, format_tables
+
+    out = settings.out and claim_file(settings.out, begins(HEAD))
 
     others = ("tinyworld-turbo@4", "tinyworld-base@25") if settings.trained_on.startswith("tinyworld") else ()
     found = evaluate(
@@ -158,8 +165,8 @@ def _evaluate(settings: EvaluateSettings) -> None:
         site=settings.site,
         device=settings.device,
     )
-    if settings.out:
-        write_text(settings.out, format_markdown(found))
+    if out:
+        write_text(out, format_markdown(found))
     print(json_text(found, indent=2) if settings.json else format_tables(found))
 
 

@@ -75,8 +75,6 @@ def add_flags(parser: argparse.ArgumentParser, settings: type, only: Sequence[st
         if kind is bool:
             options["action"] = "store_true"
         else:
-            listed = many and not how.get("repeat") and not how.get("positional")
-            options["type"] = str if listed else _path if kind is Path else kind
             options["metavar"] = how.get("metavar") or (
                 one.name if how.get("positional") else name.upper().replace("-", "_")
             )
@@ -99,9 +97,11 @@ def read_flags(arguments: argparse.Namespace, settings: type, only: Sequence[str
     for one, kind, many in _fields(settings, only):
         if not hasattr(arguments, one.name):
             continue
-        value, flag = getattr(arguments, one.name), f"--{_flag(one)}"
-        if many and isinstance(value, str):
-            value = _items(value, flag, kind)
+        value, flag = getattr(arguments, one.name), one.name if one.metadata.get("positional") else f"--{_flag(one)}"
+        if isinstance(value, str):
+            value = _items(value, flag, kind) if many else _read(value, flag, kind)
+        elif isinstance(value, list):
+            value = tuple(_read(item, flag, kind) for item in value)
         given[one.name] = check_value(flag, value, hints[one.name])
     return given
 
@@ -146,17 +146,31 @@ def _help(settings: type, one: dataclasses.Field, *, shows_default: bool) -> str
     return text.replace("%", "%%")
 
 
-def _items(text: str, flag: str, kind: type) -> tuple:
-    words = [word for word in text.split(",") if word] if kind is str else text.split(",") if text else []
+def _read(text: str, flag: str, kind: type) -> Any:
+    """Returns the word after a flag as its kind has it; text that is no such number stays text, which is refused later.
+    Raises `UserError` for an empty word, as of a variable that is not set."""
+    if not text.strip():
+        raise UserError(f"{flag} is empty", remedy="leave it out, or say what it is")
     try:
-        return tuple(dict.fromkeys(map(kind, words)))
+        return named_path(text) if kind is Path else kind(text)
+    except UserError as error:
+        raise UserError(f"{flag}: {error.message}", remedy=error.remedy) from error
+    except ValueError:
+        return text
+
+
+def _items(text: str, flag: str, kind: type) -> tuple:
+    """Returns the items of a list with commas between. Raises `UserError` for none, for what is no such number, and for
+    one that stands twice."""
+    words = [word for word in text.split(",") if word] if kind is str else text.split(",")
+    try:
+        items = tuple(map(kind, words))
     except ValueError as error:
         remedy = f"give numbers with commas between, as {EXAMPLES[kind]}"
         raise UserError(f"{flag} is {text!r}", remedy=remedy) from error
-
-
-def _path(text: str) -> Path:
-    try:
-        return named_path(text)
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+    if not items:
+        raise UserError(f"{flag} is empty", remedy=f"leave it out, or give some, as {EXAMPLES[kind]}")
+    for item in items:
+        if items.count(item) > 1:
+            raise UserError(f"{flag} holds {item} twice", remedy="give each once")
+    return items

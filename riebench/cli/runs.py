@@ -38,7 +38,8 @@ class Run:
     name: str = word(positional=True)
     """A shipped run (riebench ls runs) or a YAML file."""
     out: Path | None = None
-    """Folder for the results (default: runs/<name>)."""
+    """Folder for the results: new, empty, or that of an earlier run (default: runs/<name>, with the settings that are
+    given in the place of the run's own, as runs/quickstart-edits=mine.yaml)."""
     device: str = "auto"
     """The device: auto, cpu or cuda."""
     cache: str = "only-missing"
@@ -61,11 +62,12 @@ def _run(words: Run, overrides: Mapping[str, Any]) -> None:
     config = read_config(words.name, overrides)
 
     from riebench.analysis import block_table
+    from riebench.runs.folder import default_folder
     from riebench.runs.run import run
 
     done = run(
         config,
-        words.out or Path("runs") / Path(words.name).stem,
+        words.out or default_folder(words.name, overrides),
         device=words.device,
         cache=words.cache,
         reuse=words.reuse,
@@ -107,7 +109,7 @@ class Edit:
     dictionaries: str = ""
     """Folder of your own dictionaries (default: the shipped and released ones)."""
     out: Path = Path("edit.png")
-    """The strip."""
+    """The strip: a picture of that name that riebench did not make is not replaced."""
     plugin: tuple[Path, ...] = word((), repeat=True)
     """A Python file with methods or metrics of your own; repeatable."""
     device: str = "auto"
@@ -117,6 +119,10 @@ class Edit:
 def _edit(words: Edit) -> None:
     load_plugins(words.plugin)
     settings = _settings(words.method, words.settings)
+
+    from riebench.core.own_pictures import claim_picture, save_picture
+
+    out = claim_picture(words.out)
 
     from riebench.api import edit
     from riebench.backbones.table import BACKBONES
@@ -136,15 +142,14 @@ def _edit(words: Edit) -> None:
         device=words.device,
         **settings,
     )
-    words.out.parent.mkdir(parents=True, exist_ok=True)
-    done.strip().save(words.out)
+    save_picture(done.strip(), out)
     for block, sides in done.features.items():
         for side, numbers in sides.items():
             print(f"{block} {side}: {', '.join(map(str, numbers)) or 'none'}")
     judges = BACKBONES.get(words.backbone).judges
     for score in describe(default_metrics(judges), judges):
         print(f"{score.label:<30} {done.scores[score.name]:.3f}")
-    print(f"strip: {words.out.resolve()}")
+    print(f"strip: {out.resolve()}")
 
 
 def _settings(method: str, words: tuple[str, ...]) -> dict[str, Any]:
@@ -222,7 +227,10 @@ def _compare(words: Compare) -> None:
     load_plugins(words.plugin)
     from riebench.analysis.compare import compare_runs
     from riebench.analysis.compare_words import compare_table, write_compare
+    from riebench.core.claims import refuse_others
 
+    if words.out:
+        refuse_others(words.out, "folder of tables")
     found = compare_runs(words.runs, methods=words.methods, against=words.against, metrics=words.metrics)
     if words.out:
         write_compare(found, words.out)
@@ -243,12 +251,15 @@ class Dominance:
 
 def _dominance(words: Dominance) -> None:
     from riebench.analysis import Run, dominance_over, load_summary, verdict_table, write_csv
+    from riebench.analysis.across import SOURCE
+    from riebench.core.claims import begins, claim_file
 
+    out = words.out and claim_file(words.out, begins(",".join(SOURCE)))
     runs = [Run.open(folder) for folder in words.runs]
     summaries = [(run.name, load_summary(run.summary)) for run in runs]
     effects = dominance_over(summaries)
-    if words.out:
-        write_csv(effects, words.out)
+    if out:
+        write_csv(effects, out)
     print(verdict_table(effects, words.value))
 
 
@@ -265,13 +276,15 @@ class Agreement:
 
 
 def _agreement(words: Agreement) -> None:
-    from riebench.analysis import agreement_of_run, agreement_tables
+    from riebench.analysis.agreement import AGREEMENT_HEAD, agreement_of_run, agreement_tables
+    from riebench.core.claims import begins, claim_file
     from riebench.core.files import write_text
 
+    out = words.out and claim_file(words.out, begins(AGREEMENT_HEAD))
     found = agreement_of_run(words.run)
     tables = agreement_tables(found)
-    if words.out:
-        write_text(words.out, f"{tables}\n")
+    if out:
+        write_text(out, f"{tables}\n")
     print(json_text(found, indent=2) if words.json else tables)
 
 

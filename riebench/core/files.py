@@ -36,10 +36,15 @@ UNFINISHED = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}(?P<suffix>(\.\w+)?)")
 
 def named_path(text: str | Path) -> Path:
     """Returns the path that a user named; `~` is the home. Raises `UserError` for an empty name, as of a variable that
-    is not set, which would stand for the current directory."""
-    if not str(text).strip():
+    is not set, which would stand for the current directory, and for one that no file can have."""
+    if not (isinstance(text, Path) or str(text).strip()):  # Path("") is "."
         raise UserError("an empty path names nothing", remedy="name a file or a folder; '.' is the current directory")
-    return Path(text).expanduser()
+    if "\0" in str(text):
+        raise UserError(f"no path can be {str(text)!r}", remedy="leave the zero byte out")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # ~somebody, who is unknown here
+        raise UserError(f"{text} begins at a home that is not known", remedy="write the whole path") from error
 
 
 @contextmanager
@@ -75,6 +80,12 @@ def replacing(path: Path, *, sync: bool = True, make_folder: bool = True) -> Ite
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def unfinished(path: Path) -> str:
+    """Returns the name of the file of which this is the unfinished form, as `replacing` names it; "" where of none."""
+    found = UNFINISHED.fullmatch(path.name) if path.is_file() and not path.is_symlink() else None
+    return found["name"] if found and Path(found["name"]).suffix == found["suffix"] else ""
 
 
 def file_sha256(path: Path, remedy: str = "check the path") -> str:

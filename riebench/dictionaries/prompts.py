@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from riebench.core.errors import UserError, did_you_mean
-from riebench.core.files import read_json_lines
+from riebench.core.files import named_path, read_json_lines
 from riebench.core.text import read_lines
 from riebench.dictionaries.edit_prompts import edit_prompts
 
@@ -67,7 +67,7 @@ def _captions(count: int, seed: int) -> list[str]:
 def _texts(source: str, column: str) -> Iterator[str]:
     if source.startswith(DATASETS):
         return _of_data_set(source, column)
-    path = Path(source)
+    path = named_path(source)
     readers = {".txt": _of_text, ".jsonl": _of_json_lines, ".parquet": _of_parquet}
     if path.suffix not in readers:
         raise UserError(

@@ -87,12 +87,15 @@ def format_tables(found: dict) -> str:
     )
 
 
+HEAD = "# What the dictionaries of"
+
+
 def format_markdown(found: dict) -> str:
     """Returns a page of all tables that says what they are and how to make them again."""
     counts = ", ".join(f"{on['prompts']} on `{on['backbone']}`" for on in found["on"])
     said = found | {"counts": counts, "words": _words(found), "own_rows": f"{OWN_ROWS:,}"}
     said["prompts_of"] = f"of `{found['source']}`" if found["source"] else "captions of held-out scenes"
-    parts = [f"# What the dictionaries of `{found['trained_on']}` are worth", EXPLANATION.format(**said)]
+    parts = [f"{HEAD} `{found['trained_on']}` are worth", EXPLANATION.format(**said)]
     for title, explanation, tables in (
         ("On their own backbone", OWN_EXPLANATION, _of_own(found)),
         ("At other steps and on other models", STEPS_EXPLANATION, _of_steps(found)),

@@ -12,7 +12,9 @@ from torch import Tensor
 from riebench.backbones.loading import choose_device
 from riebench.backbones.own import backbone_from
 from riebench.backbones.table import BACKBONES
+from riebench.core.claims import claim_folder, refuse_others
 from riebench.core.errors import UserError
+from riebench.core.files import named_path
 from riebench.core.progress import Progress
 from riebench.dictionaries.prompts import CAPTIONS, EDITS, read_prompts
 from riebench.generation.sampler import Request, Sampler, load_sampler
@@ -23,6 +25,7 @@ from sae_models.dictionary import Dictionary
 RIDGE = 0.01  # times the text vectors' mean variance, added to the variance in every direction
 FIRST_SEED = 30_000  # of the generations that an index is built from; dictionaries were trained on seeds below
 BATCH = 32
+KIND = "folder of text indices"
 ROWS = 2**14  # the most vectors encoded at once: 5120 features of them are 0.3 GB
 
 
@@ -123,21 +126,25 @@ def index_text(
     source as `read_prompts` takes it. out: folder to write to (default: the user's cache, where runs look, for released
     dictionaries too). An index is known by its dictionary, so one that was made on a model in one step serves its runs
     in more. blocks, dictionary, dictionaries, site: as in a run's configuration. Raises `UserError` where there are no
-    such prompts or dictionaries.
+    such prompts or dictionaries, and where `out` holds something else.
     """
     found = BACKBONES.get(backbone) if isinstance(backbone, str) else backbone_from(backbone, "backbone")
-    site, root = site or found.family.default_site, Path(dictionaries).expanduser() if dictionaries else None
+    if out is not None:
+        refuse_others(named_path(out), KIND)
+    site, root = site or found.family.default_site, named_path(dictionaries) if dictionaries else None
     if isinstance(prompts, int):
         source = CAPTIONS if found.judges == "tinyworld" else EDITS
         texts = read_prompts(source, count=prompts, seed=FIRST_SEED)
     else:
         texts = read_prompts(str(prompts))
-    where, folder = choose_device(device), Path(out) if out else cache_folder()
+    where, folder = choose_device(device), cache_folder() if out is None else named_path(out)
     named = found.family.in_order(blocks or found.blocks)
     entries = {block: index.find(found.trained_on, block, dictionary or None, root=root, site=site) for block in named}
     opened = {block: index.open(entry, root=root, device=str(where)) for block, entry in entries.items()}
-    indices = build_text_index(load_sampler(found, where, BATCH), opened, texts, FIRST_SEED, site)
     paths = {block: folder / index_file(index.fingerprint(entry, root=root)) for block, entry in entries.items()}
+    indices = build_text_index(load_sampler(found, where, BATCH), opened, texts, FIRST_SEED, site)
+    if out is not None:
+        claim_folder(out, KIND)
     for block, path in paths.items():
         save_text_index(path, indices[block])
     return paths

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from riebench.core.claims import claim_folder
 from riebench.core.errors import UserError
 from riebench.core.json_text import json_text
 from riebench.core.ray_cluster import Cluster
@@ -100,9 +101,10 @@ def train_dictionaries(
 
     trackers: names, as `train` takes them. cluster: where a group of the SAEs is trained on each GPU, or CPU
     (`train_on_cluster`), each of which makes the batches for itself, and where they are evaluated; None for this
-    process. Raises `UserError` for settings that cannot be meant, as `train` does; what was registered stays.
+    process. Raises `UserError` for settings that cannot be meant, as `train` does, and for an `out`
+    that holds something else; what was registered stays.
     """
-    out = Path(out)
+    out = claim_folder(out, "folder of dictionaries")
     jobs = list(_jobs(data, grid, config, batch_size))
     known = {entry.key: entry for entry in index.entries(out)}
     done = [job for job in jobs if _is_done(known.get((job.backbone, job.block, job.name)), job, out)]

@@ -304,7 +304,7 @@ def _edit_of(row: Row, values: Mapping[str, object]) -> Edit:
     folder, tags = Path(row.file).parent, values.get("tags")
     texts = {name: value for name, value in values.items() if isinstance(value, str)}
     for name in ("original_region", "edited_region"):
-        texts[name] = _with_mask(texts[name], lambda file: str(folder / file))
+        texts[name] = _with_mask(texts[name], lambda file: str(folder / Path(file).expanduser()))
     return Edit(**texts, tags=dict(tags) if isinstance(tags, Mapping) else {})
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from riebench.core.errors import UserError
+from riebench.core.files import named_path
 
 _NOT = re.compile(r"(~|not(?=\s|$))\s*", re.IGNORECASE)
 _SEPARATOR = re.compile(r",|\s\.(?=\s|$)")
@@ -42,7 +43,7 @@ def parse_phrase(text: str) -> Phrase:
     if rest.startswith("mask:"):
         if not rest.removeprefix("mask:").strip():
             raise UserError(f"the region phrase {text!r} names no file", remedy="write mask:FILE")
-        return Phrase(file=Path(rest.removeprefix("mask:").strip()), complement=complement)
+        return Phrase(file=named_path(rest.removeprefix("mask:").strip()), complement=complement)
     nouns = tuple(noun.strip() for noun in _SEPARATOR.split(rest) if noun.strip(" ."))
     if not nouns:
         raise UserError(f"the region phrase {text!r} names nothing", remedy="name what to look for, or `everything`")

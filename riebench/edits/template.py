@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from pathlib import Path
 
 from riebench.core import files
@@ -65,11 +66,11 @@ def write_template(path: Path) -> Path:
 
     Raises `UserError` for another suffix, and where there is such a file already.
     """
-    path = Path(path)
+    path = files.named_path(path)
     writers = {".yaml": _as_yaml, ".yml": _as_yaml, ".csv": _as_csv}
     if path.suffix not in writers:
         raise UserError(f"no example of edits can be written to {path}", remedy=f"end the name in {', '.join(writers)}")
-    if path.exists():
+    if os.path.lexists(path):
         raise UserError(f"{path} is there already", remedy="give another name")
     files.write_text(path, writers[path.suffix](path))
     return path

@@ -12,7 +12,9 @@ from urllib.parse import urlencode
 
 from markupsafe import Markup
 
+from riebench.core.claims import claim_folder, refuse_others
 from riebench.core.errors import UserError
+from riebench.core.files import named_path
 from riebench.core.scores import LEAST_COST
 from riebench.leaderboard.entries import IMAGES_FOLDER, Entry, linked, read_entries
 from riebench.leaderboard.site_board import COLUMNS, board_of, name_of_board, plots_of, standing
@@ -31,16 +33,18 @@ def render_site(entries_root: Path, out: Path) -> Path:
     """Writes the site of the entries below `entries_root` into `out`; returns its `index.html`.
 
     The pages are made in a temporary folder beside `out`, and then moved to their places one by one, the index last, so
-    that a site is never half a page. Other files in `out` stay. Raises `UserError` for a folder without entries, an
-    entry that cannot be read or shown, two entries of one name on one backbone, and where `out` cannot be written.
+    that a site is never half a page. Other files in a site stay. Raises `UserError` for a folder without entries, an
+    entry that cannot be read or shown, two entries of one name on one backbone, and where `out` holds what is no site,
+    or cannot be written.
     """
-    entries = read_entries(Path(entries_root))
-    out = Path(out)
+    out = named_path(out)
+    refuse_others(out, "site")
+    entries = read_entries(named_path(entries_root))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as made:
             _write_site(entries, Path(made))
-            _move_files(Path(made), out)
+            _move_files(Path(made), claim_folder(out, "site"))
     except OSError as error:
         raise UserError(
             f"cannot write the site to {out}: {error.strerror or error}",

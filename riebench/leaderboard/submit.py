@@ -82,9 +82,9 @@ def submit(
         raise UserError(f"there is one name for {len(chosen)} entries", remedy="ask for one method, as sae@1")
     if not re.fullmatch(NAME, name or "entry"):
         raise UserError(f"{name!r} cannot be the name of a folder", remedy="use letters, digits and . _ + - @")
-    targets = {setting: Path(out) / backbone / (name or _entry_name(setting, frame)) for setting in chosen}
+    targets = {setting: files.named_path(out) / backbone / (name or _entry_name(setting, frame)) for setting in chosen}
     for target in targets.values():
-        if target.exists():
+        if os.path.lexists(target):
             raise UserError(f"there is an entry {target} already", remedy="remove it first, or give another name")
     about = {"authors": authors, "code": code, "description": description}
     for setting, target in targets.items():

@@ -21,6 +21,7 @@ from riebench.analysis.run import FINISHED, MANIFEST, SCORES, SUMMARY, Run
 from riebench.backbones.loading import choose_device, choose_dtype
 from riebench.backbones.table import Backbone
 from riebench.core import files
+from riebench.core.claims import refuse_others
 from riebench.core.errors import UserError, did_you_mean, shown
 from riebench.core.interrupts import Interrupted, stopping
 from riebench.core.keys import describe
@@ -74,6 +75,7 @@ def run(
     file or the folder is wrong, and `Interrupted` when the user stops it.
     """
     out = files.named_path(out)
+    refuse_others(out, "run directory")
     if cache not in CACHE_MODES:
         remedy = f"use {', '.join(CACHE_MODES)}"
         raise UserError(f"unknown cache mode {cache!r}{did_you_mean(cache, CACHE_MODES)}", remedy=remedy)

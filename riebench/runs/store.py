@@ -24,13 +24,13 @@ from PIL import Image
 
 from riebench.analysis.run import MANIFEST, REPORT, SCORES, SUMMARY
 from riebench.core import files
+from riebench.core.claims import claim_folder
 from riebench.core.errors import UserError
 from riebench.core.keys import digest
 
 #: What every row has; `image_sha256` is of the picture's file, "" where there is none. The other columns are free.
 KEY_COLUMNS = ("recipe", "code", "scoring", "status", "image", "image_sha256")
 PARTS, IMAGES, LOCK, WRITER = "parts", "images", ".lock", ".writer"
-MARKER_TEXT = "A run directory of riebench (docs/run-directory.md). The tool writes and deletes in it.\n"
 #: What the tool writes at the top of a run directory, beside its two sub-folders.
 TOP_FILES = (MANIFEST, SCORES, SUMMARY, REPORT, "scoring.parquet", WRITER)
 PART_NAME = re.compile(r"\d{9}-[0-9a-f]{8}\.parquet")
@@ -77,7 +77,7 @@ class Store:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
+        self.folder = files.named_path(folder)
         self.damage: list[str] = []
         self._rows: dict[str, dict] = {}
         self._hashes: dict[str, str] = {}  # picture -> sha256, of those written or found whole
@@ -254,55 +254,22 @@ def picture_path(edit_id: str, seed: int, name: str, key: str) -> str:
     return f"{IMAGES}/{_file_name(edit_id)}/{seed}/{_file_name(name)}-{key[:12]}.png"
 
 
-def is_run_directory(folder: Path) -> bool:
-    """Returns whether the tool made this folder, so that it may write and delete in it."""
-    return (Path(folder) / files.MARKER).is_file()
-
-
-def _claim(folder: Path) -> None:
-    """Makes a run directory of a folder that is empty or not there. Raises `UserError` for one that holds anything and
-    is no run directory, and where it cannot be written."""
-    if is_run_directory(folder):
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        foreign = sorted(os.listdir(folder))
-        if foreign:
-            shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
-            raise UserError(
-                f"{folder.resolve()} is not empty and no run directory: it holds {shown}",
-                remedy="give --out a new or empty folder, or that of an earlier run",
-            )
-        (folder / files.MARKER).write_text(MARKER_TEXT)
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {folder}: {error.strerror or error}", remedy="choose a folder you may write to"
-        ) from error
-
-
 def _leftovers(folder: Path) -> Iterator[Path]:
     """Yields what a process that was killed had not finished writing: the tool's own names, at their own places."""
     for path in folder.glob(".*"):
-        if _unfinished(path) in TOP_FILES:
+        if files.unfinished(path) in TOP_FILES:
             yield path
     for path in (folder / PARTS).glob(".*"):
-        if PART_NAME.fullmatch(_unfinished(path)):
+        if PART_NAME.fullmatch(files.unfinished(path)):
             yield path
     for path in (folder / IMAGES).glob("*/*/.*"):
-        if PICTURE_NAME.fullmatch(_unfinished(path)):
+        if PICTURE_NAME.fullmatch(files.unfinished(path)):
             yield path
-
-
-def _unfinished(path: Path) -> str:
-    """Returns the name of the file of which this is the unfinished form, as `files.replacing` names it; "" where of
-    none."""
-    found = files.UNFINISHED.fullmatch(path.name) if path.is_file() else None
-    return found["name"] if found and Path(found["name"]).suffix == found["suffix"] else ""
 
 
 def _acquire(folder: Path) -> BaseFileLock:
     """Returns the lock of a run directory, which is made where it is not there."""
-    _claim(folder)
+    claim_folder(folder)
     lock = files.lock_folder(
         folder,
         LOCK,
@@ -344,7 +311,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _part_paths(folder: Path) -> list[Path]:
-    return [folder / PARTS / name for name in _names(folder / PARTS) if name.endswith(".parquet")]
+    return [folder / PARTS / name for name in _names(folder / PARTS) if PART_NAME.fullmatch(name)]
 
 
 def _read_parts(folder: Path) -> tuple[dict[str, dict], dict[Path, str]]:

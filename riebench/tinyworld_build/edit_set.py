@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from riebench.core.claims import claim_folder
 from riebench.edits.edit import CATEGORIES, Edit, write_edits
 from riebench.tinyworld.captions import caption
 from riebench.tinyworld.scenes import VALUES, Scene, sample_attributes
@@ -74,10 +75,12 @@ def _edit(category: str, number: int, original: Scene, edited: Scene) -> Edit:
 
 
 def write_edit_set(folder: Path) -> list[Path]:
-    """Writes one JSON-lines file a category; the same bytes every time."""
+    """Writes one JSON-lines file a category; the same bytes every time. Raises `UserError` for a folder that holds
+    something else."""
+    folder = claim_folder(folder, "edit set of tinyworld")
     paths = []
     for category in CATEGORIES:
-        path = Path(folder) / f"{category.name}.jsonl"
+        path = folder / f"{category.name}.jsonl"
         write_edits(make_edits(category.name), path)
         paths.append(path)
     return paths

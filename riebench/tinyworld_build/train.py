@@ -12,6 +12,7 @@ from transformers import CLIPTokenizer
 
 from riebench.backbones.loading import choose_device
 from riebench.backbones.table import BACKBONES, Backbone
+from riebench.core.claims import claim_folder
 from riebench.core.errors import UserError, did_you_mean
 from riebench.dictionaries.settings import defaults_for, generated_data, make_config, make_grid
 from riebench.dictionaries.train import train_dictionaries
@@ -33,15 +34,15 @@ def train_world(out: Path, parts: Sequence[str] = PARTS, *, seed: int = 0, devic
     """Trains the named parts into `out`, laid out as `data/tinyworld`; training state goes to `out/state`.
 
     base needs the vae, turbo needs base and dictionaries need turbo, from this call or an earlier one. Raises
-    `UserError` for an unknown part or one whose need is missing.
+    `UserError` for an unknown part, one whose need is missing, and an `out` that holds something else.
     """
     for part in parts:
         if part not in PARTS:
             raise UserError(
                 f"tinyworld has no part {part!r}{did_you_mean(part, PARTS)}", remedy=f"use {', '.join(PARTS)}"
             )
-    out = Path(out)
-    where, state = choose_device(device), out / "state"
+    where, out = choose_device(device), claim_folder(out, "training of tinyworld")
+    state = out / "state"
     if "vae" in parts:
         train_vae(state, where, seed=seed).save_pretrained(state / "vae")
     if "base" in parts:

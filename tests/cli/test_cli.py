@@ -117,7 +117,7 @@ def test_defaults_of_trainings_are_those_of_the_functions_that_take_them():
 
 
 def test_words_of_a_training_become_its_settings():
-    words = "train --out ~/saes --k 4,8,4 --width 2,16 --weight 0.1 --lr 1e-3 --seeds 3 --tracker wandb, --compile"
+    words = "train --out ~/saes --k 4,8 --width 2,16 --weight 0.1 --lr 1e-3 --seeds 3 --tracker wandb, --compile"
     arguments = build_parser().parse_args(shlex.split(words))
     given = read_flags(arguments, TrainSettings)
     assert given == {
@@ -145,7 +145,8 @@ def test_flags_of_a_run_are_fields_of_its_configuration(monkeypatch):
     config = given["config"]
     assert (config.mode, config.seeds, config.batch_size) == ("reference", (42,), 3)
     assert (config.edits_per_category, config.split, config.backbone) == (2, "all", "tinyworld-turbo@1")
-    assert given["out"] == Path("runs/quickstart") and given["reuse"] == (Path("a"), Path("b"))
+    said = "mode=reference-split=all-edits_per_category=2"
+    assert given["out"] == Path(f"runs/quickstart-{said}") and given["reuse"] == (Path("a"), Path("b"))
     assert (given["cache"], given["engine"], given["address"]) == ("only-missing", "local", None)
     assert (given["device"], given["compile"]) == ("auto", False)
     assert main(shlex.split("run quickstart --seeds 7,8 --categories add_object,change_pose")) == 2
@@ -184,6 +185,7 @@ def test_an_unknown_name_says_what_was_meant(capsys):
 
 
 def test_train_and_evaluate_say_what_is_wrong_with_their_words(capsys, tmp_path):
+    assert "--k holds 4 twice -> give each once" in failing(capsys, "train", "--k", "4,8,4", "--out", tmp_path)
     assert "--k is '4;8'" in failing(capsys, "train", "--k", "4;8", "--out", tmp_path)
     assert "--seeds holds -1 -> give a whole number from 0" in failing(
         capsys, "train", "--seeds=1,-1", "--out", tmp_path

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from riebench.core.claims import refuse_others
 from riebench.core.errors import UserError, did_you_mean
-from riebench.core.files import file_sha256
+from riebench.core.files import file_sha256, named_path
 from riebench.edits.edit import categories_of, write_edits
 from riebench.edits.files import error_of
 from riebench.edits.importers.items import Imported
@@ -32,9 +33,8 @@ def import_edits(kind: str, path: Path, out: Path) -> Imported:
     """
     if kind not in IMPORTERS:
         raise UserError(f"unknown list {kind!r}{did_you_mean(kind, IMPORTERS)}", remedy=f"use {', '.join(IMPORTERS)}")
-    path, out = Path(path), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is not empty", remedy="give a new folder")
+    path, out = named_path(path), named_path(out)
+    refuse_others(out, "new folder", marker="")
     imported = IMPORTERS[kind](path, out)
     if not imported.edits:
         raise error_of(path, imported.refused) if imported.refused else UserError(f"{path} holds no edit to take")
