@@ -14,6 +14,11 @@ class UserError(ValueError):
         self.message, self.remedy = message, remedy
 
 
+class Unusable(UserError):
+    """An error of what all cases share, as of a dictionary: it ends a run, where another `UserError` of a method is the
+    failure of one case."""
+
+
 def did_you_mean(word: object, known: Iterable[str]) -> str:
     """Returns `"; did you mean 'x'?"` for the nearest known word, or an empty string."""
     near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)

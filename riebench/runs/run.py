@@ -38,6 +38,7 @@ from riebench.metrics.versions import judge_version
 from riebench.regions.grounders import grounder_settings
 from riebench.report import write_report
 from riebench.runs.config import RunConfig
+from riebench.runs.dictionaries import check_dictionaries
 from riebench.runs.engine import GROUP
 from riebench.runs.local import work_here
 from riebench.runs.needs import leave_out
@@ -185,6 +186,7 @@ def _asked(config: RunConfig, where: torch.device, methods: Sequence[Method], ed
     cases = [(edit, seed) for edit in chosen for seed in config.seeds]
     variants = plan_variants(all_methods, config.subsets_of, backbone.blocks)
     tasks = plan(backbone, cases, variants, setup, known, where.type)
+    check_dictionaries(all_methods, backbone, setup)
     names = setup.metric_names(backbone.judges)
     described = describe_metrics(names, backbone.judges, keep_marks=setup.keeps_marks)
     scoring = judge_version(names, backbone.judges, keep_marks=setup.keeps_marks)
