@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from riebench.analysis.failures import failure_sentences, failures_of
 from riebench.analysis.frames import one_of_each, score_tables, settings_of
 from riebench.analysis.run import Run
 from riebench.analysis.statistics import (
@@ -94,7 +95,9 @@ def compare_runs(
 
     kept = [c for c in contenders if (frame.loc[frame["method"] == c.label, "status"] == "ok").any()]
     if base not in kept:
-        raise UserError(f"{base.label} failed on every case", remedy="compare with another method")
+        raise UserError(
+            f"{base.label} failed on every case ({_reason(frame, base)})", remedy="compare with another method"
+        )
     valid = valid_cases(frame, [_placed(c) for c in kept])
     if len(valid.cases) == 0:
         reason, count = next(iter(valid.failed["reason"].value_counts().items()))
@@ -106,6 +109,7 @@ def compare_runs(
     backbone, steps, mode = one_of_each(frame)
     frame_valid = frame[pd.MultiIndex.from_frame(frame[CASE]).isin(valid.cases)]
     others, counts = [c for c in kept if c != base], _counts(frame, valid)
+    failures = [{key: value for key, value in one.items() if key != "strength"} for one in failures_of(frame)]
     return {
         "runs": [run.label for run in runs],
         "backbone": backbone,
@@ -120,6 +124,7 @@ def compare_runs(
         "resamples": resamples,
         "seed": seed,
         "methods": [{"label": c.label, "run": c.run, **c.setting._asdict()} for c in kept],
+        "failures": failures,
         "left_out": [{"label": c.label, "reason": _reason(frame, c)} for c in contenders if c not in kept],
         **counts,
         "cells": _cells(frame_valid, list(counts["categories"]), base, others, chosen, resamples, seed),
@@ -144,6 +149,9 @@ def compare_table(found: dict) -> str:
     ]
     for row in found["left_out"]:
         parts.append(f"Left out: `{row['label']}` failed on every case ({row['reason']}).")
+    gone = [row["label"] for row in found["left_out"]]
+    partly = [failure for failure in found["failures"] if failure["method"] not in gone]
+    parts += [f"{sentence}." for sentence in failure_sentences(partly, len(found["methods"]))]
     head = ("metric", "method", "mean", "difference", "95 % interval", "p (Holm)", "verdict")
     lines = [[titles[name], method, *_long_cells(cells[ALL, method, name])] for name in shown for method in others]
     parts += ["### All categories", markdown([head, *lines], right=(2, 3, 5))]

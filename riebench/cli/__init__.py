@@ -19,14 +19,15 @@ GROUPS = {world.NAME: world.SUMMARY}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a verb and returns the exit status, which is 1 where the doctor finds that something is missing, or the
-    self-test that something is wrong. A user's error is one line on stderr and 2; Ctrl-C is 130."""
+    """Runs a verb and returns the exit status, which is 1 where the doctor finds that something is missing, the
+    self-test that something is wrong, or a method of a run has no valid case. A user's error is one line on stderr and
+    2; Ctrl-C is 130."""
     arguments = build_parser().parse_args(argv)
     try:
         return arguments.verb.run(arguments)
     except UserError as error:
         print(f"riebench: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return error.status
     except BrokenPipeError:  # as by `| head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 
 from riebench.analysis import summarise, write_scores
+from riebench.analysis.failures import failure_sentences, failures_of
 from riebench.analysis.run import FINISHED, MANIFEST, SCORES, SUMMARY, Run
 from riebench.backbones.loading import choose_device, choose_dtype
 from riebench.backbones.table import Backbone
@@ -228,8 +229,12 @@ def _finish(
     edits: Sequence[Edit],
     check_there: Callable[[], None] = lambda: None,
 ) -> Run:
-    """Writes summary, report and manifest. check_there: raises where the run directory has vanished."""
+    """Writes summary, report and manifest, and says on stderr which methods failed. check_there: raises where the run
+    directory has vanished."""
     config = manifest["config"]
+    failures = failures_of(scores)
+    for sentence in failure_sentences(failures, len(scores[["method", "strength"]].drop_duplicates())):
+        print(f"riebench: {sentence}", file=sys.stderr)
     summary = summarise(scores, tuple(manifest["blocks"]), method=config["subsets_of"], resamples=config["resamples"])
     prompts = {edit.id: (edit.original_prompt, edit.edited_prompt) for edit in edits}
     for write in (
