@@ -22,6 +22,7 @@ from riebench.generation.interventions import Intervention
 from riebench.methods.method import Method
 from riebench.runs import run as runs
 from riebench.runs.config import MethodConfig, RunConfig, build_config, read_config
+from riebench.runs.dictionaries import check_dictionaries, uses_sae
 from riebench.runs.engine import Engine, open_engine
 from riebench.runs.folder import default_folder, folder_of_config
 from riebench.runs.needs import missing_need
@@ -144,6 +145,11 @@ def edit(
     chosen = MethodConfig(method, settings).build(model.judges) if isinstance(method, str) else method
     if error := missing_need(chosen, model, setup):
         raise error
+    if engine is None:
+        check_dictionaries([chosen], model, setup)
+    elif uses_sae(chosen):
+        for block in model.blocks:
+            engine.generation.dictionary(block)
     with tempfile.TemporaryDirectory() as folder:
         original = _phrase(region, Path(folder) / "original.png")
         edited = original if edited_region is None else _phrase(edited_region, Path(folder) / "edited.png")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from riebench.core.values import Range
 
 
 @dataclass(frozen=True)
@@ -18,11 +21,11 @@ class Entry:
     """The block's short name, e.g. "up.0.1"."""
     kind: str
     """The architecture: "topk" or "jumprelu"."""
-    k: int
+    k: Annotated[int, Range(0)]
     """The most latents active on a row; 0 where the architecture sets none."""
-    num_features: int
+    num_features: Annotated[int, Range(1)]
     """The number of latents."""
-    width: int
+    width: Annotated[int, Range(1)]
     """The number of values in an input row."""
     folder: str
     """The checkpoint, relative to the folder of the index, or to the repository of a released one."""
@@ -30,9 +33,9 @@ class Entry:
     """The digest of the checkpoint's weight file; empty where none was registered."""
     site: str = "update"
     """What it codes of the block, "update" or "stream"; empty where that is not known."""
-    evaluation: dict[str, Any] = field(default_factory=dict)
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
     """The fields of an `Evaluation` on rows that were not trained on; empty where it was not evaluated by us."""
-    training: dict[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
     """What is needed to train it again; empty where that is not known."""
 
     @property

@@ -6,10 +6,12 @@ names; those that others published in a table (`released`); and a user's own may
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from riebench.core.errors import UserError, did_you_mean
 from riebench.core.files import data_folder, read_json_value, write_text
@@ -117,8 +119,8 @@ def fingerprint(entry: Entry, *, root: Path | None = None) -> str:
 
 
 def open(entry: Entry, *, root: Path | None = None, device: str = "cpu") -> Dictionary:
-    """Returns the entry's dictionary. Raises `UserError` where the checkpoint is missing or not the registered one, and
-    where there is no room for it."""
+    """Returns the entry's dictionary. Raises `UserError` where the checkpoint is missing, broken or not the registered
+    one, where it says that it was trained on another block or site, and where there is no room for it."""
     from sae_models import checkpoint
 
     folder = _folder(entry, root)
@@ -134,8 +136,25 @@ def open(entry: Entry, *, root: Path | None = None, device: str = "cpu") -> Dict
             f"{folder} has (width, num_features, k) = {found}, the index says {listed}",
             remedy="fetch the checkpoint again, or register what lies there",
         )
+    trained = checkpoint.read_metadata(folder)
+    for what, said in (("block", entry.block), ("site", entry.site)):
+        if said and trained.get(what, said) != said:
+            raise UserError(
+                f"{folder} was trained on the {what} {trained[what]!r}, and is listed for {said!r}",
+                remedy=f"put the dictionary of {said} there, or name the right folder in {INDEX_FILE}",
+            )
     with room_for(f"the dictionary {entry.name} of {entry.block}", device):
         return checkpoint.load(folder, device=device)
+
+
+def refuse_width(block: str, width: int, channels: int, backbone: str) -> None:
+    """Raises `UserError` where the dictionary of a block codes rows of another width than that block of a backbone
+    has channels."""
+    if width != channels:
+        raise UserError(
+            f"the dictionary of {block} codes rows of {width} values, and {backbone} has there {channels} channels",
+            remedy="take dictionaries that were trained on this model",
+        )
 
 
 def describe(entry: Entry) -> str:
@@ -178,7 +197,11 @@ def _read(root: Path) -> list[Entry]:
     items = read_json_value(path, "the index", remedy="mend the file")
     if not isinstance(items, list):
         raise UserError(f"the index {path} is not a JSON list", remedy="mend the file")
-    return [_entry(item, f"{path}, entry {number}") for number, item in enumerate(items, start=1)]
+    found = [_entry(item, f"{path}, entry {number}") for number, item in enumerate(items, start=1)]
+    twice = next((key for key, count in Counter(entry.key for entry in found).items() if count > 1), None)
+    if twice:
+        raise UserError(f"the index {path} lists {' '.join(twice)} twice", remedy="remove one of the entries")
+    return found
 
 
 def _entry(item: object, where: str) -> Entry:
@@ -193,5 +216,17 @@ def _entry(item: object, where: str) -> Entry:
     missing = sorted(known - item.keys())
     if missing:
         raise UserError(f"{where} lacks {', '.join(missing)}", remedy="mend the file")
-    kinds = get_type_hints(Entry)
-    return Entry(**{name: check_value(name, value, kinds[name], f"{where}: ") for name, value in item.items()})
+    values = {name: check_value(name, value, _kinds()[name], f"{where}: ") for name, value in item.items()}
+    folder = values["folder"]
+    if not folder or "\0" in folder or ".." in Path(folder).parts or Path(folder).is_absolute():
+        raise UserError(
+            f"{where} lists {folder or 'no folder'}, outside of its own folder",
+            remedy="move the checkpoint into the folder of the index, and name it from there",
+        )
+    return Entry(**values)
+
+
+@cache
+def _kinds() -> dict[str, Any]:
+    """Returns field of an `Entry` -> what it may be."""
+    return get_type_hints(Entry, include_extras=True)

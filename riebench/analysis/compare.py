@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from riebench.analysis.failures import failures_of
 from riebench.analysis.frames import one_of_each, score_tables, settings_of
 from riebench.analysis.run import Run
 from riebench.analysis.statistics import (
@@ -102,7 +103,9 @@ def compare_runs(
 
     kept = [c for c in contenders if (frame.loc[frame["method"] == c.label, "status"] == "ok").any()]
     if base not in kept:
-        raise UserError(f"{base.label} failed on every case", remedy="compare with another method")
+        raise UserError(
+            f"{base.label} failed on every case ({_reason(frame, base)})", remedy="compare with another method"
+        )
     valid = valid_cases(frame, [_placed(c) for c in kept])
     if len(valid.cases) == 0:
         reason, count = next(iter(valid.failed["reason"].value_counts().items()))
@@ -116,6 +119,7 @@ def compare_runs(
     others, counts = [c for c in kept if c != base], _counts(frame, valid)
     cells = _cells(frame_valid, list(counts["categories"]), base, others, chosen)
     tests = _judge(cells, chosen, resamples, seed)
+    failures = [{key: value for key, value in one.items() if key != "strength"} for one in failures_of(frame)]
     return {
         "runs": [run.label for run in runs],
         "backbone": backbone,
@@ -131,6 +135,7 @@ def compare_runs(
         "resamples": resamples,
         "seed": seed,
         "methods": [{"label": c.label, "run": c.run, **c.setting._asdict()} for c in kept],
+        "failures": failures,
         "left_out": [{"label": c.label, "reason": _reason(frame, c)} for c in contenders if c not in kept],
         **counts,
         "tests": tests,

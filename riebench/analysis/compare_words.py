@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from riebench.analysis.compare import ALL
+from riebench.analysis.failures import failure_sentences
 from riebench.analysis.frames import write_csv
 from riebench.analysis.statistics import least_edits
 from riebench.analysis.verdicts import NOT_SEPARABLE, ONE_EDIT, TOO_FEW_EDITS, edits_words
@@ -43,6 +44,9 @@ def compare_table(found: dict) -> str:
     ]
     for row in found["left_out"]:
         parts.append(f"Left out: `{row['label']}` failed on every case ({row['reason']}).")
+    gone = [row["label"] for row in found["left_out"]]
+    partly = [failure for failure in found["failures"] if failure["method"] not in gone]
+    parts += [f"{sentence}." for sentence in failure_sentences(partly, len(found["methods"]))]
     head = ("metric", "method", "mean", "difference", "95 % interval", "p (Holm)", "verdict")
     lines = [[titles[name], method, *_long_cells(cells[ALL, method, name])] for name in shown for method in others]
     parts += ["### All categories", markdown([head, *lines], right=(2, 3, 5))]

@@ -10,13 +10,14 @@ import numpy as np
 import pandas as pd
 
 from riebench.analysis.dominance import COST, GAIN, dominance_table, games_of
+from riebench.analysis.failures import failure_sentences, failures_of, without_valid_case
 from riebench.analysis.frames import one_of_each, score_tables, settings_of, validate_scores
 from riebench.analysis.frontier import curves, sweeps_of
 from riebench.analysis.methods import method_rows
 from riebench.analysis.statistics import ValidCases, edit_weights, valid_cases
 from riebench.analysis.strengths import chosen_strengths
 from riebench.analysis.verdicts import NO_CASE, ONE_EDIT, explanation, short
-from riebench.core.errors import UserError
+from riebench.core.errors import NothingValid, UserError
 from riebench.core.scores import CASE, NOOP, SETTING, Score, Setting, score_words, scores_of
 from riebench.core.text_tables import aligned
 
@@ -35,7 +36,8 @@ def summarise(
     """Returns a summary of the scores of one run as a JSON-able dict; a number that does not exist is None.
 
     All tables use the cases on which every setting succeeded. A setting that failed on every case is left out of that
-    intersection and listed under `left_out`. `method` names the methods whose block effects come first under
+    intersection and listed under `left_out`; `failures` says of every method in how many cases it failed, and why
+    (`failures_of`). `method` names the methods whose block effects come first under
     `dominance`, which has a table for every method and strength that was run on enough subsets of the blocks, and is
     empty where none was; the first table's verdicts are repeated under `overall` and `categories`. Raises `UserError`
     where the frame is not of the schema, mixes backbones, has no no-op, or no valid case.
@@ -72,6 +74,7 @@ def summarise(
         **_method_tables(of, seed),
         "frontier": {"gain": GAIN, "cost": COST, "overall": traced.pop(OVERALL), "categories": traced},
         "chosen_strengths": {method: found for method, found in chosen.items() if found},
+        "failures": failures_of(of.frame),
         "left_out": [
             {**Setting(*setting)._asdict(), "reason": str(rows["reason"].mode().iloc[0])}
             for setting, rows in of.frame.groupby(SETTING, sort=False)
@@ -135,10 +138,13 @@ def _valid_part(frame: pd.DataFrame, resamples: int, seed: int) -> _ValidPart:
     one_of_each(frame)
     kept = settings_of(frame[frame["status"] == "ok"])
     if not any(setting.method == NOOP for setting in kept):
+        lost = failure_sentences([one for one in failures_of(frame) if one["method"] == NOOP])
+        if lost:
+            raise NothingValid(f"no case is valid: {'; '.join(lost)}", remedy="mend that, then run again")
         raise UserError("the scores have no valid result of method 'noop'", remedy="add it to the run's methods")
     valid = valid_cases(frame, kept)
     if len(valid.cases) == 0:
-        raise UserError(f"no case is valid under all settings; {_worst(valid)}", remedy="mend that, then run again")
+        raise NothingValid(f"no case is valid under all settings; {_worst(valid)}", remedy="mend that, then run again")
     counts = pd.MultiIndex.from_frame(frame[CASE]).isin(valid.cases)
     counts &= pd.MultiIndex.from_frame(frame[SETTING]).isin(kept)
     rows = frame[counts]
@@ -176,7 +182,9 @@ def block_table(summary: dict) -> str:
     Intervals are left out where there are too many blocks for that width.
     """
     if not summary["dominance"]:
-        return "Block effects were not measured: they need every subset of the blocks."
+        lost = ", ".join(without_valid_case(summary["failures"]))
+        why = f"no case of {lost} is valid" if lost else "they need every subset of the blocks"
+        return f"Block effects were not measured: {why}."
     value, blocks, headline = summary["values"][0], summary["blocks"], summary["dominance"][0]
     rows = {**headline["categories"], "all": headline["overall"]}
     verdicts = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from riebench.core.errors import UserError, did_you_mean
@@ -68,6 +69,16 @@ class Place:
     """Path, from the module on, of the module that puts out the neurons of `{layer}`, as tokens; empty for none."""
 
 
+@dataclass(frozen=True)
+class Outline:
+    """Says what the configuration files of a pipeline tell, without its weights."""
+
+    channels: Mapping[str, int]
+    """Path of a block's module -> channels of its image stream."""
+    size: tuple[int, int]
+    """The model's own size of pictures, in pixels (high, wide)."""
+
+
 @dataclass(frozen=True, eq=False)
 class Family:
     """Says what models of one kind have in common. One file of `backbones/` describes one family."""
@@ -114,6 +125,8 @@ class Family:
     """(Module of a block, layer) -> neurons of that layer."""
     compilable: Callable[[Any], list[nn.Module]]
     """Pipeline -> the modules that no hook looks into, which `torch.compile` may have."""
+    outline: Callable[[Path], Outline]
+    """Folder of a pipeline -> what its configuration files say. Raises `UserError` where they are missing or broken."""
     prepare: Callable[[Any, bool], None]
     """(Pipeline, whether its autoencoder is another than its own) -> None: what is done once it is loaded."""
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+from riebench.backbones.family import Outline
 from riebench.backbones.other_files import INDEX, refuse_other_files
 from riebench.backbones.released import VAES
 from riebench.backbones.table import BACKBONES, Backbone
@@ -32,6 +34,21 @@ def backbone_folder(backbone: Backbone, dtype: str = "float32") -> Path:
             else "give the folder with the model_index.json that diffusers' save_pretrained writes",
         )
     return folder
+
+
+def outline_of(backbone: Backbone, dtype: str = "float32") -> Outline:
+    """Returns what a backbone's configuration files say, with the size that its pictures have in runs. Raises
+    `UserError` as `backbone_folder` does, and where a file is broken."""
+    found = backbone.family.outline(backbone_folder(backbone, dtype))
+    height, width = found.size
+    return replace(found, size=(backbone.height or height, backbone.width or width))
+
+
+def channels_of(backbone: Backbone, dtype: str = "float32") -> dict[str, int]:
+    """Returns block -> channels of its image stream, of the blocks that the model has. Raises `UserError` as
+    `outline_of` does."""
+    channels = outline_of(backbone, dtype).channels
+    return {block: channels[place.path] for block, place in backbone.family.places.items() if place.path in channels}
 
 
 def is_shipped(backbone: Backbone) -> bool:

@@ -70,12 +70,31 @@ def load_pipeline(backbone: Backbone, device: torch.device, dtype: torch.dtype) 
 
     dtype: of the denoiser and the text encoders, from `choose_dtype`. A pipeline's own autoencoder is in what its
     family says, and takes latents of any type; one of `riebench.backbones.released.VAES` runs in `dtype`. Half
-    precision is read from half-precision files where the folder has them. Raises `UserError` when weights are missing
-    or broken, or there is no room for them, and as `refuse_scheduler` and `refuse_size` do.
+    precision is read from half-precision files where the folder has them. Raises `UserError` when weights are missing,
+    broken or not finite, or there is no room for them, and as `refuse_scheduler` and `refuse_size` do.
     """
     name = dtype_name(dtype)
     with room_for(backbone.name, device, backbone.gigabytes(name), "free some, use dtype float16, or another device"):
-        return _read_pipeline(backbone, dtype).to(device)
+        pipeline = _read_pipeline(backbone, dtype).to(device)
+    _refuse_not_finite(backbone, pipeline, name)
+    return pipeline
+
+
+def _refuse_not_finite(backbone: Backbone, pipeline: DiffusionPipeline, dtype: str) -> None:
+    """Raises `UserError` naming the first tensor that holds NaN or infinite values."""
+    parts = {part: module for part, module in pipeline.components.items() if isinstance(module, nn.Module)}
+    for part, module in parts.items():
+        for name, value in module.state_dict().items():
+            if value.is_floating_point() and value.numel() and not _is_finite(value):
+                raise UserError(
+                    f"the weights of {backbone.name} hold NaN or infinite values: {name} of its {part}",
+                    remedy=_remedy(backbone, None, dtype),
+                )
+
+
+def _is_finite(value: torch.Tensor) -> bool:
+    """Returns whether all values are finite; reads them once, and makes no copy."""
+    return bool(torch.isfinite(torch.stack(torch.aminmax(value))).all())
 
 
 def _read_pipeline(backbone: Backbone, dtype: torch.dtype) -> DiffusionPipeline:

@@ -7,9 +7,12 @@ Imports no torch until a function needs it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from riebench.backbones.family import Family, Place
+from riebench.backbones.family import Family, Outline, Place
+from riebench.core.errors import UserError
+from riebench.core.files import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -78,6 +81,26 @@ def grids(
     return {path: level(path) for path in paths}
 
 
+def outline(folder: Path) -> Outline:
+    """Returns what the configurations of the U-Net and the VAE say. Raises `UserError` where they are missing or
+    broken."""
+    path = Path(folder) / "unet" / "config.json"
+    unet, vae = read_json(path, "the U-Net's"), read_json(Path(folder) / "vae" / "config.json", "the VAE's")
+    try:
+        levels = [int(width) for width in unet["block_out_channels"]]
+        latent_pixels = 2 ** (len(vae["block_out_channels"]) - 1)
+        size = unet["sample_size"]
+        height, width = (size, size) if isinstance(size, int) else map(int, size)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is no configuration of an SDXL U-Net ({error!r})", remedy="mend the file") from error
+    parts = {"mid_block": levels[-1]}
+    parts |= {f"down_blocks.{i}": width for i, width in enumerate(levels)}
+    parts |= {f"up_blocks.{i}": width for i, width in enumerate(reversed(levels))}
+    part_of = {place.path: place.path.partition(".attentions")[0] for place in PLACES.values()}
+    channels = {path: parts[part] for path, part in part_of.items() if part in parts}
+    return Outline(channels, (height * latent_pixels, width * latent_pixels))
+
+
 def compilable(pipeline: Any) -> list[nn.Module]:
     """Returns the residual blocks and attentions of the U-Net, and the decoder. What is traced, edited or replayed, the
     transformers with their feed-forwards and the U-Net as a whole, is not among them."""
@@ -143,5 +166,6 @@ SDXL = Family(
     channels=_channels,
     neuron_channels=_neuron_channels,
     compilable=compilable,
+    outline=outline,
     prepare=prepare,
 )

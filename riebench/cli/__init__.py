@@ -24,9 +24,9 @@ GROUPS = {world.NAME: world.SUMMARY}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a verb and returns the exit status, which is 1 where the doctor finds that something is missing, or the
-    self-test that something is wrong. A user's error, and one of the machine's files, is one line on stderr and 2;
-    Ctrl-C is 130."""
+    """Runs a verb and returns the exit status, which is 1 where the doctor finds that something is missing, the
+    self-test that something is wrong, or a method of a run has no valid case. A user's error, and one of the machine's
+    files, is one line on stderr and 2; Ctrl-C is 130."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # what a terminal's encoding cannot show
@@ -36,7 +36,8 @@ def main(argv: list[str] | None = None) -> int:
             arguments = build_parser().parse_args(argv)
             return arguments.verb.run(arguments)
     except UserError as error:
-        return _say(error)
+        _say(error)
+        return error.status
     except BrokenPipeError:  # as by `| head`: nobody reads on
         _discard_output()
         return 1

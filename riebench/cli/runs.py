@@ -57,11 +57,13 @@ class Run:
     """A Python file with methods or metrics of your own; repeatable."""
 
 
-def _run(words: Run, overrides: Mapping[str, Any]) -> None:
+def _run(words: Run, overrides: Mapping[str, Any]) -> int:
+    """Runs, and returns the exit status: 1 where a method has no valid case."""
     load_plugins(words.plugin)
     config = read_config(words.name, overrides)
 
     from riebench.analysis import block_table
+    from riebench.analysis.failures import failures_of, without_valid_case
     from riebench.runs.folder import default_folder
     from riebench.runs.run import run
 
@@ -79,6 +81,7 @@ def _run(words: Run, overrides: Mapping[str, Any]) -> None:
     print(f"\n{block_table(done.summary)}\n")
     print(f"{done.manifest['results']} results in {done.manifest['seconds']:.0f} s ({made})")
     print(f"report: {done.report.resolve()}")
+    return 1 if without_valid_case(failures_of(done.scores)) else 0
 
 
 @dataclass(frozen=True, kw_only=True)

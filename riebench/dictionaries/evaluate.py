@@ -10,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from riebench.backbones.loading import choose_device
+from riebench.backbones.folders import channels_of
+from riebench.backbones.loading import choose_device, choose_dtype
 from riebench.backbones.table import BACKBONES, Backbone
 from riebench.core.errors import UserError
 from riebench.dictionaries.generalisation import FIRST_SEED, evaluate_steps, find_entries, held_out_captions
@@ -24,6 +25,7 @@ from riebench.metrics.models import ScoringModels
 from sae_models import index
 from sae_models.dictionary import Dictionary
 from sae_models.evaluation import geometry
+from sae_models.tensors import dtype_name
 
 OWN_ROWS = 16_384  # of each block and branch, at least, on the backbone trained on: 10,000 cannot tell rare features
 SHOWN_STEPS = 6  # the most steps of a backbone that have a column, and at which alone updates are replaced
@@ -70,6 +72,10 @@ def evaluate(
     own = BACKBONES.get(trained_on)
     texts = _prompts(source, max(prompts, images) if prompts > 0 else prompts, own.judges)
     backbones = list({backbone.name: backbone for backbone in (own, *on)}.values())
+    for backbone in backbones:
+        channels = channels_of(backbone, dtype_name(choose_dtype(backbone, where)))
+        for entry in entries:
+            index.refuse_width(entry.block, entry.width, channels.get(entry.block, entry.width), backbone.name)
     judges = _judges(backbones, where) if images else {}
     dictionaries = [index.open(entry, root=root, device=str(where)) for entry in entries]
     rows = [_describe(entry, dictionary, where) for entry, dictionary in zip(entries, dictionaries, strict=True)]

@@ -39,11 +39,15 @@ def build_text_index(
     direction is the ridge regression of its mean activation a_p over a picture's cells and steps on the prompts'
     vectors t_p (`Sampler.text_vector`), both centred: (sum t t^T + r I)^-1 sum a t, of unit length. Dividing by the
     covariance of the text keeps a feature from answering to words that merely stand beside its own. The autoencoder of
-    the pipeline is not run, and no more than a batch of traces is held. Raises `UserError` for fewer than two prompts.
+    the pipeline is not run, and no more than a batch of traces is held. Raises `UserError` for fewer than two prompts,
+    and where a dictionary does not fit its block.
     """
     if len(prompts) < 2:
         raise UserError(f"{len(prompts)} prompts show no contrast", remedy="give some thousands")
     sites = sampler.blocks.sites(dictionaries, site)
+    for place in sites:
+        width, channels = dictionaries[place.block].width, sampler.blocks.width(place)
+        index.refuse_width(place.block, width, channels, sampler.backbone.name)
     text = _Moments()
     sums = {block: _FeatureSums() for block in dictionaries}
     with Progress("relating features to words", total=len(prompts), unit="prompt") as progress:

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from baselines import METHODS
+from riebench.analysis.failures import failure_sentences, failures_of
 from riebench.analysis.frames import one_of_each, read_scores, settings_of
 from riebench.analysis.run import Run
 from riebench.core import files
@@ -86,10 +87,24 @@ def submit(
     for target in targets.values():
         if os.path.lexists(target):
             raise UserError(f"there is an entry {target} already", remedy="remove it first, or give another name")
+    _refuse_failed(frame, targets)
     about = {"authors": authors, "code": code, "description": description}
     for setting, target in targets.items():
         _write(source, setting, about, target)
     return list(targets.values())
+
+
+def _refuse_failed(frame: pd.DataFrame, settings: Iterable[Setting]) -> None:
+    """Raises `UserError` where a method has no valid case, before any entry is written."""
+    wanted = {(setting.method, setting.strength) for setting in settings}
+    lost = [
+        one
+        for one in failures_of(frame)
+        if one["failed"] == one["planned"] and (one["method"], one["strength"]) in wanted
+    ]
+    if lost:
+        remedy = "mend that, then run again; or name the other methods with --methods"
+        raise UserError(f"no entry can be made: {'; '.join(failure_sentences(lost))}", remedy=remedy)
 
 
 def _choose(source: _Source, methods: Sequence[str]) -> list[Setting]:

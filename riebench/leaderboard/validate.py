@@ -87,6 +87,9 @@ def rows_problems(rows: pd.DataFrame, setting: Setting, edits: Sequence[Edit], m
     missing = [control for control in CONTROLS if not (rows["method"] == control).any()]
     if missing:
         problems.append(f"controls missing: {', '.join(missing)}")
+    lost = [one for one in CONTROLS if one not in missing and not (rows[rows["method"] == one]["status"] == "ok").any()]
+    if lost:
+        problems.append(f"controls without a valid case: {', '.join(lost)}")
     whole = [one for one in settings_of(rows) if one.blocks in ("", setting.blocks)]
     if setting not in whole:
         problems.append(f"no row of {setting.method} at strength {setting.strength:g} on {setting.blocks!r}")

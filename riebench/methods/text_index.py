@@ -83,12 +83,21 @@ def cache_folder() -> Path:
     return (Path(home) if home else Path.home() / ".cache") / "riebench" / "text_index"
 
 
-def find_text_index(fingerprint: str, remedy: str = "run `riebench index-text --backbone NAME`") -> TextIndex:
-    """Returns the index of a dictionary. Raises `no_text_index` where there is none."""
+def find_text_index(
+    fingerprint: str, remedy: str = "run `riebench index-text --backbone NAME`", *, num_features: int = 0
+) -> TextIndex:
+    """Returns the index of a dictionary. Raises `no_text_index` where there is none, and `UserError` where it is broken
+    or, where their number is given, of another number of features."""
     path = text_index_path(fingerprint)
     if not path.is_file():
         raise no_text_index(fingerprint, remedy)
-    return load_text_index(path)
+    found = load_text_index(path)
+    if num_features and len(found.directions) != num_features:
+        raise UserError(
+            f"{path} is of {len(found.directions)} features, and its dictionary has {num_features}",
+            remedy=f"delete it and {remedy}",
+        )
+    return found
 
 
 def no_text_index(fingerprint: str, remedy: str) -> UserError:

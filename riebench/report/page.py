@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 import pandas as pd
 
+from riebench.analysis.failures import without_valid_case
 from riebench.analysis.summary import load_summary
 from riebench.analysis.verdicts import MIN_EDITS
 from riebench.core.files import write_text
@@ -51,6 +52,7 @@ def write_report(
         "Trade-off": trade_off_section(summary),
         "Strips": strips_section(summary, scores, run_folder, prompts),
     }
+    lost = ", ".join(without_valid_case(summary["failures"]))
     overall, num_categories = summary["overall"], len(summary["categories"])
     style, scripts = asset("style.css"), [asset(name) for name in SCRIPTS]
     page = ENVIRONMENT.get_template("page.html").render(
@@ -59,6 +61,7 @@ def write_report(
             f"{summary['backbone']}, {count_of(summary['steps'], 'step')}, {summary['mode']} mode. "
             f"{overall['cases']:,} of {count_of(summary['planned'], 'case')} valid, "
             f"on {count_of(overall['edits'], 'edit')} in {count_of(num_categories, 'category', 'categories')}."
+            f"{f' Without a valid case: {lost}.' if lost else ''}"
         ),
         policy=content_policy(style, scripts),
         style=style,

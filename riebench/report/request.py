@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from markupsafe import Markup
 
+from riebench.analysis.failures import failure_sentences
 from riebench.core.json_text import json_text
 from riebench.report.markup import definitions, details, paragraph, table, wrapped
 from riebench.report.words import count_cell, count_of, share_cell, words
@@ -72,21 +73,30 @@ def run_section(manifest: Mapping) -> Markup:
 
 
 def failures_section(summary: dict) -> Markup:
-    """Returns how many cases are in no table, by category and reason."""
+    """Returns which methods failed in how many cases, and how many cases are in no table, by category and reason."""
+    failures = summary["failures"]
+    said = Markup("").join(
+        paragraph(f"{sentence}.") for sentence in failure_sentences(failures, len(summary["methods"]))
+    )
     rows = [
         (words(category), reason, count_cell(count), share_cell(count / row["planned"]))
         for category, row in summary["categories"].items()
         for reason, count in row["failed"].items()
     ]
     if not rows:
-        return paragraph(f"All {summary['planned']:,} planned cases are valid under every setting.")
+        under = "every other setting, and in the tables" if failures else "every setting"
+        return said + paragraph(f"All {summary['planned']:,} planned cases are valid under {under}.")
     lost = f"{summary['planned'] - summary['overall']['cases']:,} of {count_of(summary['planned'], 'planned case')}"
-    return paragraph(f"In no table, because at least one setting failed on them: {lost}.") + table(
-        "Cases left out, by category and reason",
-        ("category", "reason", "cases", "of the category"),
-        rows,
-        sortable=True,
-        file_name="failures",
+    return (
+        said
+        + paragraph(f"In no table, because at least one setting failed on them: {lost}.")
+        + table(
+            "Cases left out, by category and reason",
+            ("category", "reason", "cases", "of the category"),
+            rows,
+            sortable=True,
+            file_name="failures",
+        )
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from riebench.backbones.family import blocks_text
 from riebench.backbones.table import BACKBONES, Backbone
-from riebench.core.errors import UserError
+from riebench.core.errors import Unusable, UserError
 from riebench.core.json_text import json_text
 from riebench.core.memory import free_memory
 from riebench.core.pictures import picture_digest, regions_to_array, rounded, to_array, unusable
@@ -279,6 +279,8 @@ class Engine:
                     continue
                 try:
                     selected = method.select(case)
+                except Unusable:
+                    raise
                 except UserError:  # which its plan says again
                     continue
                 original, edited = reference.large[kind]
@@ -365,6 +367,8 @@ class Engine:
             return Intervention(), failure
         try:
             return method.plan(case), ""
+        except Unusable:
+            raise
         except UserError as error:
             return Intervention(), f"{method.name}: {error}"
 

@@ -20,6 +20,7 @@ from riebench.metrics.networks.base import Description
 from riebench.metrics.networks.table import METRIC_WEIGHTS
 from riebench.regions.grounders import GROUNDER_WEIGHTS, SHIPPED_WEIGHTS
 from riebench.runs.config import RunConfig
+from riebench.runs.dictionaries import uses_sae
 from riebench.runs.needs import index_remedy, missing_need
 from riebench.runs.run import choose_edits
 from riebench.runs.setup import Setup
@@ -55,7 +56,7 @@ def parts_of(config: RunConfig, device: str = "auto") -> list[Part]:
     found = [_part("backbone", f"{backbone.name} in {setup.dtype}", lambda: backbone_folder(backbone, setup.dtype))]
     if backbone.vae:
         found.append(_part("VAE", backbone.vae, lambda: vae_folder(backbone)))
-    if any(method.sites and getattr(method, "uses_sae", True) for method in methods):
+    if any(uses_sae(method) for method in methods):
         found += [_part("SAE", block, lambda block=block: _open(backbone, setup, block)) for block in backbone.blocks]
     lacks_saes = any(part.kind == "SAE" and part.missing for part in found)
     for method in methods:

@@ -23,6 +23,7 @@ from riebench.generation.interventions import window_steps
 from riebench.methods.method import Method
 from riebench.methods.text_index import find_text_index
 from riebench.regions.grounders import GROUNDER_WEIGHTS, GROUNDERS, SHIPPED_WEIGHTS, grounder_settings
+from riebench.runs.dictionaries import uses_sae
 from riebench.runs.needs import index_remedy
 from riebench.runs.setup import Setup
 from riebench.runs.store import picture_path
@@ -137,8 +138,8 @@ def plan(
         "mode": setup.mode,
         **describe_float32(device, products=setup.rules.tf32_products),
     }
-    uses_sae = any(variant.blocks and _uses_sae(variant.method) for variant in variants)
-    dictionaries = {block: _fingerprint(backbone, setup, block) for block in backbone.blocks} if uses_sae else {}
+    with_sae = any(variant.blocks and uses_sae(variant.method) for variant in variants)
+    dictionaries = {block: _fingerprint(backbone, setup, block) for block in backbone.blocks} if with_sae else {}
     code = digest([code_version(), code_of(GROUNDERS.get(backbone.grounder)), code_of_family(backbone.family)])
     settings = []
     for variant in variants:
@@ -147,7 +148,7 @@ def plan(
             "settings": _settings(variant.method),
             "blocks": variant.blocks,
             "sees": [site_of(variant.method, setup.site or backbone.family.default_site), backbone.blocks],
-            "dictionaries": dictionaries if variant.blocks and _uses_sae(variant.method) else {},
+            "dictionaries": dictionaries if variant.blocks and uses_sae(variant.method) else {},
         }
         if getattr(variant.method, "select_on", "") == TEXT:
             remedy = index_remedy(backbone, setup)
@@ -200,10 +201,6 @@ def find_donor(case: tuple[Edit, int], kind: str, others: Sequence[Edit]) -> tup
     if not strangers:
         raise UserError("there is no other edit to choose features on", remedy="give more edits")
     return min(strangers, key=lambda one: digest([edit.id, one.id])), seed
-
-
-def _uses_sae(method: Method) -> bool:
-    return getattr(method, "uses_sae", True)
 
 
 def _check(method: Method, backbone: Backbone) -> None:

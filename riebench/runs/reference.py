@@ -4,7 +4,8 @@ here."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from riebench.backbones.family import Site
 from riebench.backbones.loading import choose_device, choose_dtype
 from riebench.backbones.table import Backbone
+from riebench.core.errors import Unusable, UserError
 from riebench.core.pictures import eight_bits, unusable
 from riebench.core.precision import set_tf32
 from riebench.edits.edit import Edit
@@ -217,12 +219,20 @@ class Generation:
         return Site.parse(place) if "/" in place else Site(place, self.site)
 
     def _open_dictionary(self, block: str) -> Dictionary:
-        entry, root = self.setup.dictionary_of(self.backbone, block)
-        return index.open(entry, root=root, device=str(self.sampler.device))
+        """Returns the dictionary of a block. Raises `Unusable` where it is missing, broken or does not fit the
+        block."""
+        with _shared_by_all():
+            entry, root = self.setup.dictionary_of(self.backbone, block)
+            channels = self.sampler.blocks.width(Site(block, self.site))
+            index.refuse_width(block, entry.width, channels, self.backbone.name)
+            return index.open(entry, root=root, device=str(self.sampler.device))
 
     def _open_text_index(self, block: str) -> TextIndex:
-        entry, root = self.setup.dictionary_of(self.backbone, block)
-        return find_text_index(index.fingerprint(entry, root=root))
+        """Returns the text index of a block's dictionary. Raises `Unusable` where it is missing, broken or of another
+        dictionary."""
+        with _shared_by_all():
+            entry, root = self.setup.dictionary_of(self.backbone, block)
+            return find_text_index(index.fingerprint(entry, root=root), num_features=entry.num_features)
 
 
 def open_generation(
@@ -246,3 +256,12 @@ def open_generation(
     if compiled:
         compile_parts(backbone.family, sampler.pipeline)
     return Generation(sampler, setup)
+
+
+@contextmanager
+def _shared_by_all() -> Iterator[None]:
+    """Makes a `UserError` of what all cases share an `Unusable` one."""
+    try:
+        yield
+    except UserError as error:
+        raise Unusable(error.message, remedy=error.remedy) from error

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 
 from riebench.analysis import summarise, write_scores
+from riebench.analysis.failures import failure_sentences, failures_of
 from riebench.analysis.run import FINISHED, MANIFEST, SCORES, SUMMARY, Run
 from riebench.backbones.loading import choose_device, choose_dtype
 from riebench.backbones.table import Backbone
@@ -40,6 +41,7 @@ from riebench.metrics.versions import judge_version
 from riebench.regions.grounders import grounder_settings
 from riebench.report import write_report
 from riebench.runs.config import RunConfig
+from riebench.runs.dictionaries import check_dictionaries
 from riebench.runs.engine import GROUP
 from riebench.runs.local import work_here
 from riebench.runs.needs import leave_out
@@ -192,6 +194,7 @@ def _asked(config: RunConfig, where: torch.device, methods: Sequence[Method], ed
     cases = [(edit, seed) for edit in chosen for seed in config.seeds]
     variants = plan_variants(all_methods, config.subsets_of, backbone.blocks)
     tasks = plan(backbone, cases, variants, setup, known, where.type)
+    check_dictionaries(all_methods, backbone, setup)
     names = setup.metric_names(backbone.judges)
     described = describe_metrics(names, backbone.judges, keep_marks=setup.keeps_marks)
     scoring = judge_version(names, backbone.judges, keep_marks=setup.keeps_marks)
@@ -234,8 +237,12 @@ def _finish(
     edits: Sequence[Edit],
     check_there: Callable[[], None] = lambda: None,
 ) -> Run:
-    """Writes summary, report and manifest. check_there: raises where the run directory has vanished."""
+    """Writes summary, report and manifest, and says on stderr which methods failed. check_there: raises where the run
+    directory has vanished."""
     config = manifest["config"]
+    failures = failures_of(scores)
+    for sentence in failure_sentences(failures, len(scores[["method", "strength"]].drop_duplicates())):
+        print(f"riebench: {sentence}", file=sys.stderr)
     summary = summarise(scores, tuple(manifest["blocks"]), method=config["subsets_of"], resamples=config["resamples"])
     prompts = {edit.id: (edit.original_prompt, edit.edited_prompt) for edit in edits}
     for write in (

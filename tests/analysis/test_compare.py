@@ -327,6 +327,18 @@ def test_a_method_that_always_failed_is_left_out_and_named(tmp_path, gains):
     assert found["left_out"] == [{"label": "gentle", "reason": "too large"}]
     assert found["overall"]["cases"] == 32
     assert "`gentle` failed on every case (too large)" in compare_table(found)
+    assert found["failures"] == [{"method": "gentle", "planned": 32, "failed": 32, "reasons": {"too large": 32}}]
+    with pytest.raises(UserError, match=r"gentle failed on every case \(too large\)"):
+        compare_runs([tmp_path / "run"], against="gentle", resamples=200)
+
+
+def test_a_method_that_failed_in_some_cases_is_named_with_their_number(tmp_path, gains):
+    frame = make_frame(gains)
+    lost = (frame.method == "gentle") & frame.edit.isin(["change_pose-0", "change_style-3"])
+    frame.loc[lost, ["status", "reason", *SCORED]] = ["failed", "too large", math.nan, math.nan]
+    found = compare_runs([write_run(tmp_path / "run", frame)], resamples=500)
+    assert found["failures"] == [{"method": "gentle", "planned": 32, "failed": 4, "reasons": {"too large": 4}}]
+    assert found["left_out"] == [] and "gentle failed in 4 of 32 cases: too large." in compare_table(found)
 
 
 def test_subsets_of_the_blocks_are_not_compared(tmp_path, gains):

@@ -418,6 +418,29 @@ def test_a_part_that_lacks_a_tensor_is_refused_not_filled_with_noise(mine, part)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("part", "value"), [("unet", float("nan")), ("vae", float("inf")), ("text_encoder_2", -float("inf"))]
+)
+def test_a_tensor_that_is_not_finite_is_refused_with_its_name(mine, part, value):
+    from safetensors.torch import load_file, save_file
+
+    backbone, folder = mine
+    (file,) = (folder / part).glob("*.safetensors")
+    kept = file.read_bytes()
+    tensors = load_file(file)
+    name = sorted(tensors)[-1]
+    tensors[name].view(-1)[-1] = value
+    save_file(tensors, file, metadata={"format": "pt"})
+    try:
+        said = f"hold NaN or infinite values: {name.removeprefix('text_model.')} of its {part} -> mend the folder"
+        with pytest.raises(UserError, match="hold NaN") as caught:
+            load_pipeline(backbone, CPU, torch.float32)
+    finally:
+        file.write_bytes(kept)
+    assert said.replace("values: ", "values: text_model.") in str(caught.value) or said in str(caught.value)
+
+
+@pytest.mark.slow
 def test_tensors_of_another_shape_or_too_many_are_refused(mine):
     backbone, folder = mine
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"

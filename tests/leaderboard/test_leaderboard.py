@@ -278,6 +278,20 @@ def test_what_cannot_be_an_entry_is_refused_and_leaves_nothing(tmp_path, frame, 
 
 
 @pytest.mark.slow
+def test_a_method_or_control_without_a_valid_case_is_no_entry_and_no_other_is_written(tmp_path):
+    cases = [(edit.id, seed) for edit in EDITS for seed in (42, 43, 44)]
+    run = write_run(tmp_path / "run", make_frame(failed=[(*case, "text-selected") for case in cases]))
+    with pytest.raises(UserError, match="text-selected failed in 54 of 54 cases: empty mask -> .*--methods"):
+        submit(run, tmp_path / "board")
+    assert not (tmp_path / "board").exists()
+    (folder,) = submit(run, tmp_path / "board", methods=["sae@1"])
+    assert validate(folder) == []
+    run = write_run(tmp_path / "control", make_frame(failed=[(*case, "random") for case in cases]))
+    with pytest.raises(UserError, match="controls without a valid case: random"):
+        submit(run, tmp_path / "other", methods=["sae@1"])
+
+
+@pytest.mark.slow
 def test_asking_for_what_is_not_there_or_is_there_already(tmp_path, run, board):
     with pytest.raises(UserError, match="no method 'sea'.*did you mean 'sae@"):
         submit(run, tmp_path, methods=["sea"])
