@@ -28,10 +28,11 @@ class Neurons(Transport):
     def select(self, case: Case) -> dict[Site, Selected]:
         """Returns the k neurons with the highest and the k with the lowest scores (protocol §5), each divided by its L2
         norm over the cells before it is scored."""
-        if self not in case.latents:  # asked when they are to be read, and again when they are moved
+        key = self, tuple(case.widths)
+        if key not in case.latents:  # asked when they are to be read, and again when they are moved
             how = {"k": self.k, "pool": self.pool, "aggregation": self.aggregation}
-            case.latents[self] = select_features(case, self._neurons(case), **how, unit_norm=True)
-        return case.latents[self]
+            case.latents[key] = select_features(case, self._neurons(case), **how, unit_norm=True)
+        return case.latents[key]
 
     def plan(self, case: Case) -> Intervention:
         """Returns the transport of the neurons that `select` chooses."""

@@ -4,6 +4,9 @@ Nothing here comes from riebench's engine: plain hooks on a diffusers pipeline, 
 again for every setting. Facts and words are those of `docs/protocol.md` (edited and original, not "source" and
 "target"). `published` is the whole procedure; the functions above it are its parts, each on plain tensors.
 
+What is followed: wendlerc/RIEBench at 6338fd2 and surkovv/sdxl-unbox at 4152bc9; in deleting objects the former's
+616990f of 2025-10-21, "fix deletion intervention", and not what it replaced.
+
 Shapes: T steps, C channels, h and w the grid's sides, F features (or neurons of a layer), k chosen ones, `cells` the
 cells of a region in row order. A place is a block's short name, or (block, layer) for the neurons of a layer.
 """
@@ -513,15 +516,18 @@ def published(
     only_add: bool = False,
     aggregate: str = "first",
     combine_blocks: bool = True,
+    blocks: Iterable[str] = tuple(BLOCKS),
     saes: Mapping[str, PlainSAE] | None = None,
     traces: dict | None = None,
 ) -> Result:
     """One case from prompts and masks to the intervened image.
 
     mask_e, mask_o: the regions on the grid, bool [h, w]. "add object" has no use for `mask_o`, "delete object" none for
-        `mask_e`; both have one region on both images and no use for `placement`.
+        `mask_e`: it takes the edited prompt's features inside the original image's region. Both have one region on both
+        images and no use for `placement`: each value stays in its place.
     mode: sae, sae_adaptive, steering or neurons.
-    only_add: nothing is taken away; "delete object" has no use for it.
+    only_add: nothing is taken away; "delete object" and "sae_adaptive" have no use for it.
+    blocks: those in use; features are chosen among these alone.
     saes: by block, for the first two.
     traces: kept by a caller who has many settings for the same pipeline and prompts, so that each is traced once.
     """
@@ -532,10 +538,13 @@ def published(
         mask_o, placement = mask_e, "edited"
     if category == "delete object":
         mask_e, placement, only_add = mask_o, "edited", False
+    if mode == "sae_adaptive":
+        only_add = False
     if not (mask_e.any() and mask_o.any()):
         raise ValueError("a region has no cells")
     where = {"keep_spatial": keep_spatial, "placement": placement}
 
+    used = [block for block in BLOCKS if block in blocks]
     places = neuron_places(pipe) if mode == "neurons" else list(BLOCKS)
     traces = {} if traces is None else traces
     for prompt in (edited_prompt, original_prompt):
@@ -550,17 +559,18 @@ def published(
             block: dense_delta(
                 updates_e[block], updates_o[block], mask_e, mask_o, strength=strength, only_add=only_add, **where
             )
-            for block in BLOCKS
+            for block in used
         }
         image, deltas = intervene(pipe, original_prompt, steps, rules)
         return Result({}, {}, deltas, {}, image)
 
     if mode == "neurons":
+        places = [place for place in places if _block_of(place) in used]
         values_e = {layer: updates_e[layer][:, mask_e.flatten()] for layer in places}
         values_o = {layer: updates_o[layer][:, mask_o.flatten()] for layer in places}
     else:
-        values_e = {block: saes[block].encode(region_rows(updates_e[block], mask_e)) for block in BLOCKS}
-        values_o = {block: saes[block].encode(region_rows(updates_o[block], mask_o)) for block in BLOCKS}
+        values_e = {block: saes[block].encode(region_rows(updates_e[block], mask_e)) for block in used}
+        values_o = {block: saes[block].encode(region_rows(updates_o[block], mask_o)) for block in used}
     on, off = select(
         values_e,
         values_o,
@@ -577,7 +587,7 @@ def published(
     if mode == "neurons":
         rules = neuron_deltas(values_e, values_o, on, off, mask_e, mask_o, strength=strength, stat=stat, **where)
     elif mode == "sae":
-        for block in BLOCKS:
+        for block in used:
             rules[block] = static_delta(
                 values_e[block],
                 values_o[block],
@@ -591,7 +601,7 @@ def published(
                 **where,
             )
     else:
-        for block in BLOCKS:
+        for block in used:
             z_on, place = on_part(values_e[block], on[block], mask_e, mask_o, stat=stat, **where)
             on_latents[block] = strength * z_on
             rules[block] = adaptive_rule(

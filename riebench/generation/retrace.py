@@ -8,7 +8,7 @@ up. What is read is equal to the bit to what a whole trace holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -42,6 +42,10 @@ class Retraced(Mapping[Site, Tensor]):
     def widths(self) -> dict[Site, int]:
         """Site -> its channels."""
         return self.group.widths
+
+    def within(self, blocks: Collection[str]) -> Part:
+        """Returns the same in some blocks alone."""
+        return Part(self, [site for site in self if site.block in blocks])
 
     def expect(self, channels: Mapping[Site, Tensor]) -> None:
         """Says which channels will be asked for, so that they are read together with what others expect."""
@@ -83,6 +87,33 @@ class Retraced(Mapping[Site, Tensor]):
 
     def __len__(self) -> int:
         return len(self.group.sites)
+
+
+class Part(Mapping[Site, Tensor]):
+    """Some sites of the trace of one picture, which is read as a whole."""
+
+    def __init__(self, whole: Retraced, sites: Sequence[Site]) -> None:
+        self.whole, self.dtype, self.steps = whole, whole.dtype, whole.steps
+        self.widths = {site: whole.widths[site] for site in sites}
+
+    def rows(
+        self, cells: Mapping[str, Tensor], steps: int | None, channels: Mapping[Site, Tensor] | None
+    ) -> dict[Site, Tensor]:
+        """Returns what `Retraced.rows` does, of these sites."""
+        found = self.whole.rows(cells, steps, channels)
+        return {site: found[site] for site in (self.widths if channels is None else channels)}
+
+    def __getitem__(self, site: Site) -> Tensor:
+        """Returns a site's whole trace `[steps, cells, C]`."""
+        if site not in self.widths:
+            raise KeyError(site)
+        return self.whole[site]
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self.widths)
+
+    def __len__(self) -> int:
+        return len(self.widths)
 
 
 class Group:

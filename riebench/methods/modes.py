@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from riebench.backbones.family import Site
+    from riebench.methods.method import Method
     from riebench.methods.selection import Selected
     from riebench.methods.transport import Transport
     from riebench.regions.find import Look
@@ -37,6 +38,9 @@ class Mode(Protocol):
     """How an image mask may become cells; the first is the mode's own."""
     dense_statistic: str
     """The statistic of a region that `dense` takes, where it has no choice."""
+    plans_each_subset: bool
+    """Whether a method plans anew for each subset of the blocks, so that its k are chosen among these; else what it
+    plans on all blocks is restricted to them."""
     tf32_products: bool
     """Whether a GPU computes products of float32 matrices in TF32 (`riebench.core.precision`)."""
 
@@ -59,6 +63,10 @@ class Mode(Protocol):
         """Returns what the part that is taken from the running activation is multiplied with."""
         ...
 
+    def check(self, method: Method) -> None:
+        """Raises `UserError` for a method with settings that the mode has not."""
+        ...
+
 
 @dataclass(frozen=True)
 class Strict:
@@ -70,6 +78,7 @@ class Strict:
     seeds: tuple[int, ...] = ()
     mask_rules: tuple[str, ...] = ("touched", "half")
     dense_statistic: str = ""
+    plans_each_subset: bool = False  # so that what blocks do alone and together is of the same features
     tf32_products: bool = True
 
     @property
@@ -100,6 +109,9 @@ class Strict:
         """Returns 1."""
         return 1.0
 
+    def check(self, method: Method) -> None:
+        """Refuses none."""
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -111,6 +123,7 @@ class Reference:
     seeds: tuple[int, ...] = (42,)
     mask_rules: tuple[str, ...] = ("published",)
     dense_statistic: str = "mean"
+    plans_each_subset: bool = True
     tf32_products: bool = False  # as torch does by itself
 
     @property
@@ -130,17 +143,25 @@ class Reference:
         return select_published(edited, original, k, pool or "all", aggregation, unit_norm)
 
     def settings(self, how: Transport, category: str) -> Transport:
-        """Returns the settings by which objects that come or go are always taken away and added in their own places,
-        and those that go never only added."""
+        """Returns the settings by which objects that come or go are moved in their own places, and something is always
+        taken away from those that go, and in mode adaptive."""
         if category in ("add_object", "delete_object"):
             how = replace(how, placement="edited")
-        return replace(how, only_add=False) if category == "delete_object" else how
+        return replace(how, only_add=False) if category == "delete_object" or how.mode == "adaptive" else how
 
     def off_scale(self, dictionary: Dictionary, on: Tensor, off: Tensor) -> float:
         """Returns the ratio of the features' decoder norms (`riebench.methods.published.norm_ratio`)."""
         from riebench.methods.published import norm_ratio
 
         return norm_ratio(dictionary, on, off)
+
+    def check(self, method: Method) -> None:
+        """Refuses the statistic "max" of neurons, whether it would be used or not."""
+        if method.sites == "neurons" and getattr(method, "statistic", "") == "max":
+            raise UserError(
+                f"{method.name}: the published code has no statistic 'max' of neurons",
+                remedy="use mean or quantile, or mode strict",
+            )
 
 
 MODES: dict[str, Mode] = {mode.name: mode for mode in (Strict(), Reference())}

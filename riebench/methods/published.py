@@ -1,6 +1,7 @@
 """What the published code does otherwise than the strict protocol, and reference mode does as it does.
 
-`docs/reference-mode.md` lists all of it. Source: the public code of RIEBench (arXiv 2410.22366).
+`docs/reference-mode.md` lists all of it, and which commits are followed. Source: the public code of RIEBench (arXiv
+2410.22366).
 """
 
 from __future__ import annotations

@@ -142,16 +142,16 @@ class Engine:
 
     def _parts(self, tasks: Sequence[Task]) -> Iterator[Sequence[Task]]:
         """Yields the tasks in parts whose traces fit into memory."""
-        size = self._cases_at_once(_methods(tasks))
+        plans = {(id(w.variant.method), self._planned_for(w.variant)) for task in tasks for w in task.wanted}
+        size = self._cases_at_once(_methods(tasks), len(plans))
         for start in range(0, len(tasks), size):
             yield tasks[start : start + size]
 
-    def _cases_at_once(self, methods: Sequence[Method]) -> int:
+    def _cases_at_once(self, methods: Sequence[Method], plans: int) -> int:
         """Returns how many cases fit into the share of the free memory that is theirs: the traces of two images each,
-        and as much for each other case that is looked at, and what every method adds, which is no larger than a
-        trace."""
+        and as much for each other case that is looked at, and what every plan adds, which is no larger than a trace."""
         looked_at = {kind_of_donor(method) for method in methods} | {""}
-        added = self.generation.trace_bytes(self.generation.site) * len(methods)
+        added = self.generation.trace_bytes(self.generation.site) * plans
         return max(1, self._fitting(self._case_bytes(methods) * len(looked_at) + added))
 
     def _case_bytes(self, methods: Sequence[Method]) -> int:
@@ -270,11 +270,12 @@ class Engine:
         """Has the units that methods choose of traces that are not held read at once, for all references together."""
         groups = []
         for reference, variants in asked:
-            for method in {id(variant.method): variant.method for variant in variants}.values():
+            pairs = {(id(v.method), self._planned_for(v)): v.method for v in variants}
+            for (_, blocks), method in pairs.items():
                 kind = site_of(method, self.generation.site)
                 if kind not in reference.large or not hasattr(method, "select"):
                     continue
-                case, failure = self._shown(method, reference)
+                case, failure = self._shown(method, reference, blocks)
                 if failure:
                     continue
                 try:
@@ -349,20 +350,28 @@ class Engine:
         }
 
     def _plan(self, reference: Reference, variants: Sequence[Variant]) -> Iterator[Planned]:
-        """Yields every variant of a reference. Each method plans once, on all blocks; a variant is that plan
-        restricted."""
-        plans: dict[int, tuple[Intervention, str]] = {}
+        """Yields every variant of a reference. Each method plans once, on all blocks, and a variant is that plan
+        restricted; or once for each set of blocks (`Mode.plans_each_subset`)."""
+        plans: dict[tuple[int, tuple[str, ...] | None], tuple[Intervention, str]] = {}
         for variant in variants:
-            method = variant.method
-            if id(method) not in plans:
+            key = id(variant.method), self._planned_for(variant)
+            if key not in plans:
                 blocked = reference.failure
-                plans[id(method)] = (Intervention(), blocked) if blocked else self._ask(method, reference)
-            intervention, failure = plans[id(method)]
+                asked = (Intervention(), blocked) if blocked else self._ask(variant.method, reference, key[1])
+                plans[key] = asked
+            intervention, failure = plans[key]
             yield Planned(reference, variant, intervention.restricted(variant.blocks), failure)
 
-    def _ask(self, method: Method, reference: Reference) -> tuple[Intervention, str]:
-        """Returns a method's plan of a case, of which it sees the sites it asked for; or why it has none."""
-        case, failure = self._shown(method, reference)
+    def _planned_for(self, variant: Variant) -> tuple[str, ...] | None:
+        """Returns the blocks that a variant is planned on; None for all."""
+        return variant.blocks or None if self.setup.rules.plans_each_subset else None
+
+    def _ask(
+        self, method: Method, reference: Reference, blocks: tuple[str, ...] | None = None
+    ) -> tuple[Intervention, str]:
+        """Returns a method's plan of a case, of which it sees the sites it asked for in some blocks (None: in all); or
+        why it has none."""
+        case, failure = self._shown(method, reference, blocks)
         if failure:
             return Intervention(), failure
         try:
@@ -372,10 +381,10 @@ class Engine:
         except UserError as error:
             return Intervention(), f"{method.name}: {error}"
 
-    def _shown(self, method: Method, reference: Reference) -> tuple[Case, str]:
+    def _shown(self, method: Method, reference: Reference, blocks: tuple[str, ...] | None = None) -> tuple[Case, str]:
         """Returns the case as a method sees it, and why it cannot do anything with it; "" where it can."""
         kind = site_of(method, self.generation.site)
-        case = reference.seen(kind)
+        case = reference.seen(kind, blocks)
         if kind and not case.original:
             return case, f"{method.name}: the case has no trace of {kind}; name the method when it is made"
         donor_kind = kind_of_donor(method)
@@ -386,7 +395,7 @@ class Engine:
             return case, f"{method.name}: there is no other case to choose features on"
         if donor.failure:
             return case, f"{method.name}: the case to choose features on cannot be used: {donor.failure}"
-        return dataclasses.replace(case, select_on=donor.seen(kind)), ""
+        return dataclasses.replace(case, select_on=donor.seen(kind, blocks)), ""
 
 
 def open_engine(

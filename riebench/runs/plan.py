@@ -122,10 +122,11 @@ def plan(
 
     others: the edits out of which methods that ask for it are given another one to choose features on; by default those
     of the cases. device: "cpu" or "cuda", where the results are made. Raises `UserError` where a method holds what
-    cannot be part of a key or what the backbone cannot do, and where weights are missing.
+    cannot be part of a key or what backbone or mode cannot do, and where weights are missing.
     """
     for variant in variants:
         _check(variant.method, backbone)
+        setup.rules.check(variant.method)
     common = {
         "backbone": backbone.name,
         "model": _model(backbone, setup.dtype),

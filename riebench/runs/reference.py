@@ -4,7 +4,7 @@ here."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -55,12 +55,17 @@ class Reference:
         """Returns what is to be generated: the original prompt and noise, with an intervention."""
         return Request(self.case.edit.original_prompt, self.case.seed, intervention)
 
-    def seen(self, kind: str) -> Case:
-        """Returns the case with the traces of one kind of site."""
+    def seen(self, kind: str, blocks: Collection[str] | None = None) -> Case:
+        """Returns the case with the traces of one kind of site, in some blocks (None: in all)."""
         if kind in self.large:
-            return dataclasses.replace(self.case, **dict(zip(SIDES, self.large[kind], strict=True)))
+            large = (trace if blocks is None else trace.within(blocks) for trace in self.large[kind])
+            return dataclasses.replace(self.case, **dict(zip(SIDES, large, strict=True)))
         traces = {
-            side: {site: value for site, value in getattr(self.case, side).items() if site.kind == kind}
+            side: {
+                site: value
+                for site, value in getattr(self.case, side).items()
+                if site.kind == kind and (blocks is None or site.block in blocks)
+            }
             for side in SIDES
         }
         return dataclasses.replace(self.case, **traces)

@@ -199,6 +199,8 @@ def test_settings_of_categories(category):
     }.get(category, how)
     assert REFERENCE.settings(how, category) == wanted
     assert REFERENCE.settings(Transport(), category) == Transport()
+    adaptive, meant = replace(how, mode="adaptive"), replace(wanted, mode="adaptive", only_add=False)
+    assert REFERENCE.settings(adaptive, category) == meant and STRICT.settings(adaptive, category) is adaptive
 
 
 @pytest.mark.parametrize("method", ["sae", "dense", "pca"])
@@ -206,15 +208,19 @@ def test_settings_of_categories(category):
 def test_in_reference_mode_objects_come_and_go_in_place(method, how):
     """Whatever was asked for, a plan is that of the settings that count; in strict mode what is asked for counts."""
     make = riebench.METHODS.get(method)
-    asked, in_place, moved = (
+    asked, in_place, moved, taking = (
         make(mode=how, placement=placement, only_add=only)
-        for placement, only in (("original", True), ("edited", False), ("edited", True))
+        for placement, only in (("original", True), ("edited", False), ("edited", True), ("original", False))
     )
-    for category, meant in (("delete_object", in_place), ("add_object", moved), ("change_pose", asked)):
+    if how == "static":
+        categories = {"delete_object": in_place, "add_object": moved, "change_pose": asked}
+    else:  # something is always taken away
+        categories = {"delete_object": in_place, "add_object": in_place, "change_pose": taking}
+    for category, meant in categories.items():
         case = make_case(REFERENCE, category)
         assert same(asked.plan(case), meant.plan(case)), category
         strict = make_case(STRICT, category)
-        assert same(asked.plan(strict), meant.plan(strict)) == (category == "change_pose")
+        assert same(asked.plan(strict), meant.plan(strict)) == (meant is asked)
 
 
 def same(one, other) -> bool:

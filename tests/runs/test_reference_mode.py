@@ -17,7 +17,7 @@ from sdxl_blocks import BLOCK_NAMES
 import riebench
 from baselines import METHODS
 from riebench.backbones.family import Site
-from riebench.backbones.table import Backbone
+from riebench.backbones.table import BACKBONES, Backbone
 from riebench.core.errors import UserError
 from riebench.edits.edit import Edit, load_edits
 from riebench.generation.sampler import Request, Sampler
@@ -28,7 +28,9 @@ from riebench.regions.grounding import published_cells
 from riebench.runs.config import build_config
 from riebench.runs.engine import Engine
 from riebench.runs.pictures import Pictures
-from riebench.runs.reference import Generation
+from riebench.runs.plan import Variant
+from riebench.runs.plan import plan as plan_run
+from riebench.runs.reference import Generation, Reference
 from riebench.runs.run import run
 from riebench.runs.setup import Setup
 from sae_models.topk import TopKConfig, TopKSAE
@@ -143,6 +145,7 @@ CASES = [
     ("change_colour", "sae", 60, {"only_add": True}),
     ("change_colour", "sae_adaptive", 60, {}),
     ("change_colour", "sae_adaptive", 60, {"only_add": True, "placement": "original"}),
+    ("add_object", "sae_adaptive", 60, {"only_add": True}),
     ("delete_object", "sae_adaptive", 60, {"keep_spatial": False, "stat": "quantile"}),
     ("change_style", "steering", 0, {}),
     ("change_style", "steering", 0, {"only_add": True, "keep_spatial": False}),
@@ -155,7 +158,7 @@ CASES = [
 
 
 WIDTHS = [(CHANNELS, *case) for case in CASES]
-WIDTHS += [(FULL, *CASES[number]) for number in (0, 14)]  # features of SAEs, and neurons
+WIDTHS += [(FULL, *CASES[number]) for number in (0, 15)]  # features of SAEs, and neurons
 
 
 @pytest.mark.slow
@@ -173,7 +176,7 @@ def test_same_features_same_additions_same_image(
             assert sorted(plan.chosen[site_of(place).name][side]) == sorted(wanted.tolist())
     if mode != "steering":
         assert sum(map(len, expected.on.values())) == k * (4 if settings.get("pool") == "block" else 1)
-        only_added = settings.get("only_add", False) and category != "delete_object"
+        only_added = settings.get("only_add", False) and category != "delete_object" and mode != "sae_adaptive"
         assert any(map(len, expected.off.values())) == (not only_added)
     added = expected.deltas
     if mode != "sae_adaptive":  # there it is known only while the image is made, and the image holds it
@@ -185,6 +188,67 @@ def test_same_features_same_additions_same_image(
     (shown,) = sampler.generate([Request(EDIT.original_prompt, 42, plan)])
     assert (expected.image - samples[0].image).abs().max() > 20 * IMAGE
     torch.testing.assert_close(shown.image, expected.image, atol=IMAGE, rtol=0)
+
+
+FEWER = [
+    ("change_colour", "sae", 60, {}, ("mid.0", "up.0.1")),
+    ("delete_object", "sae_adaptive", 60, {"aggregate": "mean"}, ("down.2.1", "up.0.0", "up.0.1")),
+    ("change_style", "steering", 0, {}, ("up.0.0",)),
+    ("change_pose", "neurons", 500, {}, ("mid.0", "up.0.0")),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("category", "mode", "k", "settings", "blocks"), FEWER)
+def test_with_fewer_blocks_features_are_chosen_among_theirs(
+    sampler, samples, masks, plain_saes, traces, category, mode, k, settings, blocks
+):
+    """All variants of a run at once: what is chosen for the whole and for the part are other features."""
+    case = make_case(samples, masks, plain_saes, category, "neurons" if mode == "neurons" else "update")
+    method, reference = make_method(mode, k, settings), Reference(case, None, samples[0], "")
+    asked = [Variant(method, BLOCK_NAMES), Variant(method, blocks)]
+    whole, part = (plan.intervention for plan in engine_of(sampler, "reference")._plan(reference, asked))
+    for plan, used in ((whole, BLOCK_NAMES), (part, blocks)):
+        expected = theirs(sampler, masks, plain_saes, traces, category, mode, k, {**settings, "blocks": used})
+        assert set(plan.blocks) == set(used)
+        for numbers, side in ((expected.on, "on"), (expected.off, "off")):
+            assert sum(map(len, numbers.values())) == (0 if mode == "steering" else k)
+            for place, wanted in numbers.items():
+                assert sorted(plan.chosen[site_of(place).name][side]) == sorted(wanted.tolist())
+        if used == blocks:
+            (shown,) = sampler.generate([Request(EDIT.original_prompt, 42, plan)])
+            torch.testing.assert_close(shown.image, expected.image, atol=IMAGE, rtol=0)
+    strict = [plan.intervention for plan in engine_of(sampler, "strict")._plan(reference, asked)]
+    assert strict[1].chosen == strict[0].restricted(blocks).chosen
+    assert part.chosen != whole.restricted(blocks).chosen or mode == "steering"
+
+
+@pytest.mark.slow
+def test_neurons_that_are_read_again_are_chosen_among_a_subset_s_too(engine, monkeypatch):
+    edit = next(edit for edit in load_edits() if edit.category == "change_colour")
+    neurons, found = METHODS.get("neurons")(k=30, aggregation="mean"), {}
+    for held in (True, False):
+        monkeypatch.setattr("riebench.runs.reference.HELD_BYTES", float("inf") if held else 0)
+        reference = of_mode(engine, "reference")
+        (shared,) = reference.references([(edit, 42)], [neurons])
+        assert bool(shared.large) != held
+        asked = [Variant(neurons, blocks) for blocks in (("mid.0",), ("mid.0", "up.0.1"), BLOCK_NAMES)]
+        found[held] = list(reference.results([(shared, asked)]))
+        assert [result.row["num_features"] for result in found[held]] == [60, 60, 60]
+    for one, other in zip(found[True], found[False], strict=True):
+        assert one.chosen == other.chosen and torch.equal(one.image, other.image)
+
+
+def test_neurons_have_no_largest_value_in_reference_mode():
+    backbone, edits = BACKBONES.get("tinyworld-turbo@1"), load_edits()[:1]
+    variants = [Variant(METHODS.get("neurons")(statistic="max"), BLOCK_NAMES)]
+    with pytest.raises(UserError, match="neurons: the published code has no statistic 'max'.*use mean or quantile"):
+        plan_run(backbone, [(edits[0], 42)], variants, Setup(mode="reference", mask_rule="published"))
+    assert plan_run(backbone, [(edits[0], 42)], variants, Setup())
+    for method in (METHODS.get("neurons")(statistic="quantile"), METHODS.get("dense")(statistic="max")):
+        assert plan_run(
+            backbone, [(edits[0], 42)], [Variant(method, BLOCK_NAMES)], Setup(mode="reference", mask_rule="published")
+        )
 
 
 @pytest.mark.slow
@@ -223,9 +287,13 @@ def test_every_setting_of_static_transport_is_the_published_one(
         torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
 
 
+def engine_of(sampler, mode: str) -> Engine:
+    return Engine(Generation(sampler, Setup(mode=mode, mask_rule=MODES[mode].mask_rules[0])))
+
+
 def of_mode(engine, mode: str) -> Engine:
     """An engine of the same sampler, in a mode."""
-    return Engine(Generation(engine.sampler, Setup(mode=mode, mask_rule=MODES[mode].mask_rules[0])))
+    return engine_of(engine.sampler, mode)
 
 
 class Painted:
