@@ -13,7 +13,7 @@ import yaml
 from riebench.cli.flags import Verb, word
 from riebench.core.errors import UserError
 from riebench.core.values import Seed
-from riebench.runs.config import RunConfig, read_config, setting_kinds
+from riebench.runs.config import RunConfig, SettingsLoader, read_config, setting_kinds
 
 #: Fields of a RunConfig that are flags of `riebench run`.
 OVERRIDES = (
@@ -147,6 +147,8 @@ def _settings(method: str, words: tuple[str, ...]) -> dict[str, Any]:
     for key, equals, _ in pairs:
         if not equals:
             raise UserError(f"--set {key!r} sets nothing", remedy="write it as --set strength=2")
+        if [name for name, _, _ in pairs].count(key) > 1:
+            raise UserError(f"--set {key} is given twice", remedy="give it once")
     kinds = (pairs and setting_kinds(method)) or {}
     return {key: _plain(value, kinds.get(key, Any)) for key, _, value in pairs}
 
@@ -156,8 +158,8 @@ def _plain(text: str, kind: Any) -> Any:
     if kind is str or get_origin(kind) is Literal or ":" in text:
         return text
     try:
-        return yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError):
+        return yaml.load(text, SettingsLoader)
+    except (ValueError, RecursionError, yaml.YAMLError):
         return text
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
+import reprlib
 import types
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from numbers import Integral, Real
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from riebench.core.errors import UserError, did_you_mean
 
@@ -28,6 +31,34 @@ class Range:
 
 
 Seed = Annotated[int, Range(0, 2**63 - 1)]
+Count = Annotated[int, Range(0, 10**8)]
+BatchSize = Annotated[int, Range(0, 4096)]
+
+
+@cache
+def field_kinds(settings: Hashable) -> dict[str, Any]:
+    """Returns what each field of a dataclass may be, as an annotation that `check_value` reads; `Any` where that cannot
+    be known."""
+    try:
+        hints = get_type_hints(settings, include_extras=True)
+    except NameError:  # a name that only type checkers import
+        hints = {}
+    return {one.name: hints.get(one.name, Any) for one in dataclasses.fields(settings) if one.init}
+
+
+def check_fields(settings: Any, where: str = "") -> None:
+    """Holds the values of a frozen dataclass against its annotations, and keeps them as `check_value` returns them; its
+    `__post_init__` calls it, so that Python is refused what YAML is. Raises `UserError` as `check_value` does."""
+    for name, kind in field_kinds(type(settings)).items():
+        object.__setattr__(settings, name, check_value(name, getattr(settings, name), kind, where))
+
+
+def shown(value: Any) -> str:
+    """Returns a value as a message shows it: no longer than a line, however large it is."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # a number of thousands of digits
+        return f"a {type(value).__name__} of very many digits"
 
 
 def check_value(key: str, value: Any, kind: Any, where: str = "") -> Any:
@@ -39,7 +70,7 @@ def check_value(key: str, value: Any, kind: Any, where: str = "") -> Any:
     the key, the value and what is allowed.
     """
     origin, parts = get_origin(kind) or kind, get_args(kind)
-    refusal = UserError(f"{where}{key} holds {value!r}{_near(value, kind)}", remedy=f"give {allowed(kind)}")
+    refusal = UserError(f"{where}{key} holds {shown(value)}{_near(value, kind)}", remedy=f"give {allowed(kind)}")
     if origin is Annotated:
         with contextlib.suppress(UserError):
             found = check_value(key, value, parts[0], where)
@@ -56,7 +87,7 @@ def check_value(key: str, value: Any, kind: Any, where: str = "") -> Any:
         raise refusal
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise UserError(f"{where}{key} is {value!r}, not a list", remedy=f"write {key}: [..., ...]")
+            raise UserError(f"{where}{key} is {shown(value)}, not a list", remedy=f"write {key}: [..., ...]")
         return tuple(check_value(key, item, parts[0], where) for item in value)
     if origin is Literal:
         if not isinstance(value, str) or value not in parts:
@@ -80,7 +111,8 @@ def allowed(kind: Any) -> str:
     if origin is tuple:
         return f"a list, each of it {allowed(parts[0])}"
     if origin is Literal:
-        return " or ".join(part for part in parts if part)
+        *most, last = [part for part in parts if part]
+        return f"{', '.join(most)} or {last}" if most else last
     return _WORDS.get(origin, "another")
 
 
@@ -118,3 +150,6 @@ _WORDS = {
     Mapping: "keys with their values",
     types.NoneType: "nothing",
 }
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict = 4, 8, 8, 8
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import yaml
 
 from baselines import METHODS
 from riebench.backbones.own import backbone_from
 from riebench.backbones.table import BACKBONES, DTYPES, Backbone
+from riebench.core.claims import is_file
 from riebench.core.errors import UserError, did_you_mean
-from riebench.core.values import Range, Seed, check_value
+from riebench.core.files import named_path
+from riebench.core.values import BatchSize, Range, Seed, check_value, field_kinds, shown
 from riebench.methods.method import Method
 from riebench.methods.modes import MODES, mode_named
 from riebench.regions.grounders import GROUNDERS, grounder_settings
@@ -59,15 +61,7 @@ def setting_kinds(method: str) -> dict[str, Any] | None:
     factory = METHODS.get(method)
     if not (isinstance(factory, type) and dataclasses.is_dataclass(factory)):
         return None
-    try:
-        hints = get_type_hints(factory, include_extras=True)
-    except NameError:  # a name that only type checkers import
-        hints = {}
-    kinds = {}
-    for one in dataclasses.fields(factory):
-        if one.init and one.name not in NO_SETTINGS:
-            kinds[one.name] = hints.get(one.name, Any)
-    return kinds
+    return {name: kind for name, kind in field_kinds(factory).items() if name not in NO_SETTINGS}
 
 
 @dataclass(frozen=True)
@@ -111,7 +105,7 @@ class RunConfig:
     mask_rule: str = ""
     """How an image mask becomes cells (protocol section 4): touched, as strict mode does where nothing is said, or
     half; reference mode has its own."""
-    batch_size: Annotated[int, Range(0, 4096)] = 0
+    batch_size: BatchSize = 0
     """Images generated at once; 0 takes what suits the device, and halves it where memory runs out."""
     resamples: Annotated[int, Range(1, 1_000_000)] = 10_000
     """Bootstrap resamples behind every interval."""
@@ -119,6 +113,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name, value in _checked(vars(self)).items():
             object.__setattr__(self, name, value)
+        for name in ("edits", "dictionaries"):
+            if getattr(self, name).startswith("~"):
+                object.__setattr__(self, name, str(named_path(getattr(self, name))))
         names = [method.label or method.name for method in self.methods]
         for needed in ("noop", *self.subsets_of):
             if needed not in names:
@@ -203,12 +200,8 @@ def read_config(name: str, overrides: Mapping[str, Any] | None = None) -> RunCon
     over = _checked(overrides or {})
     path = _file_of(name, over.get("backbone"))
     try:
-        values = yaml.load(path.read_text(), _Loader)
-    except (
-        OSError,
-        ValueError,
-        yaml.YAMLError,
-    ) as error:  # ValueError: no UTF-8, or no date
+        values = yaml.load(path.read_text(), SettingsLoader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or no date
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}", remedy="mend that line") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no settings", remedy="write `key: value` lines, as in the shipped presets")
@@ -222,8 +215,8 @@ def _file_of(name: str, backbone: str | Mapping[str, Any] | None) -> Path:
     if name in known:
         of_kinds = [PRESETS / kind / f"{name}.yaml", *sorted(PRESETS.glob(f"*/{name}.yaml"))]
         return next(path for path in of_kinds if path.is_file())
-    if Path(name).is_file():
-        return Path(name)
+    if name.strip() and is_file(named_path(name)):
+        return named_path(name)
     of_kind = f" for a backbone that is judged as {kind}" if name in preset_names() else ""
     remedy = f"use {', '.join(known)} or a YAML file"
     raise UserError(f"there is no run {name!r}{of_kind}{did_you_mean(name, known)}", remedy=remedy)
@@ -234,8 +227,9 @@ def build_config(values: Mapping[str, Any], where: str) -> RunConfig:
     return RunConfig(**_with_seeds_of_mode(_checked(values, f"{where}: ")))
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key stands once, and is text: `on`, a setting of `chosen`, is true in YAML 1.1."""
+class SettingsLoader(yaml.SafeLoader):
+    """YAML in which a key stands once, and is text: `on`, a setting of `chosen`, is true in YAML 1.1. A whole number is
+    what it looks like: 010 and 1:30, which YAML 1.1 reads as 8 and 90, are text."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node, seen = super().compose_mapping_node(anchor), set()
@@ -250,14 +244,17 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-@cache
-def _kinds() -> dict[str, Any]:
-    return get_type_hints(RunConfig, include_extras=True)
+_INT = "tag:yaml.org,2002:int"
+SettingsLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in pairs if tag != _INT]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+SettingsLoader.add_implicit_resolver(_INT, re.compile(r"^[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
 
 
 def _checked(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     """Returns values of a run's fields, each as its annotation has it."""
-    kinds = _kinds()
+    kinds = field_kinds(RunConfig)
     _refuse_unknown(values, kinds, f"{where}unknown key", "the keys are")
     checked = {key: check_value(key, value, kinds[key], where) for key, value in values.items()}
     if isinstance(checked.get("subsets_of"), str):
@@ -286,7 +283,7 @@ def _methods(where: str, item: Any) -> list[MethodConfig]:
     if isinstance(item, str):
         item = {"name": item}
     if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
-        raise UserError(f"{where}a method is {item!r}", remedy="write `- name: sae` and its settings")
+        raise UserError(f"{where}a method is {shown(item)}", remedy="write `- name: sae` and its settings")
     METHODS.summary(item["name"])  # an unknown name is an error before anything is loaded
     label = check_value(f"the label of {item['name']!r}", item.get("label", ""), str, where)
     settings = {key: value for key, value in item.items() if key not in ("name", "label")}

@@ -40,6 +40,7 @@ from riebench.regions.grounders import grounder_settings
 from riebench.report import write_report
 from riebench.runs.config import RunConfig
 from riebench.runs.engine import GROUP
+from riebench.runs.limits import refuse_impossible
 from riebench.runs.local import work_here
 from riebench.runs.needs import leave_out
 from riebench.runs.plan import Task, plan, plan_variants
@@ -178,6 +179,8 @@ def _asked(config: RunConfig, where: torch.device, methods: Sequence[Method], ed
     chosen = choose_edits(known, config)
     wanted = [*config.subsets_of, *(method.name for method in methods)]
     all_methods, left_out = leave_out([*config.build_methods(), *methods], backbone, setup, wanted)
+    for method in all_methods:
+        refuse_impossible(method, backbone, setup)
     for one in left_out:
         print(f"riebench: {one.method} is left out: {one.why}", file=sys.stderr)
     settings = [(method.name, method.strength) for method in all_methods]
