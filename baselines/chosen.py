@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 
 from riebench.core.errors import UserError, did_you_mean
+from riebench.core.values import shown
 from riebench.generation.interventions import Intervention
 from riebench.methods.method import Case
 from riebench.methods.selection import Selected
@@ -39,30 +40,35 @@ class Chosen(Transport):
     name: str = "chosen"
     sites: ClassVar[str] = "block"
 
-    def plan(self, case: Case) -> Intervention:
-        """Returns the intervention of the features `on` and `off`. Raises `UserError` where none is named, for a block
-        that the case has not, and for a number that its dictionary has not."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        read_numbers(self.on), read_numbers(self.off)
+
+    def refuse(self, features: Mapping[str, int]) -> None:
+        """Raises `UserError` where no feature is named, for a block that is not there, and for a number that its
+        dictionary has not. features: block -> how many its dictionary has."""
         on, off = read_numbers(self.on), read_numbers(self.off)
         if not on and not off:
             raise UserError("no feature was chosen", remedy="name some, as in on='up.0.1:12,55'")
-        there = [site.block for site in case.original]
-        for block in (*on, *off):
-            if block not in there:
+        for block, numbers in (*on.items(), *off.items()):
+            if block not in features:
                 raise UserError(
-                    f"unknown block {block!r}{did_you_mean(block, there)}",
-                    remedy=f"use blocks out of {', '.join(there)}",
+                    f"unknown block {block!r}{did_you_mean(block, features)}",
+                    remedy=f"use blocks out of {', '.join(features)}",
                 )
+            beyond = [number for number in numbers if not 0 <= number < features[block]]
+            if beyond:
+                raise UserError(
+                    f"{block} has no feature {shown(beyond[0])}", remedy=f"use numbers from 0 to {features[block] - 1}"
+                )
+
+    def plan(self, case: Case) -> Intervention:
+        """Returns the intervention of the features `on` and `off`. Raises `UserError` as `refuse` does."""
+        on, off = read_numbers(self.on), read_numbers(self.off)
         saes = {site: case.sae(site.block) for site in case.original if site.block in {*on, *off}}
+        self.refuse({site.block: saes[site].num_features if site in saes else 0 for site in case.original})
         selected = {
-            site: Selected(*(_numbers(side, site.block, sae.num_features) for side in (on, off)))
-            for site, sae in saes.items()
+            site: Selected(*(torch.tensor(side.get(site.block, ()), dtype=torch.long) for side in (on, off)))
+            for site in saes
         }
         return transport(case, saes, selected, self)
-
-
-def _numbers(side: Mapping[str, tuple[int, ...]], block: str, num_features: int) -> torch.Tensor:
-    numbers = side.get(block, ())
-    beyond = [number for number in numbers if not 0 <= number < num_features]
-    if beyond:
-        raise UserError(f"{block} has no feature {beyond[0]}", remedy=f"use numbers from 0 to {num_features - 1}")
-    return torch.tensor(numbers, dtype=torch.long)

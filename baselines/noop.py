@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from riebench.generation.interventions import Intervention
-from riebench.methods.method import Case
+from riebench.methods.method import Case, check_settings
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,9 @@ class NoOp:
     name: str = "noop"
     strength: float = 0.0
     sites: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def plan(self, case: Case) -> Intervention:
         """Returns the intervention that adds nothing."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from riebench.generation.interventions import Intervention
-from riebench.methods.method import Case
+from riebench.methods.method import Case, check_settings
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,9 @@ class OraclePrompt:
     name: str = "oracle-prompt"
     strength: float = 1.0
     sites: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def plan(self, case: Case) -> Intervention:
         """Returns the intervention that takes the edited prompt in place of the original one, and adds nothing."""

@@ -1,12 +1,12 @@
 """The difference of the regions' mean updates, at every cell of the original image's region (protocol §10)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from riebench.generation.interventions import Addition, Intervention
-from riebench.methods.method import Case
+from riebench.methods.method import Case, check_settings
 
 
 @dataclass(frozen=True)
@@ -15,10 +15,13 @@ class RegionMeans:
 
     strength: float = 1.0
     window: str = "all"
-    branch: str = "both"
+    branch: Literal["cond", "uncond", "both"] = "both"
     name: str = "region-means"
     sites: ClassVar[str] = "block"
     uses_sae: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def plan(self, case: Case) -> Intervention:
         """Returns the intervention that adds m (mean_e,t - mean_o,t) `[C]` at every cell of the original image's

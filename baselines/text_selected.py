@@ -50,10 +50,6 @@ class TextSelected(Transport):
                     f"features chosen from text cannot be moved with {setting.name}={value!r}",
                     remedy="leave it out: there is no edited trace to take values from",
                 )
-        if self.pool not in ("", "block", "all"):
-            raise UserError(f"unknown pool {self.pool!r}", remedy="use block or all")
-        if self.k < 1:
-            raise UserError(f"k = {self.k} selects no feature", remedy="use k of at least 1")
 
     @torch.no_grad()
     def plan(self, case: Case) -> Intervention:

@@ -17,6 +17,7 @@ from riebench.backbones.table import Backbone
 from riebench.core.errors import UserError
 from riebench.core.files import named_path
 from riebench.core.pictures import mask_picture, to_picture
+from riebench.core.values import Seed, check_value
 from riebench.edits.edit import Edit, set_sha256
 from riebench.generation.interventions import Intervention
 from riebench.methods.method import Method
@@ -25,6 +26,7 @@ from riebench.runs.config import MethodConfig, RunConfig, build_config, read_con
 from riebench.runs.dictionaries import check_dictionaries, uses_sae
 from riebench.runs.engine import Engine, open_engine
 from riebench.runs.folder import default_folder, folder_of_config
+from riebench.runs.limits import refuse_impossible
 from riebench.runs.needs import missing_need
 from riebench.runs.plan import find_donor, kind_of_donor, variant_of
 from riebench.runs.reference import open_generation
@@ -145,6 +147,8 @@ def edit(
     chosen = MethodConfig(method, settings).build(model.judges) if isinstance(method, str) else method
     if error := missing_need(chosen, model, setup):
         raise error
+    refuse_impossible(chosen, model, setup)
+    check_value("seed", seed, Seed)
     if engine is None:
         check_dictionaries([chosen], model, setup)
     elif uses_sae(chosen):
@@ -190,6 +194,7 @@ def generate(
     loading again, in place of `backbone` and `device`. Raises `UserError` where a name is unknown or weights are
     missing.
     """
+    check_value("seed", seed, Seed)
     if engine is None:
         model, setup = _asked(backbone, "", device, ())
         generation = open_generation(model, device, setup=setup, batch_size=BATCH)

@@ -152,7 +152,7 @@ def _read(text: str, flag: str, kind: type) -> Any:
     if not text.strip():
         raise UserError(f"{flag} is empty", remedy="leave it out, or say what it is")
     try:
-        return named_path(text) if kind is Path else kind(text)
+        return named_path(text) if kind is Path else kind(text) if kind in (int, float) else text
     except UserError as error:
         raise UserError(f"{flag}: {error.message}", remedy=error.remedy) from error
     except ValueError:

@@ -161,6 +161,8 @@ def _settings(method: str, words: tuple[str, ...]) -> dict[str, Any]:
     for key, equals, _ in pairs:
         if not equals:
             raise UserError(f"--set {key!r} sets nothing", remedy="write it as --set strength=2")
+        if [name for name, _, _ in pairs].count(key) > 1:
+            raise UserError(f"--set {key} is given twice", remedy="give it once")
     kinds = (pairs and setting_kinds(method)) or {}
     return {key: _plain(value, kinds.get(key, Any)) for key, _, value in pairs}
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from riebench.cli.flags import Verb
 from riebench.core.json_text import json_text
-from riebench.core.values import Seed
+from riebench.core.values import Range, Seed
 
 NAME, SUMMARY = "tinyworld", "make or judge the embedded world"
 
@@ -38,7 +39,7 @@ class Evaluate:
 
     json: bool = False
     """Print JSON."""
-    count: int = 512
+    count: Annotated[int, Range(64, 10**6)] = 512
     """Pictures for each figure."""
     device: str = "auto"
     """The device: auto, cpu or cuda."""

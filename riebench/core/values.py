@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from numbers import Integral, Real
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from riebench.core.errors import UserError, did_you_mean, shown
 
@@ -28,6 +30,26 @@ class Range:
 
 
 Seed = Annotated[int, Range(0, 2**63 - 1)]
+Count = Annotated[int, Range(0, 10**8)]
+BatchSize = Annotated[int, Range(0, 4096)]
+
+
+@cache
+def field_kinds(settings: Any) -> dict[str, Any]:
+    """Returns what each field of a dataclass may be, as an annotation that `check_value` reads; `Any` where that cannot
+    be known."""
+    try:
+        hints = get_type_hints(settings, include_extras=True)
+    except NameError:  # a name that only type checkers import
+        hints = {}
+    return {one.name: hints.get(one.name, Any) for one in dataclasses.fields(settings) if one.init}
+
+
+def check_fields(settings: Any, where: str = "") -> None:
+    """Holds the values of a frozen dataclass against its annotations, and keeps them as `check_value` returns them; its
+    `__post_init__` calls it, so that Python is refused what YAML is. Raises `UserError` as `check_value` does."""
+    for name, kind in field_kinds(type(settings)).items():
+        object.__setattr__(settings, name, check_value(name, getattr(settings, name), kind, where))
 
 
 def check_value(key: str, value: Any, kind: Any, where: str = "") -> Any:
@@ -80,7 +102,8 @@ def allowed(kind: Any) -> str:
     if origin is tuple:
         return f"a list, each of it {allowed(parts[0])}"
     if origin is Literal:
-        return " or ".join(part for part in parts if part)
+        *most, last = [part for part in parts if part]
+        return f"{', '.join(most)} or {last}" if most else last
     return _WORDS.get(origin, "another")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -44,7 +45,8 @@ class TextLoader(_Shallow, yaml.BaseLoader):
 
 
 class _Loader(_Shallow, yaml.SafeLoader):
-    """YAML in which a key is text: `on`, a setting of `chosen`, is true in YAML 1.1."""
+    """YAML in which a key is text: `on`, a setting of `chosen`, is true in YAML 1.1. A whole number is what it looks
+    like: 010 and 1:30, which YAML 1.1 reads as 8 and 90, are text."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -54,6 +56,14 @@ class _Loader(_Shallow, yaml.SafeLoader):
             if not key.tag.endswith(":merge"):
                 key.tag = "tag:yaml.org,2002:str"
         return node
+
+
+_INT = "tag:yaml.org,2002:int"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in pairs if tag != _INT]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_INT, re.compile(r"^[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
 
 
 def load_yaml(text: str) -> Any:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from riebench.core.values import check_fields
 from riebench.edits.edit import Edit
 from riebench.methods.modes import MODES, Mode
 
@@ -80,6 +81,12 @@ class Case:
         if isinstance(self.original, Rows):
             return self.original.widths
         return {site: trace.shape[-1] for site, trace in self.original.items()}
+
+
+def check_settings(method: Any) -> None:
+    """Holds the settings of a method that is a dataclass against its annotations (`riebench.core.values.check_fields`);
+    what its `__post_init__` calls. Raises `UserError` that names the method, the setting and what is allowed."""
+    check_fields(method, f"method {method.name!r}: ")
 
 
 @runtime_checkable

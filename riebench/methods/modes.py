@@ -37,6 +37,8 @@ class Mode(Protocol):
     """The only seeds that a run has; empty where any may be given."""
     mask_rules: tuple[str, ...]
     """How an image mask may become cells; the first is the mode's own."""
+    pool: str
+    """What k is of where a method does not say: each block, or all together."""
     dense_statistic: str
     """The statistic of a region that `dense` takes, where it has no choice."""
     plans_each_subset: bool
@@ -83,6 +85,7 @@ class Strict:
     keeps_marks: bool = False
     seeds: tuple[int, ...] = ()
     mask_rules: tuple[str, ...] = ("touched", "half")
+    pool: str = "block"
     dense_statistic: str = ""
     plans_each_subset: bool = False  # so that what blocks do alone and together is of the same features
     tf32_products: bool = True
@@ -110,7 +113,7 @@ class Strict:
             {site: mean_features(features, aggregation, unit_norm) for site, features in side.items()}
             for side in (edited, original)
         )
-        return select(*means, k, pool or "block")
+        return select(*means, k, pool or self.pool)
 
     def settings(self, how: Transport, category: str) -> Transport:
         """Returns the settings as they are."""
@@ -133,6 +136,7 @@ class Reference:
     keeps_marks: bool = True
     seeds: tuple[int, ...] = (42,)
     mask_rules: tuple[str, ...] = ("published",)
+    pool: str = "all"
     dense_statistic: str = "mean"
     plans_each_subset: bool = True
     tf32_products: bool = False  # as torch does by itself
@@ -156,7 +160,7 @@ class Reference:
         `pool` is ""."""
         from riebench.methods.published import select_published
 
-        return select_published(edited, original, k, pool or "all", aggregation, unit_norm)
+        return select_published(edited, original, k, pool or self.pool, aggregation, unit_norm)
 
     def settings(self, how: Transport, category: str) -> Transport:
         """Returns the settings by which objects that come or go are moved in their own places, and something is always

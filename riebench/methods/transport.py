@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from riebench.backbones.family import Site
-from riebench.core.errors import UserError, did_you_mean
-from riebench.generation.interventions import BRANCHES, Addition, Intervention
+from riebench.core.errors import UserError
+from riebench.generation.interventions import Addition, Intervention
 from riebench.generation.live import Rewrite
 from riebench.methods.latents import Region
-from riebench.methods.method import Case
+from riebench.methods.method import Case, check_settings
 from riebench.methods.selection import Selected
 from sae_models.dictionary import Dictionary, Identity, decode_some
 
-MODES = ("static", "adaptive", "replace")
-PLACEMENTS = ("edited", "original")
-BUDGETS = ("features", "norm")
 #: Name -> a region's value `[steps, 1, F]` of features `[steps, cells, F]`, per step and feature.
 STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda z_tnf: z_tnf.mean(dim=1, keepdim=True),
@@ -34,45 +32,31 @@ class Transport:
 
     strength: float = 1.0
     """m: what is added is multiplied with it."""
-    mode: str = "static"
+    mode: Literal["static", "adaptive", "replace"] = "static"
     """static: D = m (z_e[on] W_dec - z_o[off] W_dec), of the unintervened traces; adaptive: the part that is taken away
     is read from the running activation; replace: on features become z_e, off features 0, the rest of the running
     activation stays."""
     keep_spatial: bool = True
     """Each cell gets its own value; else every cell of the region gets the region's `statistic`."""
-    statistic: str = "mean"
+    statistic: Literal["mean", "quantile", "max"] = "mean"
     """mean, quantile (95 %) or max over the region's cells, for each step."""
-    placement: str = "edited"
+    placement: Literal["edited", "original"] = "edited"
     """Where the on features go: to the edited image's region, each at its own place, or, as the region's statistic, to
     the original image's."""
     only_add: bool = False
     """Turn features on, and none off."""
     window: str = "all"
     """The steps at which anything is added: all, first, first 3, last 5, or a list as 0,2,7."""
-    branch: str = "both"
+    branch: Literal["cond", "uncond", "both"] = "both"
     """Under guidance: cond, uncond, or both (add to cond, take away from uncond)."""
-    budget: str = "features"
+    budget: Literal["features", "norm"] = "features"
     """What blocks have equally much of: features, each its k; norm: also the L2 norm of what is added
     (`Intervention.equalised`), so that none leads because its updates are larger."""
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("mode", MODES),
-            ("statistic", STATISTICS),
-            ("placement", PLACEMENTS),
-            ("branch", BRANCHES),
-            ("budget", BUDGETS),
-        ):
-            value = getattr(self, name)
-            if value not in known:
-                raise UserError(f"unknown {name} {value!r}{did_you_mean(value, known)}", remedy=f"use {_or(known)}")
+        check_settings(self)
         if self.budget == "norm" and self.mode != "static":
             raise UserError(f"budget norm cannot be had in mode {self.mode}", remedy="use mode static")
-
-
-def _or(known) -> str:
-    *most, last = known
-    return f"{', '.join(most)} or {last}"
 
 
 @torch.no_grad()

@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 from baselines import METHODS
 from riebench.backbones.own import backbone_from
 from riebench.backbones.table import BACKBONES, DTYPES, Backbone
+from riebench.core.claims import is_file
 from riebench.core.errors import UserError, did_you_mean, shown
+from riebench.core.files import named_path
 from riebench.core.text import one_line, read_text
-from riebench.core.values import Range, Seed, check_value
+from riebench.core.values import BatchSize, Range, Seed, check_value, field_kinds
 from riebench.core.yaml_text import YamlError, load_yaml
 from riebench.methods.method import Method
 from riebench.methods.modes import MODES, mode_named
@@ -60,15 +61,7 @@ def setting_kinds(method: str) -> dict[str, Any] | None:
     factory = METHODS.get(method)
     if not (isinstance(factory, type) and dataclasses.is_dataclass(factory)):
         return None
-    try:
-        hints = get_type_hints(factory, include_extras=True)
-    except NameError:  # a name that only type checkers import
-        hints = {}
-    kinds = {}
-    for one in dataclasses.fields(factory):
-        if one.init and one.name not in NO_SETTINGS:
-            kinds[one.name] = hints.get(one.name, Any)
-    return kinds
+    return {name: kind for name, kind in field_kinds(factory).items() if name not in NO_SETTINGS}
 
 
 @dataclass(frozen=True)
@@ -114,7 +107,7 @@ class RunConfig:
     mask_rule: str = ""
     """How an image mask becomes cells (protocol section 4): touched, as strict mode does where nothing is said, or
     half; reference mode has its own."""
-    batch_size: Annotated[int, Range(0, 4096)] = 0
+    batch_size: BatchSize = 0
     """Images generated at once; 0 takes what suits the device, and halves it where memory runs out."""
     resamples: Annotated[int, Range(1, 1_000_000)] = 10_000
     """Bootstrap resamples behind every interval."""
@@ -122,6 +115,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name, value in fixed(_checked(vars(self))).items():
             object.__setattr__(self, name, value)
+        for name in ("edits", "dictionaries"):
+            if getattr(self, name).startswith("~"):
+                object.__setattr__(self, name, str(named_path(getattr(self, name))))
         names = [method.label or method.name for method in self.methods]
         for needed in ("noop", *self.subsets_of):
             if needed not in names:
@@ -224,8 +220,8 @@ def _file_of(name: str, backbone: str | Mapping[str, Any] | None) -> Path:
     if name in known:
         of_kinds = [PRESETS / kind / f"{name}.yaml", *sorted(PRESETS.glob(f"*/{name}.yaml"))]
         return next(path for path in of_kinds if path.is_file())
-    if Path(name).is_file():
-        return Path(name)
+    if name.strip() and is_file(named_path(name)):
+        return named_path(name)
     of_kind = f" for a backbone that is judged as {kind}" if name in preset_names() else ""
     remedy = f"use {', '.join(known)} or a YAML file"
     raise UserError(f"there is no run {name!r}{of_kind}{did_you_mean(name, known)}", remedy=remedy)
@@ -236,14 +232,9 @@ def build_config(values: Mapping[str, Any], where: str) -> RunConfig:
     return RunConfig(**_with_seeds_of_mode(place(_checked(values, f"{where}: "), Path())))
 
 
-@cache
-def _kinds() -> dict[str, Any]:
-    return get_type_hints(RunConfig, include_extras=True)
-
-
 def _checked(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     """Returns values of a run's fields, each as its annotation has it."""
-    kinds = _kinds()
+    kinds = field_kinds(RunConfig)
     _refuse_unknown(values, kinds, f"{where}unknown key", "the keys are")
     checked = {key: check_value(key, value, kinds[key], where) for key, value in values.items()}
     if isinstance(checked.get("subsets_of"), str):

@@ -234,7 +234,10 @@ class Engine:
         methods: Sequence[Method] = (),
         known: Sequence[Pictures | None] = (),
     ) -> list[Reference]:
-        """Returns the references of cases, with traces of what the methods ask for (`Generation.references`)."""
+        """Returns the references of cases, with traces of what the methods ask for (`Generation.references`). Raises
+        `UserError` before anything is generated where a method is to choose more units than there are."""
+        for method in methods:
+            self.generation.refuse_many(method, site_of(method, self.generation.site))
         return self.generation.references(cases, self._kinds(methods), self.regions, known)
 
     def plan(self, reference: Reference, method: Method) -> Intervention:

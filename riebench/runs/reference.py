@@ -4,6 +4,7 @@ here."""
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,9 +24,10 @@ from riebench.generation.compiling import compile_parts
 from riebench.generation.interventions import Intervention, Push
 from riebench.generation.retrace import Group, Retraced
 from riebench.generation.sampler import Request, Sample, Sampler, load_sampler
-from riebench.methods.method import Case
+from riebench.methods.method import Case, Method
 from riebench.methods.text_index import TextIndex, find_text_index
 from riebench.regions.find import Regions
+from riebench.runs.limits import refuse_many
 from riebench.runs.pictures import Pictures
 from riebench.runs.setup import Setup
 from sae_models import index
@@ -120,6 +122,15 @@ class Generation:
         cells = {block: where.to(self.sampler.device) for block, where in cells.items()}
         dictionaries: dict[Site, Dictionary] = {site: self.dictionary(site.block) for site in parsed}
         return Intervention.from_features(parsed, cells, dictionaries, self.backbone.steps, branch)
+
+    def refuse_many(self, method: Method, kind: str) -> None:
+        """Raises `UserError` where a method that uses no SAE is to choose more channels or neurons than there are at
+        sites of a kind."""
+        if kind and not getattr(method, "uses_sae", True):
+            widths: Counter[str] = Counter()
+            for site in self._sites(kind):
+                widths[site.block] += self.sampler.blocks.width(site)
+            refuse_many(method, widths, self.setup.rules)
 
     def references(
         self,

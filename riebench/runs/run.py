@@ -44,6 +44,7 @@ from riebench.runs.config import RunConfig
 from riebench.runs.dictionaries import check_dictionaries
 from riebench.runs.edits import choose_edits, describe_choice, suits
 from riebench.runs.engine import GROUP
+from riebench.runs.limits import refuse_impossible
 from riebench.runs.local import work_here
 from riebench.runs.needs import leave_out
 from riebench.runs.places import edits_of_run
@@ -186,6 +187,8 @@ def _asked(config: RunConfig, where: torch.device, methods: Sequence[Method], ed
         print(f"riebench: {left}", file=sys.stderr)
     wanted = [*config.subsets_of, *(method.name for method in methods)]
     all_methods, left_out = leave_out([*config.build_methods(), *methods], backbone, setup, wanted)
+    for method in all_methods:
+        refuse_impossible(method, backbone, setup)
     for one in left_out:
         print(f"riebench: {one.method} is left out: {one.why}", file=sys.stderr)
     for name in (method.name for method in all_methods):

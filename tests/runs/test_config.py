@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 import pytest
 
@@ -14,6 +14,8 @@ from riebench.api import edit
 from riebench.cli import main
 from riebench.core.errors import UserError
 from riebench.core.values import Range, allowed, check_value
+from riebench.core.yaml_text import load_yaml
+from riebench.edits.edit import Edit
 from riebench.runs.config import MethodConfig, RunConfig, build_config, read_config, setting_kinds
 
 REFUSED_SETTINGS = [
@@ -41,7 +43,21 @@ REFUSED_SETTINGS = [
     ("sae", "keep_spatial: 0", "keep_spatial holds 0", "true or false"),
     ("sae", "only_add: [true]", "only_add holds [True]", "true or false"),
     ("sae", "window: 3", "window holds 3", "text"),
-    ("sae", "statistic: maxx", "unknown statistic 'maxx'; did you mean 'max'", "mean, quantile or max"),
+    ("sae", "statistic: maxx", "statistic holds 'maxx'; did you mean 'max'", "mean, quantile or max"),
+    ("sae", "statistic: [mean]", "statistic holds ['mean']", "mean, quantile or max"),
+    ("dense", "mode: dynamic", "mode holds 'dynamic'", "static, adaptive or replace"),
+    ("pca", "placement: middle", "placement holds 'middle'", "edited or original"),
+    ("neurons", "branch: condition", "branch holds 'condition'; did you mean 'cond'", "cond, uncond or both"),
+    ("region-means", "branch: none", "branch holds 'none'", "cond, uncond or both"),
+    ("sae", "budget: nrom", "budget holds 'nrom'; did you mean 'norm'", "features or norm"),
+    ("sae", "budget: true", "budget holds True", "features or norm"),
+    ("sae", "k: 010", "k holds '010'", "a whole number of at least 1"),
+    ("sae", "k: 1:30", "k holds '1:30'", "a whole number of at least 1"),
+    ("sae", "k: 1_000", "k holds '1_000'", "a whole number of at least 1"),
+    ("noop", "strength: high", "strength holds 'high'", "a number"),
+    ("oracle-prompt", "strength: .inf", "strength holds inf", "a number"),
+    ("chosen", "on: 3", "on holds 3", "text"),
+    ("chosen", "on: 'mid.0:x'", "'mid.0:x' names no features", "block:number"),
     ("sae", "sites: neurons", "no setting 'sites'", "strength"),
     ("other-seed", "select_on: edit", "no setting 'select_on'", "strength"),
     ("noop", "uses_sae: true", "no setting 'uses_sae'", "strength"),
@@ -58,6 +74,101 @@ def test_a_value_that_a_setting_cannot_have_is_one_line_before_anything_is_made(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("riebench: ") and said in line and remedy in line.partition(" -> ")[2]
     assert not out.exists()
+
+
+@pytest.mark.parametrize(("method", "setting", "said", "remedy"), REFUSED_SETTINGS)
+def test_python_and_set_refuse_a_setting_in_the_words_of_yaml(method, setting, said, remedy, capsys):
+    ((key, value),) = load_yaml(setting).items()
+    with pytest.raises(UserError) as of_yaml:
+        for one in build_config({"methods": ["noop", {"name": method, key: value}], "subsets_of": []}, "x").methods[1:]:
+            one.build()
+    if "no setting" not in said and not isinstance(value, list):
+        with pytest.raises(UserError) as of_python:
+            METHODS.get(method)(**{key: value})
+        assert str(of_python.value) == str(of_yaml.value)
+    text = setting.partition(":")[2].strip()
+    kind = (setting_kinds(method) or {}).get(key, Any)
+    takes_text = kind is str or get_origin(kind) is Literal  # and what is given after --set is text then
+    if "[" not in text and "'" not in text and not (takes_text and not isinstance(value, str)):
+        assert main(["edit", "a red heart", "a blue heart", "--method", method, "--set", f"{key}={text}"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line == f"riebench: {of_yaml.value}"
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "said"),
+    [
+        ("sae", {"k": 385}, "method 'sae': k is 385, and down.2.1 has 768 features -> use k of at most 384"),
+        ("random", {"k": 10**12}, "k is 1000000000000, and down.2.1 has 768 features"),
+        ("mismatched", {"k": 1537, "pool": "all"}, "k is 1537, and all blocks together has 3072 features"),
+        ("text-selected", {"k": 385}, "k is 385, and down.2.1 has 768 features"),
+        ("sae", {"window": "lastt"}, "'lastt' is no window of steps"),
+        ("dense", {"window": "first 2"}, "has 2 of 1 steps"),
+        ("region-means", {"window": "0,1"}, "goes beyond the 1 steps"),
+        ("pca", {"branch": "uncond"}, "tinyworld-turbo@1 has no branch 'uncond'"),
+        ("chosen", {}, "no feature was chosen"),
+        ("chosen", {"on": "mid.0:768"}, "mid.0 has no feature 768 -> use numbers from 0 to 767"),
+        ("chosen", {"off": "mid.1:3"}, "unknown block 'mid.1'; did you mean 'mid.0'"),
+        ("chosen", {"on": "mid.0:-1"}, "mid.0 has no feature -1"),
+    ],
+)
+def test_what_a_backbone_and_its_dictionaries_have_not_is_refused_before_they_are_loaded(
+    method, settings, said, monkeypatch, tmp_path
+):
+    def loads(*_words, **_settings):
+        raise AssertionError("something is loaded")
+
+    monkeypatch.setattr("riebench.api.open_engine", loads)
+    monkeypatch.setattr("riebench.runs.run.plan", loads)
+    built = METHODS.get(method)(**settings)
+    for ask in (
+        lambda: edit("a red heart", "a blue heart", method=method, device="cpu", **settings),
+        lambda: edit("a red heart", "a blue heart", method=built, device="cpu"),
+        lambda: riebench.run({"methods": ["noop", {"name": method, **settings}], "subsets_of": []}, tmp_path / "x"),
+        lambda: riebench.run({"methods": ["noop"], "subsets_of": []}, tmp_path / "x", methods=[built]),
+    ):
+        with pytest.raises(UserError) as raised:
+            ask()
+        assert str(raised.value).startswith(f"method {method!r}: ") and said in str(raised.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("method", "most"), [("pca", 48), ("neurons", None)])
+def test_more_channels_or_neurons_than_there_are_are_refused_before_anything_is_generated(method, most, engine):
+    edits = [(Edit("e", "change_colour", "a red heart", "a blue heart", "heart", "heart"), 42)]
+    before = engine.sampler.forwards
+    with pytest.raises(UserError, match=f"method {method!r}: k is 100000, and .* use k of at most") as raised:
+        engine.references(edits, [METHODS.get(method)(k=100_000)])
+    assert engine.sampler.forwards == before
+    allowed = int(str(raised.value).split()[-1])
+    widths = {site.block: engine.sampler.blocks.width(site) for site in engine.generation._sites("update")}
+    assert method != "pca" or allowed == widths["down.2.1"] // 2
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.5, True, "42", None])
+def test_a_seed_that_is_none_is_refused_in_python_too(seed):
+    for ask in (lambda: edit("a red heart", "a blue heart", seed=seed), lambda: riebench.generate("a", seed=seed)):
+        with pytest.raises(UserError, match="seed holds .* from 0 to"):
+            ask()
+
+
+def test_what_is_wrong_is_told_in_a_line_however_large_it_is(tmp_path):
+    path = tmp_path / "mine.yaml"
+    nested = "a: &a0 [x]\n" + "".join(f"b{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+    for text in (
+        f"seeds: [{'9' * 5000}]",
+        f"edits: [{'x, ' * 1000}]",
+        f"split: {{a: {'[' * 300}{']' * 300}}}",
+        f"metrics: {'[' * 500}",
+        f"metrics: {'x' * 10**4}: 3",
+        nested.replace("b11:", "methods:").replace("a: &a0", "metrics: &a0"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError) as raised:
+            read_config(str(path))
+        assert len(str(raised.value)) < 3000, text[:30]
+    with pytest.raises(UserError, match="seeds holds a int of very many digits"):
+        RunConfig(seeds=[10**5000])
 
 
 REFUSED_VALUES = [
