@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_type_hints
 
 from riebench.core.errors import UserError, did_you_mean
 from riebench.core.files import data_folder, read_json_value, write_text
 from riebench.core.memory import room_for
+from riebench.core.values import check_value
 from sae_models import released
 from sae_models.entry import Entry
 from sae_models.layouts import holds_part, weights_sha256
@@ -182,4 +183,5 @@ def _entry(item: object, where: str) -> Entry:
     missing = sorted(known - item.keys())
     if missing:
         raise UserError(f"{where} lacks {', '.join(missing)}", remedy="mend the file")
-    return Entry(**item)
+    kinds = get_type_hints(Entry)
+    return Entry(**{name: check_value(name, value, kinds[name], f"{where}: ") for name, value in item.items()})

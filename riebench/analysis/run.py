@@ -11,6 +11,7 @@ import pandas as pd
 from PIL import Image
 
 from riebench.analysis.frames import read_scores
+from riebench.analysis.manifest import read_manifest
 from riebench.core.errors import UserError
 from riebench.core.files import MARKER, read_json
 from riebench.core.picture_files import decoded
@@ -42,7 +43,7 @@ class Run:
         folder = Path(folder).expanduser()
         if not (folder / MARKER).is_file():
             raise UserError(f"{folder} is no run directory", remedy="give the folder of a finished `riebench run`")
-        manifest = read_json(folder / MANIFEST, "the run's manifest")
+        manifest = read_manifest(folder / MANIFEST)
         if manifest.get("status") != FINISHED:
             raise UserError(
                 f"the run in {folder} is not finished ({manifest.get('status')})",

@@ -9,7 +9,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from riebench.cli import dictionaries, edits, leaderboard, listing, runs, selftest, weights, world
 from riebench.cli.flags import Verb
@@ -108,10 +108,13 @@ def _add(place, name: str, summary: str, examples, **options: Any) -> _VerbParse
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says so where its help cannot be written; argparse keeps that to itself."""
+    """Says so where its help cannot be written, which argparse keeps to itself, and shows what was given in a line."""
 
     def _print_message(self, message: str, file=None) -> None:
         (file or sys.stderr).write(message or "")
+
+    def error(self, message: str) -> NoReturn:
+        super().error(one_line(message))
 
 
 class _VerbParser(_Parser):
