@@ -48,7 +48,7 @@ def field_kinds(settings: Any) -> dict[str, Any]:
 def check_fields(settings: Any, where: str = "") -> None:
     """Holds the values of a frozen dataclass against its annotations, and keeps them as `check_value` returns them; its
     `__post_init__` calls it, so that Python is refused what YAML is. Raises `UserError` as `check_value` does."""
-    for name, kind in field_kinds(type(settings)).items():
+    for name, kind in field_kinds(settings.__class__).items():
         object.__setattr__(settings, name, check_value(name, getattr(settings, name), kind, where))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import math
@@ -493,6 +494,21 @@ def test_the_files_say_what_was_found(tmp_path, found):
         assert row["verdict"] == one["verdict"]
         assert [row[key] for key in ("difference", "low", "high")] == pytest.approx(list(one["difference"].values()))
     assert paths[2].read_text() == compare_table(found)
+
+
+def test_a_label_is_a_word_in_every_file(tmp_path, gains):
+    labels = {"sae": "=cmd|' /C calc'!A0", "strong": "+1|2\n| row | of | its own |", "gentle": "\x1b[2J@x"}
+    frame = make_frame(gains, num_edits=2)
+    run = write_run(tmp_path / "=run", frame.assign(method=frame["method"].replace(labels)))
+    paths = write_compare(compare_runs([run], metrics=["lpips_original"]), tmp_path / "out")
+    with open(paths[1], newline="") as file:
+        head, *rows = csv.reader(file)
+    assert {len(row) for row in rows} == {len(head)}
+    cells = {cell for row in rows for cell in row}
+    assert cells >= {"'=cmd|' /C calc'!A0", "'+1|2 | row | of | its own |"}
+    assert not any(cell[:1] in "=+@\t\r" for row in rows for cell in row if cell)
+    text = paths[2].read_text()
+    assert "\x1b" not in text and not any(line.startswith("| row") for line in text.splitlines())
 
 
 @pytest.mark.process

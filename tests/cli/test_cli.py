@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from riebench.cli import VERBS, build_parser, main
 from riebench.cli.flags import field_docs, read_flags
 from riebench.cli.listing import KINDS
 from riebench.core.errors import UserError
-from riebench.core.files import data_folder
+from riebench.core.files import data_folder, write_bytes
 from riebench.dictionaries.options import HarvestSettings, TrainSettings
 from riebench.runs.config import build_config, preset_names, read_config
 
@@ -271,3 +272,43 @@ def test_presets_read_and_build(capsys):
     assert read_config("quickstart", {"seeds": [1]}).seeds == (1,)
     with pytest.raises(UserError, match="unknown key 'seed'"):
         build_config({"seed": 1}, where="here")
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("words", [["ls", "methods"], ["--help"], ["run", "--help"]], ids=" ".join)
+def test_a_full_disk_is_a_line(words):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "riebench.cli", *words], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert done.stderr.startswith("riebench: No space left on device -> ")
+
+
+def test_files_that_the_machine_refuses_are_a_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "File name too long" in failing(capsys, "run", "a" * 300)
+    assert "File name too long" in failing(capsys, "validate", "a" * 300)
+    for word in ("\udcff", "a\ud800"):
+        assert "is no text in UTF-8 -> rename it" in failing(capsys, "validate", word)
+
+
+def test_a_device_is_written_to_by_nobody(tmp_path):
+    for device in (Path("/dev/full"), Path("/dev/null")):
+        kind = device.stat().st_rdev
+        with pytest.raises(UserError, match="is a device, not a file"):
+            write_bytes(device, b"x")
+        assert device.stat().st_rdev == kind and device.is_char_device()
+    (tmp_path / "pipe").unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="is a device"):
+        write_bytes(tmp_path / "pipe", b"x")
+
+
+def test_what_steers_a_terminal_is_shown_and_not_sent(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for word in ("a\x1b[2Jb", "a\u202eb"):
+        assert ascii(word)[1:-1] in failing(capsys, "validate", word)
+        with pytest.raises(SystemExit):
+            main(["ls", "methods", word])
+        assert word not in capsys.readouterr().err

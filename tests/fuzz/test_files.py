@@ -30,7 +30,7 @@ from sae_models import checkpoint, index
 from sae_models.entry import Entry
 from sae_models.topk import TopKConfig
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # what Pillow says of broken pictures as well
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning:PIL")]  # of broken pictures
 
 BACKBONE, BLOCKS = "tinyworld-turbo@1", ["down.2.1", "mid.0", "up.0.0", "up.0.1"]
 MANIFEST = {

@@ -25,6 +25,8 @@ from riebench.edits.importers.published import import_riebench
 from riebench.edits.template import write_template
 from riebench.runs.config import MethodConfig, RunConfig, read_config, setting_kinds
 
+pytestmark = pytest.mark.slow
+
 MARKS = (b"", codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import os
 import re
@@ -16,6 +17,7 @@ from PIL import Image
 from test_report import BLOCKS, EVERY, HOSTILE, MANIFEST, NOOP, REASON, make_run, with_curves
 
 from riebench.analysis import summarise
+from riebench.core.csv_tables import inert
 from riebench.core.scores import describe_scores, scores_of
 from riebench.report import write_report
 
@@ -274,6 +276,26 @@ def test_tables_are_saved_with_the_numbers_of_the_summary(run, visit):
         of_row = saved.loc[label, ["LPIPS to original", "LPIPS to original low", "LPIPS to original high"]]
         assert of_row.tolist() == pytest.approx([cost["mean"], cost["low"], cost["high"]], rel=1e-5)
     assert np.isnan(saved.loc["noop", "gain in CLIP, edited prompt"])
+
+
+def test_saved_cells_begin_no_formula(visit):
+    """As `inert` has them, which is tested beside a spreadsheet's rules."""
+    words = [
+        "=1+1",
+        "+1+1",
+        "-1+1",
+        "@SUM(A1)",
+        "\t=1",
+        "\r=1",
+        " =cmd|' /C calc'!A0",
+        "a;=1",
+        "＝1",
+        "-0.5",
+        "+0.123",
+        "sae",
+    ]
+    found = visit.page.evaluate("words => words.map((word) => quoted(word))", words)
+    assert list(csv.reader(io.StringIO("\n".join(found), newline=""))) == [[inert(word)] for word in words]
 
 
 def test_the_numbers_of_a_figure_are_saved(run, visit):
