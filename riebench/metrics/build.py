@@ -10,7 +10,7 @@ import numpy as np
 from riebench.core.errors import UserError
 from riebench.metrics.base import Metric
 from riebench.metrics.models import ScoringModels
-from riebench.metrics.networks.base import Description, Network
+from riebench.metrics.networks.base import BATCH_SIZE, Description, Network
 from riebench.metrics.table import METRICS, check_names, split_name
 
 if TYPE_CHECKING:
@@ -25,13 +25,14 @@ def scorers(
     device: torch.device | str = "cpu",
     *,
     keep_marks: bool = False,
+    batch_size: int = BATCH_SIZE,
 ) -> list[Metric]:
     """Returns the metrics of those names, loaded, sharing their networks. `keep_marks` leaves prompts their `[ ]`
-    (reference mode).
+    (reference mode). batch_size: how many images or prompts a network reads at once, always.
 
     Raises `UserError` as `check_names` does, for an unknown family, and where weights are missing.
     """
-    metrics = _build(names, backbone_family, device, keep_marks)
+    metrics = _build(names, backbone_family, device, keep_marks, batch_size)
     for metric in metrics:
         if hasattr(metric, "load"):
             metric.load()
@@ -77,15 +78,17 @@ def _used(names: Sequence[str], family: str) -> list[Network]:
     return [models.network(key) for (_, key), models in used.items()]
 
 
-def _build(names: Sequence[str], family: str, device: torch.device | str, keep_marks: bool) -> list[Metric]:
+def _build(
+    names: Sequence[str], family: str, device: torch.device | str, keep_marks: bool, batch_size: int = BATCH_SIZE
+) -> list[Metric]:
     """Returns the metrics, not loaded yet; those of one CLIP share it."""
-    models = {"": ScoringModels(family, device, keep_marks)}
+    models = {"": ScoringModels(family, device, keep_marks, batch_size)}
     check_names(names, family)
     metrics = []
     for name in names:
         base, model = split_name(name)
         if model not in models:
-            models[model] = ScoringModels(family, device, keep_marks, clip_name=model)
+            models[model] = ScoringModels(family, device, keep_marks, batch_size, clip_name=model)
         metrics.append(METRICS.get(base)(models[model]))
     return metrics
 

@@ -10,7 +10,7 @@ from riebench.core.scores import LEAST_COST
 from riebench.core.versions import code_behind, folder_digest, library_versions, sources_digest
 from riebench.metrics.table import METRICS, split_name
 
-LIBRARIES = ("torch", "torchvision", "transformers", "open_clip_torch", "lpips")
+LIBRARIES = ("torch", "torchvision", "transformers", "open_clip_torch", "lpips", "pillow")
 
 
 def judge_version(names: Sequence[str], family: str, *, keep_marks: bool = False) -> str:

@@ -108,7 +108,8 @@ class Engine:
         """The part that scores. Raises `UserError` where the judges' weights are missing."""
         if self._scorer is None:
             judges, names = self.backbone.judges, self.setup.metric_names(self.backbone.judges)
-            self._scorer = Scorer(judges, self.sampler.device, keep_marks=self.setup.keeps_marks, names=names)
+            how = {"keep_marks": self.setup.keeps_marks, "batch_size": self.sampler.batch_size}
+            self._scorer = Scorer(judges, self.sampler.device, names=names, **how)
         return self._scorer
 
     def load(self) -> Engine:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -59,15 +60,13 @@ def rescored(
     store: Store,
     scoring: str,
     stop: Callable[[], bool],
-    *,
-    keep_marks: bool = False,
-    names: Sequence[str] = (),
+    **how: Any,
 ) -> Iterator[Batch]:
     """Yields the rows of results that are there, with new scores of the same pictures, until `stop` is true.
 
-    names: of the metrics, as `Scorer` takes them.
+    how: what else `Scorer` takes.
     """
-    scorer = Scorer(family, device, keep_marks=keep_marks, names=names) if items else None
+    scorer = Scorer(family, device, **how) if items else None
     for start in range(0, len(items), RESCORED):
         if stop():
             return

@@ -118,7 +118,7 @@ def _run(
 
         setup, family, stop = asked.setup, asked.backbone.judges, lambda: wish.stop
         options = {"batch_size": config.batch_size, "setup": setup, "compiled": compile}
-        of = {"keep_marks": setup.keeps_marks, "names": asked.metrics}
+        of = {"keep_marks": setup.keeps_marks, "names": asked.metrics, "batch_size": config.batch_size}
         here = choose_device("cpu" if where.type == "cpu" else "auto")  # with Ray this machine may have no GPU
         batches = [rescored(unscored, family, here, store, asked.scoring, stop, **of)]
         if missing and cache != "only-cache":

@@ -11,8 +11,11 @@ from riebench.core.batches import halving
 from riebench.edits.edit import Edit
 from riebench.generation.sharing import twin_of
 from riebench.metrics import ScoreBatch, default_metrics, score_batch, scorers
+from riebench.metrics.networks.base import BATCH_SIZE
 from riebench.metrics.networks.remembered import known_contents
 from riebench.runs.pictures import Pictures
+
+FEW = 4  # pictures made at once, up to which they are judged one by one: batches are filled up to `BATCH_SIZE`
 
 
 class Scorer:
@@ -23,11 +26,19 @@ class Scorer:
     """
 
     def __init__(
-        self, family: str, device: torch.device | str, *, keep_marks: bool = False, names: Sequence[str] = ()
+        self,
+        family: str,
+        device: torch.device | str,
+        *,
+        keep_marks: bool = False,
+        names: Sequence[str] = (),
+        batch_size: int = 0,
     ) -> None:
+        """batch_size: how many pictures are made at once, 0 for many; where it is few, each is judged alone."""
         self.names = tuple(names) or default_metrics(family)
         self.device = device
-        self._metrics = scorers(self.names, family, device, keep_marks=keep_marks)
+        size = 1 if 0 < batch_size <= FEW else BATCH_SIZE
+        self._metrics = scorers(self.names, family, device, keep_marks=keep_marks, batch_size=size)
 
     def twin(self) -> Scorer:
         """Returns another scorer of the same networks, for another thread, which remembers no picture yet."""

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from riebench.core.errors import UserError
 from riebench.core.files import data_folder
 from riebench.edits.edit import Edit, load_edits, strip_marks
-from riebench.metrics import METRICS, score_batch, scorers
+from riebench.metrics import METRICS, describe, score_batch, scorers
 from riebench.metrics.clip_region import crop_boxes, phrase_text
 from riebench.metrics.models import ScoringModels
 from riebench.metrics.networks import openclip, remembered
@@ -250,9 +250,10 @@ def test_crops_of_any_size_are_brought_to_the_size_of_the_encoder():
 
 @pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-@pytest.mark.parametrize("shape", [(48, 80), (90, 40), (20, 24), (64, 64)])
+@pytest.mark.parametrize("shape", [(48, 80), (90, 40), (20, 24), (64, 64), (2, 90)])
 def test_preprocessing_is_open_clip_s_own(resize_mode, interpolation, shape):
-    pixels = np.random.default_rng(0).integers(64, 192, (*shape, 3), dtype=np.uint8)
+    """On noise of all levels, where a resize that is clipped once and not rounded in between is off by a third."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     config = {"size": 32, "mean": (0.5, 0.4, 0.3), "std": (0.25, 0.3, 0.2)}
     config |= {"interpolation": interpolation, "resize_mode": resize_mode, "fill_color": 51}
     expected = open_clip.image_transform(
@@ -260,14 +261,75 @@ def test_preprocessing_is_open_clip_s_own(resize_mode, interpolation, shape):
     )(Image.fromarray(pixels))
     found = Preprocessing.from_config(config)(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)[0]
     assert found.shape == expected.shape == (3, 32, 32)
-    assert (found - expected).abs().max() < 0.021  # PIL rounds to whole levels: 1/255 of a spread of 0.2
+    assert (found - expected).abs().max() < 1e-5
 
 
 def test_a_size_with_two_sides_is_fitted_too():
-    pixels = np.random.default_rng(0).integers(64, 192, (50, 90, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)
     expected = open_clip.image_transform((24, 32), is_train=False)(Image.fromarray(pixels))
     found = Preprocessing.from_config({"size": (24, 32)})(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)[0]
-    assert (found - expected).abs().max() < 0.02
+    assert (found - expected).abs().max() < 1e-5
+
+
+def test_a_picture_s_embedding_is_that_of_plain_open_clip(monkeypatch):
+    """A picture of SDXL's size from the file to the cosine, with a small model in the place of ViT-L/14."""
+    name = "ViT-L-14-quickgelu"
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, small_clip(name))
+    torch.manual_seed(0)
+    model = open_clip.create_model(name).eval()
+    monkeypatch.setattr(open_clip, "create_model", lambda *_, **__: model)
+    pixels = np.random.default_rng(1).integers(0, 256, (2, 512, 512, 3), dtype=np.uint8)
+    encoder = openclip.Encoder(f"{name}/openai")
+    plain = open_clip.image_transform(224, is_train=False)
+    with torch.no_grad():
+        expected = model.encode_image(torch.stack([plain(Image.fromarray(one)) for one in pixels]), normalize=True)
+    found = encoder.encode_images(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255)
+    assert float((found[0] @ found[1] - expected[0] @ expected[1]).abs()) < 1e-5
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_both_activations_that_may_have_made_the_published_scores_are_offered(monkeypatch, tmp_path):
+    """On the same weights, each as open_clip itself runs them."""
+    names = ("ViT-L-14-quickgelu", "ViT-L-14")
+    for name in names:
+        monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, small_clip(name))
+    (weights,) = OPENAI_CLIP.weights
+    torch.manual_seed(0)
+    models = {name: open_clip.create_model(name).eval() for name in names}
+    for weights_of_layers in models["ViT-L-14-quickgelu"].visual.transformer.parameters():
+        weights_of_layers.data.mul_(8)  # so that it matters what is between
+    models["ViT-L-14"].load_state_dict(models["ViT-L-14-quickgelu"].state_dict())
+    assert {type(model.visual.transformer.resblocks[0].mlp.gelu).__name__ for model in models.values()} == {
+        "QuickGELU",
+        "GELU",
+    }
+    save_file(models["ViT-L-14"].state_dict(), tmp_path / weights.files[0])
+    monkeypatch.setattr(openclip, "weights_folder", lambda name, _: tmp_path if name == "clip-vit-l-14" else None)
+    metrics = [f"clip_image_original@{name}/openai" for name in names]
+    batch = make_batch(images(0, size=224), original=images(1, size=224))
+    scores = score_batch(scorers(metrics, "sdxl"), batch)
+    assert list(scores) == metrics and [score.name for score in describe(metrics, "sdxl")] == metrics
+    for metric, model in zip(metrics, models.values(), strict=True):
+        prepare = open_clip.image_transform(224, is_train=False).transforms[-1]
+        with torch.no_grad():
+            one, two = (
+                model.encode_image(prepare(side), normalize=True) for side in (batch.intervened, batch.original)
+            )
+        np.testing.assert_allclose(scores[metric], (one * two).sum(dim=1), rtol=0, atol=1e-6)
+    assert abs(scores[metrics[0]] - scores[metrics[1]]).max() > 2e-5
+    with pytest.raises(UserError, match="another activation.*use ViT-B-32-quickgelu/openai"):
+        check_model("ViT-B-32/openai")
+
+
+def small_clip(name: str) -> dict:
+    """open_clip's configuration of a model, with little in it."""
+    whole = open_clip.get_model_config(name)
+    small = {"width": 64, "heads": 2, "layers": 2}
+    return whole | {
+        "embed_dim": 16,
+        "vision_cfg": whole["vision_cfg"] | {"layers": 2, "width": 64},
+        "text_cfg": whole["text_cfg"] | small | {"width": 16},
+    }
 
 
 def test_what_has_the_model_s_size_is_only_normalised():

@@ -132,7 +132,7 @@ def test_no_room_for_a_network_that_scores_is_one_line(error, tmp_path, monkeypa
     [
         ("clip_text_edited@ViT-B-32/laion2b_s34b_b78k", "did you mean 'ViT-B-32/laion2b_s34b_b79k'"),
         ("clip_text_edited@", "no model ''"),
-        ("clip_text_edited@ViT-L-14/openai", "use ViT-L-14-quickgelu/openai"),
+        ("clip_text_edited@ViT-B-16/openai", "use ViT-B-16-quickgelu/openai"),
         ("psnr@ViT-B-32/laion2b_s34b_b79k", "'psnr' takes no other CLIP"),
         ("clip_txt_edited@ViT-B-32/laion2b_s34b_b79k", "did you mean 'clip_text_edited'"),
     ],

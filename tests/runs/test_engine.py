@@ -25,9 +25,12 @@ from riebench.metrics.models import ScoringModels
 from riebench.runs import engine as engines
 from riebench.runs import reference as references
 from riebench.runs.engine import Engine, open_engine
+from riebench.runs.pictures import Pictures
 from riebench.runs.plan import Variant, plan, plan_variants
 from riebench.runs.reference import Generation
+from riebench.runs.scoring import Scorer
 from riebench.runs.setup import Setup
+from riebench.tinyworld.clip import Clip
 
 PROMPT = "flat poster of a standing red plain heart in the sky"
 EDITS = [edit for edit in load_edits() if edit.id.endswith("-04")]
@@ -356,3 +359,21 @@ def test_a_case_that_was_kept_without_neurons_is_made_again_for_who_wants_them(e
     monkeypatch.setattr(references, "HELD_BYTES", 0)
     *_, again = fresh(engine).work([[dataclasses.replace(task, wanted=tuple(wanted))]])
     assert repr(again.rows) == repr(batch.rows), "neurons that are read again are chosen on the other case too"
+
+
+def test_where_few_pictures_are_made_at_once_each_is_judged_alone(engine, monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        Clip, "encode_images", lambda self, images: read.append(len(images)) or torch.full((len(images), 64), 0.125)
+    )
+    edit, image = load_edits()[0], torch.rand(3, 64, 64)
+    pictures = Pictures(image, 1 - image, torch.ones(2, 64, 64, dtype=torch.bool))
+    for size, wanted in ((1, 1), (2, 1), (8, 16), (40, 16)):
+        monkeypatch.setattr(engine.sampler, "batch_size", size)
+        scorer = Engine(engine.generation).scorer
+        read.clear()
+        scorer.score([(edit, pictures, image)])
+        assert set(read) == {wanted}
+    read.clear()
+    Scorer("tinyworld", "cpu", names=["clip_image_edited"]).score([(edit, pictures, image)])
+    assert set(read) == {16}  # as `riebench score` does

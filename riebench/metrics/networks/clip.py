@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from riebench.core.files import data_folder, read_json
@@ -82,7 +82,7 @@ class OpenClip(Network):
         return Embeddings(encoder, device, keep_marks, batch_size, encoder.preprocessing.resize)
 
 
-#: The CLIP that judges SDXL's pictures. Plain ViT-L-14 would run the wrong activation on those weights. The commit is
+#: The CLIP that judges SDXL's pictures, with the activation that its weights were trained with. The commit is
 #: the one that public caches of these files show.
 OPENAI_CLIP = OpenClip(
     "ViT-L-14-quickgelu/openai",
@@ -98,3 +98,5 @@ OPENAI_CLIP = OpenClip(
     text="A photo of a cat",
     tokens=(49406, 320, 1125, 539, 320, 2368, 49407, *[0] * 70),
 )
+#: The same weights with GELU, as the published code may have run them (`openclip.PUBLISHED_NAME`).
+OPENAI_CLIP_GELU = replace(OPENAI_CLIP, model="ViT-L-14/openai")

@@ -8,26 +8,34 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+import numpy as np
 import open_clip
 import torch
 from huggingface_hub import try_to_load_from_cache
 from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg
+from PIL import Image
 from torch.nn import functional as F
-from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from riebench.core.checkpoints import fetched
 from riebench.core.errors import UserError, did_you_mean
 from riebench.core.hub import Weights, weights_folder
 from riebench.core.memory import is_out_of_memory
+from riebench.core.pictures import from_array, rounded
 
+#: What the published code asks open_clip for by name. It runs GELU on weights that were trained with QuickGELU; older
+#: versions of open_clip ran QuickGELU under the same name.
+PUBLISHED_NAME = "ViT-L-14/openai"
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # in the order in which open_clip looks
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """A model's own preparation of images, as open_clip does it, on tensors."""
+    """A model's own preparation of images, as open_clip does it: Pillow resizes them, in 8 bits.
+
+    torch's resize is up to six grey levels off, since Pillow rounds to 8 bits after the rows and after the columns.
+    """
 
     size: tuple[int, int]
     """Height and width that the model reads."""
@@ -56,11 +64,14 @@ class Preprocessing:
         )
 
     def resize(self, images_bchw: torch.Tensor) -> torch.Tensor:
-        """Returns images in [0, 1] of the size that the model reads; those that have it are returned as they are."""
+        """Returns images in [0, 1] of the size that the model reads, of 8 bits; those that have it are returned as they
+        are."""
         if tuple(images_bchw.shape[-2:]) == self.size:
             return images_bchw
-        mode = InterpolationMode(self.interpolation)
-        resized = TF.resize(images_bchw, self._fitted(*images_bchw.shape[-2:]), mode, antialias=True).clamp(0, 1)
+        fitted, filtered = self._fitted(*images_bchw.shape[-2:]), Image.Resampling[self.interpolation.upper()]
+        arrays = rounded(images_bchw)[1]
+        pictures = [Image.fromarray(array_hwc).resize(fitted[::-1], filtered) for array_hwc in arrays]
+        resized = torch.stack([from_array(np.array(picture)) for picture in pictures]).to(images_bchw)
         missing = [max(whole - there, 0) for whole, there in zip(self.size, resized.shape[-2:], strict=True)]
         (top, bottom), (left, right) = ((gap // 2, gap - gap // 2) for gap in missing)
         return TF.center_crop(F.pad(resized, (left, right, top, bottom), value=self.fill_color / 255), list(self.size))
@@ -73,7 +84,7 @@ class Preprocessing:
         whole = {"shortest": "shorter side, centre crop", "longest": "longer side, filled up", "squash": "both sides"}
         mean, std = (" ".join(f"{value:.8g}" for value in values) for values in (self.mean, self.std))
         return (
-            f"{self.interpolation}, antialiased, to {self.size[0]} x {self.size[1]} ({whole[self.resize_mode]}), "
+            f"{self.interpolation}, by Pillow, to {self.size[0]} x {self.size[1]} ({whole[self.resize_mode]}), "
             f"mean {mean}, std {std}"
         )
 
@@ -86,7 +97,7 @@ class Preprocessing:
             return [shorter, longer] if height <= width else [longer, shorter]
         ratios = height / self.size[0], width / self.size[1]
         ratio = max(ratios) if self.resize_mode == "longest" else min(ratios)
-        return [round(height / ratio), round(width / ratio)]
+        return [max(round(height / ratio), 1), max(round(width / ratio), 1)]
 
 
 class Encoder:
@@ -168,7 +179,8 @@ def _short(tokens: Sequence[int]) -> str:
 
 def check_model(name: str) -> None:
     """Raises `UserError` for a name that is not "architecture/weights" out of open_clip's list of pretrained models,
-    and for an architecture with another activation than its weights were trained with. Loads nothing."""
+    and for an architecture with another activation than its weights were trained with, but for the published one. Loads
+    nothing."""
     architecture, _, weights = name.partition("/")
     config = open_clip.get_pretrained_cfg(architecture, weights)
     if not config:
@@ -177,7 +189,8 @@ def check_model(name: str) -> None:
             f"open_clip has no model {name!r}{did_you_mean(name, known)}",
             remedy="write architecture/weights, out of `open_clip.list_pretrained()`",
         )
-    if config.get("quick_gelu", False) and not open_clip.get_model_config(architecture).get("quick_gelu", False):
+    same = not config.get("quick_gelu", False) or open_clip.get_model_config(architecture).get("quick_gelu", False)
+    if not same and name != PUBLISHED_NAME:
         raise UserError(
             f"{name} runs another activation than its weights were trained with",
             remedy=f"use {architecture}-quickgelu/{weights}",

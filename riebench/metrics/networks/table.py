@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from riebench.core.hub import Weights
 from riebench.metrics.networks.base import Network
-from riebench.metrics.networks.clip import OPENAI_CLIP, OpenClip, TinyworldClip
+from riebench.metrics.networks.clip import OPENAI_CLIP, OPENAI_CLIP_GELU, OpenClip, TinyworldClip
 from riebench.metrics.networks.dino import DINO
 from riebench.metrics.networks.lpips import ALEX, SQUEEZE, VGG
 from riebench.metrics.networks.oracle import ORACLE
@@ -26,5 +26,5 @@ METRIC_WEIGHTS: dict[str, tuple[Weights, ...]] = {
 
 def other_clip(model: str) -> OpenClip:
     """Returns the open_clip model of a name "architecture/weights", to be used in the place of a family's CLIP."""
-    known = {network.model: network for network in (OPENAI_CLIP, SIGLIP2)}
+    known = {network.model: network for network in (OPENAI_CLIP, OPENAI_CLIP_GELU, SIGLIP2)}
     return replace(known.get(model, OpenClip(model)), key="clip", label="CLIP")
