@@ -28,6 +28,7 @@ from riebench.core.precision import describe_float32, set_tf32
 from riebench.core.progress import Progress
 from riebench.core.ray_cluster import Cluster, cluster_for
 from riebench.core.scores import EDITS_KEY, Score, describe_scores
+from riebench.core.versions import library_version
 from riebench.edits.checks import check_edits
 from riebench.edits.edit import Edit, categories_of, edit_sha256, load_edits, set_sha256, split_of
 from riebench.edits.files import error_of
@@ -172,7 +173,10 @@ def _asked(config: RunConfig, where: torch.device, methods: Sequence[Method], ed
     known = load_edits(config.edits) if edits is None else list(edits)
     if edits is not None and (problems := check_edits(known)):
         raise error_of(Path("the edits given"), problems)
-    about = describe_set(config.edits) if edits is None else {"name": "given in Python", "sha256": set_sha256(known)}
+    if edits is None:
+        about = describe_set(config.edits, known)
+    else:
+        about = {"name": "given in Python", "sha256": set_sha256(known)}
     chosen = choose_edits(known, config)
     wanted = [*config.subsets_of, *(method.name for method in methods)]
     all_methods, left_out = leave_out([*config.build_methods(), *methods], backbone, setup, wanted)
@@ -290,7 +294,7 @@ def _words(setup: Setup, backbone: Backbone) -> dict:
 
 def _version(package: str) -> str:
     try:
-        return metadata.version(package)
+        return library_version(package)
     except metadata.PackageNotFoundError:  # riebench itself, run from a clone
         return "not installed"
 
