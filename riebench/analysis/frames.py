@@ -32,17 +32,20 @@ def validate_scores(frame: pd.DataFrame, where: str = "the scores") -> pd.DataFr
             f"{where}: columns missing: {', '.join(missing)}",
             remedy="score the run again, or write it with write_scores",
         )
-    typed = frame.copy()
+    bare = frame.copy(deep=False)
+    bare.attrs = {}  # pandas makes a deep copy of them at every step
+    checked = {}
     for column, dtype in columns.items():
-        if dtype is not float and frame[column].isna().any():
+        if dtype is not float and bare[column].isna().any():
             raise UserError(f"{where}: column {column!r} has empty values", remedy="fill them and write it again")
         try:
-            typed[column] = frame[column].astype(dtype)
+            checked[column] = bare[column].astype(dtype)
         except (TypeError, ValueError) as error:
             raise UserError(
                 f"{where}: column {column!r} is not {dtype.__name__}: {error}", remedy="write it with write_scores"
             ) from error
-    typed = typed[[*columns, *(column for column in typed.columns if column not in columns)]]
+    others = {column: bare[column] for column in bare.columns if column not in columns}
+    typed = pd.DataFrame(checked | others, index=bare.index)
 
     unknown = set(typed["status"]) - {"ok", "failed"}
     if unknown:
@@ -52,19 +55,18 @@ def validate_scores(frame: pd.DataFrame, where: str = "the scores") -> pd.DataFr
         raise UserError(f"{where}: {_row(silent)} failed without a reason", remedy="record the reason")
     for score in scores:
         values = typed[score.name]
-        lacking = typed[(typed["status"] == "ok") & values.isna()] if score.always else typed[:0]
-        if len(lacking):
-            raise UserError(
-                f"{where}: {_row(lacking)} is ok but lacks {score.name}", remedy="score it again or mark it failed"
-            )
-        infinite = typed[np.isinf(values)]
-        if len(infinite):
-            raise UserError(
-                f"{where}: {_row(infinite)} has {score.name} {values[infinite.index[0]]}", remedy="score it again"
-            )
+        lacking = (typed["status"] == "ok") & values.isna()
+        if score.always and lacking.any():
+            said = f"{_row(typed[lacking])} is ok but lacks {score.name}"
+            raise UserError(f"{where}: {said}", remedy="score it again or mark it failed")
+        infinite = np.isinf(values)
+        if infinite.any():
+            said = f"{_row(typed[infinite])} has {score.name} {values[infinite].iloc[0]}"
+            raise UserError(f"{where}: {said}", remedy="score it again")
     doubled = typed[typed.duplicated(["edit", "seed", *SETTING])]
     if len(doubled):
         raise UserError(f"{where}: two rows for {_row(doubled)}", remedy="keep one of them")
+    typed.attrs = frame.attrs
     return typed
 
 

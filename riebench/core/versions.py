@@ -67,9 +67,16 @@ def _folder_of(package: str) -> Path:
     return Path(spec.origin).parent
 
 
+@cache
+def library_version(package: str) -> str:
+    """Returns the version of a library, which is looked up once a process. Raises `PackageNotFoundError` where it is
+    not installed."""
+    return metadata.version(package)
+
+
 def library_versions(packages: Iterable[str]) -> dict[str, str]:
     """Returns the installed version of each library."""
-    return {name: metadata.version(name) for name in packages}
+    return {name: library_version(name) for name in packages}
 
 
 def _counts(path: Path, folder: Path) -> bool:

@@ -74,7 +74,7 @@ class Edit:
     tags: dict[str, str] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        problems = list(_faults({f.name: getattr(self, f.name) for f in fields(self)}))
+        problems = list(_faults({name: getattr(self, name) for name in _KEYS}))
         if problems:
             said = "; ".join(problem.what for problem in problems)
             raise UserError(f"edit {self.id!r}: {said}", remedy="; ".join(problem.remedy for problem in problems))
@@ -301,10 +301,10 @@ def _undeclared(category: object, allowed: Sequence[str]) -> Iterator[Problem]:
 
 def _edit_of(row: Row, values: Mapping[str, object]) -> Edit:
     """Returns the edit of values without faults, its masks named from the file's folder on."""
-    folder, tags = Path(row.file).parent, values.get("tags")
+    tags = values.get("tags")
     texts = {name: value for name, value in values.items() if isinstance(value, str)}
     for name in ("original_region", "edited_region"):
-        texts[name] = _with_mask(texts[name], lambda file: str(folder / Path(file).expanduser()))
+        texts[name] = _with_mask(texts[name], lambda file: str(Path(row.file).parent / Path(file).expanduser()))
     return Edit(**texts, tags=dict(tags) if isinstance(tags, Mapping) else {})
 
 

@@ -14,14 +14,15 @@ SET_FILE = "set.json"
 SET_KEYS = ("name", "version", "licence", "source", "checked", "sha256")
 
 
-def describe_set(name: str | Path) -> dict:
+def describe_set(name: str | Path, edits: Sequence[Edit] | None = None) -> dict:
     """Returns what a result says of its edits: {name, version, licence, sha256, count, splits: {split: count}}.
 
-    name: of a shipped set, or a path. Without a `set.json` the version and the licence are "", and the name is the
-    path's. Raises `UserError` for edits that cannot be read, and where they are not those that `set.json` names.
+    name: of a shipped set, or a path. edits: those that lie there, where they have been read. Without a `set.json` the
+    version and the licence are "", and the name is the path's. Raises `UserError` for edits that cannot be read, and
+    where they are not those that `set.json` names.
     """
     path = path_of(name)
-    edits = read_edits(path)
+    edits = read_edits(path) if edits is None else edits
     said = read_set_file(path)
     found = set_sha256(edits)
     if said and said["sha256"] != found:

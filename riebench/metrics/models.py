@@ -35,6 +35,8 @@ class ScoringModels:
     """"architecture/weights" of the open_clip model in the place of the family's CLIP; "" for the family's."""
     loaded: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """Key -> network, of those that are loaded so far."""
+    described: dict[str, Description] = field(default_factory=dict, repr=False, compare=False)
+    """Key -> what was said of a network, of those that were asked for."""
 
     def __post_init__(self) -> None:
         if self.family not in NETWORKS:
@@ -54,7 +56,9 @@ class ScoringModels:
 
     def describe(self, key: str) -> Description:
         """Returns what is known of a network, which is not loaded for it. Raises `UserError` where there is none."""
-        return self.network(key).describe()
+        if key not in self.described:
+            self.described[key] = self.network(key).describe()
+        return self.described[key]
 
     def forget(self) -> None:
         """Forgets every image and prompt that was read, of the networks loaded so far."""

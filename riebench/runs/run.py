@@ -31,6 +31,7 @@ from riebench.core.progress import Progress
 from riebench.core.ray_cluster import Cluster, cluster_for
 from riebench.core.scores import EDITS_KEY, Score, describe_scores
 from riebench.core.text import one_line
+from riebench.core.versions import library_version
 from riebench.edits.checks import check_edits, checked_edits
 from riebench.edits.edit import Edit, edit_sha256, set_sha256
 from riebench.edits.files import error_of
@@ -181,7 +182,10 @@ def _asked(config: RunConfig, where: torch.device, methods: Sequence[Method], ed
     known = checked_edits(config.edits, fits) if edits is None else list(edits)
     if edits is not None and (problems := check_edits(known, suits=fits)):
         raise error_of(Path("the edits given"), problems)
-    about = describe_set(config.edits) if edits is None else {"name": "given in Python", "sha256": set_sha256(known)}
+    if edits is None:
+        about = describe_set(config.edits, known)
+    else:
+        about = {"name": "given in Python", "sha256": set_sha256(known)}
     chosen = choose_edits(known, config)
     if left := describe_choice(known, chosen, config):
         print(f"riebench: {left}", file=sys.stderr)
@@ -289,7 +293,7 @@ def _words(setup: Setup, backbone: Backbone) -> dict:
 
 def _version(package: str) -> str:
     try:
-        return metadata.version(package)
+        return library_version(package)
     except metadata.PackageNotFoundError:  # riebench itself, run from a clone
         return "not installed"
 
