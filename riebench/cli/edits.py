@@ -49,12 +49,14 @@ class Validate:
 
     paths: tuple[Path, ...] = word(positional=True)
     """Edit sets, or folders with one entry or many."""
+    backbone: str = ""
+    """The backbone that edits are to suit (default: tinyworld where a prompt is of its grammar, else SDXL Turbo)."""
 
 
 def _validate(words: Validate) -> None:
     wrong = total = 0
     for path in words.paths:
-        for problems in _checked(path):
+        for problems in _checked(path, words.backbone):
             for problem in problems:
                 print(problem, file=sys.stderr)
             wrong, total = wrong + bool(problems), total + 1
@@ -63,7 +65,7 @@ def _validate(words: Validate) -> None:
     print(f"{total} in order")
 
 
-def _checked(path: Path) -> Iterator[list[str]]:
+def _checked(path: Path, backbone: str) -> Iterator[list[object]]:
     """Yields what is wrong with each entry in a folder, or with a set of edits."""
     if any(path.rglob("entry.json")):
         from riebench.leaderboard import entry_folders, validate
@@ -71,9 +73,18 @@ def _checked(path: Path) -> Iterator[list[str]]:
         for one in entry_folders(path):
             yield [f"{one}: {problem}" for problem in validate(one)]
     else:
-        from riebench.edits.checks import validate_edits
+        from riebench.backbones.table import BACKBONES
+        from riebench.edits.checks import problems_of
+        from riebench.edits.edit import path_of, read_placed
+        from riebench.runs.edits import describe_splits, suits, usual_suits
 
-        yield list(validate_edits(path))
+        path = path_of(path)
+        placed, problems = read_placed(path)
+        edits = [one.edit for one in placed]
+        found = BACKBONES.get(backbone) if backbone else None
+        found, fits = (found, suits(found)) if found else usual_suits(edits)
+        print(f"{path}: {len(edits)} edits ({describe_splits(edits)}), for {found.name}", file=sys.stderr)
+        yield list(problems_of(path, placed, problems, fits))
 
 
 VERBS = (

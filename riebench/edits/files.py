@@ -37,8 +37,8 @@ class Problem:
 
     def __str__(self) -> str:
         place = f"{self.file}, line {self.line}" if self.line else self.file
-        edit = f"edit {self.id!r}" if self.id and not self.line else ""
-        where = ", ".join(part for part in (place, edit) if part)
+        edit = f"edit {self.id!r}" if self.id else ""
+        where = ", ".join(part for part in (edit, place) if part)
         return f"{where}: {self.what} -> {self.remedy}" if where else f"{self.what} -> {self.remedy}"
 
 
@@ -63,12 +63,14 @@ class Content:
 
 
 def error_of(path: Path, problems: Collection[Problem]) -> UserError:
-    """Returns one error that tells of the first problems of a set of edits, and how many there are."""
+    """Returns one error that tells of the first problems of a set of edits, how many there are, and in which edits."""
     if len(problems) == 1:
         return UserError(str(*problems))
     shown = "; ".join(f"({i}) {problem}" for i, problem in enumerate(list(problems)[:SHOWN], start=1))
     rest = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-    return UserError(f"{path} has {len(problems)} problems: {shown}{rest}")
+    ids = dict.fromkeys(problem.id for problem in problems if problem.id)
+    of = f" (edits {', '.join(map(repr, ids))})" if rest and ids else ""
+    return UserError(f"{path} has {len(problems)} problems{of}: {shown}{rest}")
 
 
 def read_content(path: Path, known: Collection[str]) -> Content:

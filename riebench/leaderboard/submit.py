@@ -40,7 +40,7 @@ from riebench.leaderboard.figures import (
     sees_edited_image,
 )
 from riebench.leaderboard.packing import copy_pictures, entry_rows, write_rows
-from riebench.leaderboard.validate import rows_problems
+from riebench.leaderboard.validate import origin_problems, rows_problems
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._@+-]*"
 
@@ -78,6 +78,9 @@ def submit(
     frame, edits = opened.scores, load_edits(opened.manifest["config"]["edits"])
     source = _Source(opened.folder, opened.manifest, frame, split_of(edits, ""))
     backbone, _, _ = one_of_each(frame)
+    if problems := origin_problems(opened.manifest["config"]["edits"], backbone):
+        remedy = "entries are of shipped edit sets and backbones: run one as `riebench run leaderboard` does"
+        raise UserError(f"the run in {opened.folder} cannot be an entry: {'; '.join(problems)}", remedy=remedy)
     chosen = _choose(source, methods)
     if name and len(chosen) > 1:
         raise UserError(f"there is one name for {len(chosen)} entries", remedy="ask for one method, as sae@1")

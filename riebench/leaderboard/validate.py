@@ -57,14 +57,13 @@ def validate(entry: Path) -> list[str]:
     problems = schema_problems(content)
     if problems:
         return problems
-    problems = [*_place_problems(folder, content), *_file_problems(folder, content)]
+    problems = [*_place_problems(folder, content), *origin_problems(content["edits"]["name"], content["backbone"])]
+    problems += _file_problems(folder, content)
     try:
         rows = read_scores(folder / SCORES_FILE)
         edits = (
             split_of(load_edits(content["edits"]["name"]), "") if content["edits"]["name"] in shipped_sets() else None
         )
-        if edits is None:
-            problems.append(f"edits.name: {content['edits']['name']!r} is no shipped edit set")
         return [*problems, *_scores_problems(Entry(folder, content), rows, edits)]
     except UserError as error:
         return [*problems, str(error)]
@@ -103,6 +102,17 @@ def rows_problems(rows: pd.DataFrame, setting: Setting, edits: Sequence[Edit], m
     return problems
 
 
+def origin_problems(edits: str, backbone: str) -> list[str]:
+    """Returns why results of an edit set on a backbone cannot be an entry: both are to be shipped, so that anyone can
+    look at them."""
+    problems = []
+    if backbone not in BACKBONES.names():
+        problems.append(f"backbone: there is no {backbone!r}{did_you_mean(backbone, BACKBONES.names())}")
+    if edits not in shipped_sets():
+        problems.append(f"edits.name: {edits!r} is no shipped edit set")
+    return problems
+
+
 def _place_problems(folder: Path, content: Mapping) -> Iterator[str]:
     place = folder.resolve()
     for what, said, found in (
@@ -111,8 +121,6 @@ def _place_problems(folder: Path, content: Mapping) -> Iterator[str]:
     ):
         if said != found:
             yield f"{what} is {said!r}, its folder is {found!r}"
-    if content["backbone"] not in BACKBONES.names():
-        yield f"backbone: there is no {content['backbone']!r}{did_you_mean(content['backbone'], BACKBONES.names())}"
 
 
 def _file_problems(folder: Path, content: Mapping) -> Iterator[str]:

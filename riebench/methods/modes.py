@@ -5,11 +5,12 @@ Whatever the two do differently is a method here, so that nothing else asks whic
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from riebench.core.errors import UserError, did_you_mean
+from riebench.edits.phrases import Phrase, parse_phrase, published_phrase
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +46,11 @@ class Mode(Protocol):
         """The function that finds masks in images (`riebench.regions.find`)."""
         ...
 
+    @property
+    def read_phrase(self) -> Callable[[str], Phrase]:
+        """The function that reads region phrases (`riebench.edits.phrases`)."""
+        ...
+
     def select(
         self, edited: Features, original: Features, k: int, pool: str, aggregation: str, unit_norm: bool
     ) -> dict[Site, Selected]:
@@ -78,6 +84,11 @@ class Strict:
         from riebench.regions.find import masks_of
 
         return masks_of
+
+    @property
+    def read_phrase(self) -> Callable[[str], Phrase]:
+        """The function that reads phrases as the protocol has them."""
+        return parse_phrase
 
     def select(
         self, edited: Features, original: Features, k: int, pool: str, aggregation: str, unit_norm: bool
@@ -119,6 +130,11 @@ class Reference:
         from riebench.regions.find import whole_cells
 
         return whole_cells
+
+    @property
+    def read_phrase(self) -> Callable[[str], Phrase]:
+        """The function that reads phrases as the published code does."""
+        return published_phrase
 
     def select(
         self, edited: Features, original: Features, k: int, pool: str, aggregation: str, unit_norm: bool

@@ -14,15 +14,15 @@ from riebench.core.errors import UserError
 from riebench.core.files import data_folder
 from riebench.core.hub import weights_folder
 from riebench.core.text_tables import aligned
-from riebench.edits.edit import load_edits
+from riebench.edits.checks import checked_edits
 from riebench.metrics import networks
 from riebench.metrics.networks.base import Description
 from riebench.metrics.networks.table import METRIC_WEIGHTS
 from riebench.regions.grounders import GROUNDER_WEIGHTS, SHIPPED_WEIGHTS
 from riebench.runs.config import RunConfig
 from riebench.runs.dictionaries import uses_sae
+from riebench.runs.edits import choose_edits, suits
 from riebench.runs.needs import index_remedy, missing_need
-from riebench.runs.run import choose_edits
 from riebench.runs.setup import Setup
 from sae_models import index
 from sae_models.tensors import dtype_name
@@ -68,7 +68,8 @@ def parts_of(config: RunConfig, device: str = "auto") -> list[Part]:
     found.append(_part("grounder", backbone.grounder, lambda: _grounder(backbone.grounder)))
     for network in networks(setup.metric_names(backbone.judges), backbone.judges):
         found.append(_part("judge", network.name, lambda network=network: _judge(network)))
-    found.append(_part("edits", config.edits, lambda: choose_edits(load_edits(config.edits), config)))
+    fits = suits(backbone, setup.dtype, setup.rules.read_phrase)
+    found.append(_part("edits", config.edits, lambda: choose_edits(checked_edits(config.edits, fits), config)))
     return found
 
 

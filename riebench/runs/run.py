@@ -29,8 +29,8 @@ from riebench.core.precision import describe_float32, set_tf32
 from riebench.core.progress import Progress
 from riebench.core.ray_cluster import Cluster, cluster_for
 from riebench.core.scores import EDITS_KEY, Score, describe_scores
-from riebench.edits.checks import check_edits
-from riebench.edits.edit import Edit, categories_of, edit_sha256, load_edits, set_sha256, split_of
+from riebench.edits.checks import check_edits, checked_edits
+from riebench.edits.edit import Edit, edit_sha256, load_edits, set_sha256
 from riebench.edits.files import error_of
 from riebench.edits.sets import describe_set
 from riebench.methods.method import Method
@@ -40,6 +40,7 @@ from riebench.regions.grounders import grounder_settings
 from riebench.report import write_report
 from riebench.runs.config import RunConfig
 from riebench.runs.dictionaries import check_dictionaries
+from riebench.runs.edits import choose_edits, describe_choice, suits
 from riebench.runs.engine import GROUP
 from riebench.runs.local import work_here
 from riebench.runs.needs import leave_out
@@ -171,11 +172,14 @@ def _asked(config: RunConfig, where: torch.device, methods: Sequence[Method], ed
     for all that can be seen to be wrong before anything is generated."""
     backbone = config.open_backbone()
     setup = config.setup(dtype_name(choose_dtype(backbone, where, config.dtype)))
-    known = load_edits(config.edits) if edits is None else list(edits)
-    if edits is not None and (problems := check_edits(known)):
+    fits = suits(backbone, setup.dtype, setup.rules.read_phrase)
+    known = checked_edits(config.edits, fits) if edits is None else list(edits)
+    if edits is not None and (problems := check_edits(known, suits=fits)):
         raise error_of(Path("the edits given"), problems)
     about = describe_set(config.edits) if edits is None else {"name": "given in Python", "sha256": set_sha256(known)}
     chosen = choose_edits(known, config)
+    if left := describe_choice(known, chosen, config):
+        print(f"riebench: {left}", file=sys.stderr)
     wanted = [*config.subsets_of, *(method.name for method in methods)]
     all_methods, left_out = leave_out([*config.build_methods(), *methods], backbone, setup, wanted)
     for one in left_out:
@@ -245,29 +249,6 @@ def _finish(
         check_there()
         write()
     return Run.open(folder)
-
-
-def choose_edits(edits: list[Edit], config: RunConfig) -> list[Edit]:
-    """Returns the first `edits_per_category` edits of each asked category in the asked split.
-
-    Raises `UserError` where there is no such category or split, and where no edit is left.
-    """
-    known = categories_of(edits)
-    for name in config.categories:
-        if name not in known:
-            raise UserError(
-                f"the edit set has no category {name!r}{did_you_mean(name, known)}", remedy=f"use {', '.join(known)}"
-            )
-    of_split = split_of(edits, config.split)
-    chosen = [
-        edit
-        for category in categories_of(of_split)
-        if category in (config.categories or known)
-        for edit in [edit for edit in of_split if edit.category == category][: config.edits_per_category or None]
-    ]
-    if not chosen:
-        raise UserError("there is no edit to run", remedy="ask for another split or other categories")
-    return chosen
 
 
 def _describe(

@@ -14,8 +14,8 @@ from riebench.core.errors import UserError
 from riebench.edits.edit import Edit, load_edits, strip_marks
 from riebench.generation.sampler import Request, Sampler
 from riebench.runs.config import RunConfig, read_config
+from riebench.runs.edits import choose_edits
 from riebench.runs.engine import Engine, open_engine
-from riebench.runs.run import choose_edits
 from riebench.selftest.judges import absent_from_runs
 from riebench.selftest.random_weights import Unscored, random_engine
 from riebench.selftest.step import NotPossible, one_line

@@ -10,35 +10,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from riebench.core.errors import UserError, did_you_mean
 from riebench.core.files import data_folder
 from riebench.regions.grounders import grounder_settings
-from riebench.tinyworld.scenes import ACCESSORIES, SHAPES
+from riebench.tinyworld.nouns import CLASSES, NOUNS, phrase_noun
 from riebench.tinyworld.weights import load_weights
 
 MIN_PIXELS = 8  # a smaller mask is a speck, and becomes empty
-#: What a pixel can be: the background, the object, or a kind of accessory.
-CLASSES = ("background", "object", *ACCESSORIES[1:])
-#: Noun -> the classes it covers. Every shape noun means the object, whatever its shape.
-NOUNS: dict[str, tuple[str, ...]] = {
-    **{shape: ("object",) for shape in SHAPES},
-    "object": ("object",),
-    **{kind: (kind,) for kind in CLASSES[2:]},
-    "foreground": CLASSES[1:],
-}
-
-
-def phrase_noun(phrase: str) -> str:
-    """Returns the last word of the phrase that is one of `NOUNS`. Raises `UserError` where there is none."""
-    words = phrase.lower().split()
-    for word in reversed(words):
-        if word in NOUNS:
-            return word
-    raise UserError(
-        f"tinyworld's grounder knows no noun of the phrase {phrase!r}"
-        + next((hint for word in reversed(words) if (hint := did_you_mean(word, NOUNS))), ""),
-        remedy=f"use one of {', '.join(NOUNS)}",
-    )
 
 
 def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:

@@ -51,6 +51,7 @@ def test_listing_and_help_import_no_torch():
 def test_verbs_of_files_alone_and_every_help_import_no_torch(tmp_path):
     entry = next((data_folder() / "leaderboard").rglob("entry.json")).parent
     verbs = [["new-edits", str(tmp_path / "mine.yaml")], ["validate", str(entry)], ["compare", str(tmp_path)]]
+    verbs.insert(1, ["validate", str(tmp_path / "mine.yaml")])
     verbs += [["leaderboard", "--out", str(tmp_path / "site")], *([*verb.name.split(), "--help"] for verb in VERBS)]
     code = (
         "import sys\nfrom riebench.cli import main\n"

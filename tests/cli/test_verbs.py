@@ -131,7 +131,7 @@ def test_a_published_list_is_imported(tmp_path, capsys):
 
 def test_a_run_takes_the_test_split_where_there_is_one():
     from riebench.runs.config import build_config
-    from riebench.runs.run import choose_edits
+    from riebench.runs.edits import choose_edits
 
     edits = riebench.load_edits("riebench")
     chosen = {

@@ -274,6 +274,25 @@ def test_what_cannot_be_an_entry_is_refused_and_leaves_nothing(tmp_path, frame, 
     assert not list((tmp_path / "board").rglob("*.*"))
 
 
+def test_edits_or_a_backbone_of_ones_own_make_no_entry_as_validate_has_it(tmp_path, entry):
+    write_edits(EDITS, tmp_path / "mine.jsonl")
+    for words, frame in (
+        ({"config": {"edits": str(tmp_path / "mine.jsonl")}}, make_frame()),
+        ({}, make_frame().assign(backbone="mine@1")),
+    ):
+        run = write_run(tmp_path / frame["backbone"][0], frame, **words)
+        with pytest.raises(UserError, match=r"no shipped edit set|there is no 'mine@1'") as refused:
+            submit(run, tmp_path / "board", methods=["sae@1"])
+        said = str(refused.value).partition("cannot be an entry: ")[2].partition(" -> ")[0]
+
+        def change(content, words=words, frame=frame):
+            content["edits"]["name"] = words.get("config", {}).get("edits", "small")
+            content["backbone"] = frame["backbone"][0]
+
+        assert said in validate(copy(entry, tmp_path / f"of-{frame['backbone'][0]}", change))
+    assert not (tmp_path / "board").exists()
+
+
 @pytest.mark.slow
 def test_a_method_or_control_without_a_valid_case_is_no_entry_and_no_other_is_written(tmp_path):
     cases = [(edit.id, seed) for edit in EDITS for seed in (42, 43, 44)]
