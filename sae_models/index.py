@@ -47,15 +47,28 @@ def own_entries(folder: Path, backbone: str) -> list[Entry]:
     """Returns the entries of one's own folder: of its index where it has one, else of its sub-folders.
 
     Each sub-folder that holds a checkpoint, in any layout, is the dictionary of the block whose name it has
-    ("down.2.1", ...) on `backbone`; it is called as the folder is, and has neither sha256 nor evaluation. Others are
-    passed over. Raises `UserError` where there is no such folder, and for an index or a configuration that is broken.
+    ("down.2.1", ...) on `backbone`; it is called as the folder is, and has neither sha256 nor evaluation. Sub-folders
+    that are named as the published SAEs' are (`unet.up_blocks.0.attentions.1_k160_.../final`) are of these blocks, and
+    called by what follows in their names. Others are passed over. Raises `UserError` where there is no such folder or
+    it is itself one of these, and for an index or a configuration that is broken.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}", remedy="check the path")
     if (folder / INDEX_FILE).exists():
         return _read(folder)
     name = folder.resolve().name
-    return [_of_folder(path, name, backbone) for path in sorted(folder.iterdir()) if holds_part(path)]
+    if holds_part(folder) or released.published_place(name)[0]:
+        inner = released.published_place(folder.resolve().parent.name)[0]
+        around = folder.parent.parent if inner else folder.parent
+        raise UserError(f"{folder} is the checkpoint of one block", remedy=f"give the folder of all blocks, {around}")
+    found = []
+    for path in sorted(folder.iterdir()):
+        block, rest = released.published_place(path.name)
+        if block and (checkpoint := next(filter(holds_part, (path / released.FINAL, path)), None)):
+            found.append(_of_folder(checkpoint, folder, backbone, block, rest))
+        elif not block and holds_part(path):
+            found.append(_of_folder(path, folder, backbone, path.name, name))
+    return found
 
 
 def find(
@@ -182,12 +195,12 @@ def _folder(entry: Entry, root: Path | None) -> Path:
     return (root or default_root()) / entry.folder
 
 
-def _of_folder(folder: Path, name: str, backbone: str) -> Entry:
-    """Returns the entry of a checkpoint in a folder named as its block is."""
+def _of_folder(folder: Path, root: Path, backbone: str, block: str, name: str) -> Entry:
+    """Returns the entry of a checkpoint somewhere in one's own folder."""
     from sae_models import checkpoint
 
-    shape = checkpoint.shape_of(folder)
-    return Entry(name, backbone, folder.name, **asdict(shape), folder=folder.name, sha256="", site="")
+    shape, place = checkpoint.shape_of(folder), folder.relative_to(root).as_posix()
+    return Entry(name, backbone, block, **asdict(shape), folder=place, sha256="", site="")
 
 
 def _read(root: Path) -> list[Entry]:

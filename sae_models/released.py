@@ -11,6 +11,7 @@ nothing here reads them: they are fetched where they are there.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -29,13 +30,28 @@ BLOCK_PATHS = {
     "up.0.0": "unet.up_blocks.0.attentions.0",
     "up.0.1": "unet.up_blocks.0.attentions.1",
 }
+#: unet.up_blocks.0.attentions.1_k160_...: the checkpoint is in its sub-folder `FINAL`.
+PUBLISHED_FOLDER = re.compile(
+    r"unet\.(?:(?P<side>down|up)_blocks\.(?P<level>\d+)|mid_block)\.attentions\.(?P<number>\d+)_(?P<rest>.+)"
+)
+FINAL = "final"
 #: Name -> its repository and k.
 SETS = {DEFAULT_NAME: ("wendlerc/sdxl-turbo-saes", 160), "released-k10-x4": ("surokpro2/sdxl-saes", 10)}
 
 
 def _folder(block: str, k: int) -> str:
     """Returns the folder of a checkpoint, relative to its repository."""
-    return f"{BLOCK_PATHS[block]}_k{k}_hidden{NUM_FEATURES}_auxk256_bs4096_lr0.0001/final"
+    return f"{BLOCK_PATHS[block]}_k{k}_hidden{NUM_FEATURES}_auxk256_bs4096_lr0.0001/{FINAL}"
+
+
+def published_place(folder: str) -> tuple[str, str]:
+    """Returns (short name of the block, the rest) of a folder named as the published code names its checkpoints,
+    of whatever block and setting; ("", "") for any other name."""
+    found = PUBLISHED_FOLDER.fullmatch(folder)
+    if not found:
+        return "", ""
+    place = (found["side"], found["level"], found["number"]) if found["side"] else ("mid", found["number"])
+    return ".".join(place), found["rest"]
 
 
 def _paths(k: int, files: Iterable[str]) -> tuple[str, ...]:

@@ -428,6 +428,38 @@ def test_a_folder_for_each_block_is_found_and_opened_in_either_layout(tmp_path):
     assert "not evaluated here" in index.describe(first)
 
 
+def test_a_copy_of_the_published_repository_is_found_by_its_own_names(tmp_path):
+    """Of all blocks of SDXL, not of the published four alone; with and without `final`, and of other settings."""
+    root, name = tmp_path / "sdxl-turbo-saes", "k160_hidden5120_auxk256_bs4096_lr0.0001"
+    for path in BLOCKS.values():
+        publish(root / K160.format(path), random_tensors())
+    (root / "README.md").write_text("")
+    (root / "unet.up_blocks.0.attentions.2_k20_hidden20_auxk256_bs4096_lr0.001").mkdir()  # holds nothing
+    publish(root / "unet.down_blocks.1.attentions.0_k20_mine", random_tensors())
+    found = {entry.block: entry for entry in index.own_entries(root, BACKBONE)}
+    assert set(found) == {*BLOCKS, "down.1.0"}
+    for block, path in BLOCKS.items():
+        entry = index.find(BACKBONE, block, root=root)
+        assert (entry, entry.name, entry.folder) == (found[block], name, K160.format(path))
+        assert torch.equal(index.open(entry, root=root).b_dec, random_tensors()["pre_bias"])
+        weights = (root / entry.folder / "state_dict.pth").read_bytes()
+        assert index.fingerprint(entry, root=root) == hashlib.sha256(weights).hexdigest()
+    assert found["down.1.0"].name == "k20_mine"
+    publish(root / K160.format(BLOCKS["mid.0"]).replace("k160", "k10"), random_tensors())
+    with pytest.raises(UserError, match=f"take one of {name.replace('k160', 'k10')}, {name}"):
+        index.find(BACKBONE, "mid.0", root=root)
+    assert index.find(BACKBONE, "mid.0", name, root=root) == found["mid.0"]
+
+
+def test_the_checkpoint_of_one_block_in_the_place_of_the_folder_of_all_is_told(tmp_path):
+    root = tmp_path / "saes"
+    one = publish(root / K160.format(BLOCKS["up.0.1"]), random_tensors())
+    ours = publish(root / "mid.0", random_tensors())
+    for folder in (one, one.parent, ours):
+        with pytest.raises(UserError, match=f"{folder} is the checkpoint of one block -> give .* {root}$"):
+            index.find(BACKBONE, "up.0.1", root=folder)
+
+
 def test_an_index_in_the_folder_is_what_counts(tmp_path):
     publish(tmp_path / "mid.0", random_tensors())
     entry = index.Entry("listed", "my-model@1", "up.0.1", "topk", K, F, D, "mid.0", "")
