@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from riebench.core.errors import UserError
 from riebench.core.files import named_path
@@ -135,6 +135,8 @@ def _type(hint: Any) -> tuple[type, bool]:
     origin, parts = get_origin(hint), get_args(hint)
     if origin is tuple:
         return _type(parts[0])[0], True
+    if origin is Literal:
+        return str, False
     return _type(parts[0]) if origin in (Annotated, Union, types.UnionType) else (hint, False)
 
 

@@ -331,8 +331,7 @@ VERBS = (
         _compare,
         (
             "riebench compare runs/mine runs/quickstart",
-            "riebench compare runs/mine --methods mine,sae",
-            "riebench compare runs/mine --against random --metrics lpips_original --out tables",
+            "riebench compare runs/mine --methods mine,sae --metrics lpips_original --out tables",
         ),
     ),
     Verb(

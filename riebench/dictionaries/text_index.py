@@ -145,8 +145,8 @@ def index_text(
     named = found.family.in_order(blocks or found.blocks)
     entries = {block: index.find(found.trained_on, block, dictionary or None, root=root, site=site) for block in named}
     opened = {block: index.open(entry, root=root, device=str(where)) for block, entry in entries.items()}
-    paths = {block: folder / index_file(index.fingerprint(entry, root=root)) for block, entry in entries.items()}
     indices = build_text_index(load_sampler(found, where, BATCH), opened, texts, FIRST_SEED, site)
+    paths = {block: folder / index_file(index.fingerprint(entry, root=root)) for block, entry in entries.items()}
     if out is not None:
         claim_folder(out, KIND)
     for block, path in paths.items():

@@ -86,7 +86,8 @@ class Case:
 def check_settings(method: Any) -> None:
     """Holds the settings of a method that is a dataclass against its annotations (`riebench.core.values.check_fields`);
     what its `__post_init__` calls. Raises `UserError` that names the method, the setting and what is allowed."""
-    check_fields(method, f"method {method.name!r}: ")
+    name = getattr(method, "name", "")
+    check_fields(method, f"method {name!r}: " if name else "")
 
 
 @runtime_checkable

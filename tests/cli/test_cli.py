@@ -287,7 +287,7 @@ def test_a_full_disk_is_a_line(words):
 
 def test_files_that_the_machine_refuses_are_a_line(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "File name too long" in failing(capsys, "run", "a" * 300)
+    assert "there is no run" in failing(capsys, "run", "a" * 300)
     assert "File name too long" in failing(capsys, "validate", "a" * 300)
     for word in ("\udcff", "a\ud800"):
         assert "is no text in UTF-8 -> rename it" in failing(capsys, "validate", word)

@@ -48,11 +48,18 @@ def in_cells(value_tchw: torch.Tensor) -> torch.Tensor:
     return value_tchw.flatten(2).transpose(1, 2)
 
 
+class Widths(Blocks):
+    """Blocks without a denoiser, of which one width is known."""
+
+    def width(self, site) -> int:
+        return WIDTH
+
+
 class Bags:
     """A sampler whose text vectors say which of `WORDS` a prompt holds, mixed by a fixed matrix, and whose updates are
     what `update(word counts, noise)` makes of them, `[steps, C, h, w]`."""
 
-    device, backbone, blocks = torch.device("cpu"), SimpleNamespace(family=SDXL), Blocks(SDXL, None)
+    device, backbone, blocks = torch.device("cpu"), SimpleNamespace(family=SDXL), Widths(SDXL, None)
 
     def __init__(self, update, batch_size: int = 3) -> None:
         self.update, self.batch_size = update, batch_size

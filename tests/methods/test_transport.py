@@ -299,7 +299,7 @@ def test_region_means_move_the_mean_difference_to_the_originals_region():
 
 @pytest.mark.parametrize("word", ["mode", "statistic", "placement", "branch"])
 def test_unknown_settings_of_transport_say_what_there_is(word):
-    with pytest.raises(UserError, match=f"unknown {word} 'meen'"):
+    with pytest.raises(UserError, match=f"{word} holds 'meen'"):
         SAE(**{word: "meen"})
     with pytest.raises(UserError, match="static"):
         RandomFeatures(mode="adaptive")
@@ -451,7 +451,7 @@ def test_a_block_that_nothing_is_added_to_stays_so_at_equal_norm():
 def test_equal_norm_wants_a_norm_that_is_known():
     with pytest.raises(UserError, match="budget norm cannot be had in mode replace -> use mode static"):
         SAE(mode="replace", budget="norm")
-    with pytest.raises(UserError, match="unknown budget 'nrom'.*did you mean 'norm'"):
+    with pytest.raises(UserError, match="budget holds 'nrom'; did you mean 'norm'"):
         SAE(budget="nrom")
     adaptive = SAE(k=3, mode="adaptive").plan(make_case(list(map(Site, BLOCKS))))
     with pytest.raises(UserError, match="has no norm yet"):

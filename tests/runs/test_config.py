@@ -167,7 +167,7 @@ def test_what_is_wrong_is_told_in_a_line_however_large_it_is(tmp_path):
         with pytest.raises(UserError) as raised:
             read_config(str(path))
         assert len(str(raised.value)) < 3000, text[:30]
-    with pytest.raises(UserError, match="seeds holds a int of very many digits"):
+    with pytest.raises(UserError, match="seeds holds a int too large to be written"):
         RunConfig(seeds=[10**5000])
 
 

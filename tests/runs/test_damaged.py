@@ -242,7 +242,7 @@ def test_an_engine_that_meets_a_damaged_dictionary_stops(engine, listed, monkeyp
     spoilt = Generation(engine.sampler, Setup(dictionaries=str(listed)))
     with pytest.raises(Unusable, match="codes rows of 128 values"):
         spoilt.dictionary(SPOILT)
-    case = SimpleNamespace(seen=lambda kind: SimpleNamespace(original={"a": 1}), failure="", donors={})
+    case = SimpleNamespace(seen=lambda kind, blocks=None: SimpleNamespace(original={"a": 1}), failure="", donors={})
 
     def plan(error):
         def planned(case):
