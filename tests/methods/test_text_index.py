@@ -59,7 +59,7 @@ class Bags:
     """A sampler whose text vectors say which of `WORDS` a prompt holds, mixed by a fixed matrix, and whose updates are
     what `update(word counts, noise)` makes of them, `[steps, C, h, w]`."""
 
-    device, backbone, blocks = torch.device("cpu"), SimpleNamespace(family=SDXL), Widths(SDXL, None)
+    device, backbone, blocks = torch.device("cpu"), SimpleNamespace(family=SDXL, name="bags"), Widths(SDXL, None)
 
     def __init__(self, update, batch_size: int = 3) -> None:
         self.update, self.batch_size = update, batch_size
