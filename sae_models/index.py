@@ -19,6 +19,8 @@ from sae_models.entry import Entry
 from sae_models.layouts import holds_part, weights_sha256
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sae_models.dictionary import Dictionary
 
 INDEX_FILE = "index.json"
@@ -138,6 +140,14 @@ def open(entry: Entry, *, root: Path | None = None, device: str = "cpu") -> Dict
         )
     with room_for(f"the dictionary {entry.name} of {entry.block}", device):
         return checkpoint.load(folder, device=device)
+
+
+def means(entry: Entry, *, root: Path | None = None) -> Tensor | None:
+    """Returns the mean of each feature where it is active, `[f]`, where that lies beside the entry's checkpoint
+    (`sdxl_unbox.load_means`)."""
+    from sae_models.sdxl_unbox import load_means
+
+    return load_means(_folder(entry, root), entry.num_features)
 
 
 def describe(entry: Entry) -> str:

@@ -17,9 +17,11 @@ from riebench.edits.edit import Edit
 from riebench.generation.interventions import Intervention, Push
 from riebench.generation.retrace import Group, Retraced
 from riebench.generation.sampler import Request, Sample, Sampler
+from riebench.methods.means import feature_means
 from riebench.methods.method import Case
 from riebench.methods.text_index import TextIndex, find_text_index
 from riebench.regions.find import Regions
+from riebench.runs.needs import index_remedy
 from riebench.runs.pictures import Pictures
 from riebench.runs.setup import Setup
 from sae_models import index
@@ -76,12 +78,14 @@ class Generation:
         self.site = setup.site or self.backbone.family.default_site
         """The kind of site that dictionaries read, and that methods are given as "block"."""
         self.dictionary, self.text_index = cache(self._open_dictionary), cache(self._open_text_index)
+        self.means = cache(self._open_means)
         self.trace_bytes = cache(self._trace_bytes)
 
     def twin(self) -> Generation:
         """Returns another one of the same weights, for another thread."""
         other = Generation(self.sampler.twin(), self.setup)
         other.dictionary, other.text_index = self.dictionary, self.text_index  # nobody writes to them
+        other.means = self.means
         return other
 
     def image(self, prompt: str, seed: int = 42, intervention: Intervention | None = None) -> Tensor:
@@ -201,6 +205,7 @@ class Generation:
             self.setup.rules,
             text=self.sampler.text_vector,
             text_index=self.text_index,
+            means=self.means,
             grids=grids,
         )
         prompts = (edit.original_prompt, cells_o), (edit.edited_prompt, cells_e)
@@ -223,3 +228,7 @@ class Generation:
     def _open_text_index(self, block: str) -> TextIndex:
         entry, root = self.setup.dictionary_of(self.backbone, block)
         return find_text_index(index.fingerprint(entry, root=root))
+
+    def _open_means(self, block: str) -> Tensor:
+        remedy = index_remedy(self.backbone, self.setup)
+        return feature_means(*self.setup.dictionary_of(self.backbone, block), remedy).to(self.sampler.device)
