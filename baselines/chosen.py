@@ -1,17 +1,19 @@
 """SAE features of one's own choice, by number: what an explorer of a dictionary wants to try."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal
 
 import torch
 
-from riebench.core.errors import UserError, did_you_mean
-from riebench.core.values import shown
+from riebench.backbones.family import Site
+from riebench.core.errors import UserError, did_you_mean, shown
 from riebench.generation.interventions import Intervention
 from riebench.methods.method import Case
 from riebench.methods.selection import Selected
 from riebench.methods.transport import Transport, transport
+
+OF_TRACE = ("mode", "keep_spatial", "statistic")  # settings that say what becomes of values of a trace
 
 
 def read_numbers(text: str) -> dict[str, tuple[int, ...]]:
@@ -37,12 +39,27 @@ class Chosen(Transport):
     """Features turned on, as "up.0.1:12,55 mid.0:3"."""
     off: str = ""
     """Features turned off, likewise."""
+    unit: Literal["trace", "mean"] = "trace"
+    """What a strength of 1 is: trace, the value that a feature has in each cell of these images; mean, its mean over
+    many images where it is active, at every cell of the region, as in the published demo. A feature with a mean of zero
+    was never seen active, so it is refused: no strength would make anything of it."""
     name: str = "chosen"
     sites: ClassVar[str] = "block"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         read_numbers(self.on), read_numbers(self.off)
+        for setting in fields(Transport):
+            if self.unit == "mean" and setting.name in OF_TRACE and getattr(self, setting.name) != setting.default:
+                raise UserError(
+                    f"{setting.name}={getattr(self, setting.name)!r} says nothing of features moved by their mean",
+                    remedy=f"leave {setting.name} out, or use unit trace",
+                )
+
+    @property
+    def means_of(self) -> tuple[str, ...]:
+        """The blocks of whose features the mean is asked for."""
+        return tuple(dict.fromkeys((*read_numbers(self.on), *read_numbers(self.off)))) if self.unit == "mean" else ()
 
     def refuse(self, features: Mapping[str, int]) -> None:
         """Raises `UserError` where no feature is named, for a block that is not there, and for a number that its
@@ -71,4 +88,19 @@ class Chosen(Transport):
             site: Selected(*(torch.tensor(side.get(site.block, ()), dtype=torch.long) for side in (on, off)))
             for site in saes
         }
-        return transport(case, saes, selected, self)
+        values = {site: _means(case, site, selected[site]) for site in saes} if self.unit == "mean" else None
+        return transport(case, saes, selected, self, values)
+
+
+def _means(case: Case, site: Site, selected: Selected) -> torch.Tensor:
+    """Returns the mean of each feature of a site, `[F]`. Raises `UserError` where that of a selected one is zero."""
+    if case.means is None:
+        raise UserError("the case does not know how strong features are", remedy="use unit trace")
+    means_f = case.means(site.block)
+    for number in (*selected.on.tolist(), *selected.off.tolist()):
+        if means_f[number] == 0:
+            raise UserError(
+                f"feature {number} of {site.block} has a mean of zero: it was never seen active",
+                remedy="leave it out, or use unit trace",
+            )
+    return means_f

@@ -23,6 +23,8 @@ from sae_models.entry import Entry
 from sae_models.layouts import holds_part, weights_sha256
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sae_models.dictionary import Dictionary
 
 INDEX_FILE = "index.json"
@@ -168,6 +170,14 @@ def refuse_width(block: str, width: int, channels: int, backbone: str) -> None:
             f"the dictionary of {block} codes rows of {width} values, and {backbone} has there {channels} channels",
             remedy="take dictionaries that were trained on this model",
         )
+
+
+def means(entry: Entry, *, root: Path | None = None) -> Tensor | None:
+    """Returns the mean of each feature where it is active, `[f]`, where that lies beside the entry's checkpoint
+    (`sdxl_unbox.load_means`)."""
+    from sae_models.sdxl_unbox import load_means
+
+    return load_means(_folder(entry, root), entry.num_features)
 
 
 def describe(entry: Entry) -> str:

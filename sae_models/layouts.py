@@ -31,7 +31,8 @@ SPARSIFY = Layout("sparsify", "cfg.json", "sae.safetensors")
 """EleutherAI's (`sae_models.sparsify`)."""
 SDXL_UNBOX = Layout("sdxl-unbox", "config.json", "state_dict.pth")
 """What was published for SDXL Turbo (`sae_models.sdxl_unbox`)."""
-STATISTICS_FILES = ("mean.pt", "std.pt")
+MEANS_FILE = "mean.pt"
+STATISTICS_FILES = (MEANS_FILE, "std.pt")
 """Statistics of the latents that may lie beside those."""
 DICTIONARY_LEARNING = Layout("dictionary_learning", "config.json", "ae.pt")
 """`sae_models.dictionary_learning`."""

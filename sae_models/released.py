@@ -5,8 +5,8 @@ Those with k = 160 are RIEBench's own. Neither weights nor statistics are shippe
 
 The revision is "main": not pinned, for we could not look the commits up. For the same reason there is no sha256 to hold
 the files against, and they were not evaluated here. What stands in keys is the sha256 of the file that was found;
-`riebench doctor --json` says which commit was fetched. Statistics are known of the repository of k = 10 only, and
-nothing here reads them: they are fetched where they are there.
+`riebench doctor --json` says which commit was fetched. Statistics are known of the repository of k = 10 only: they are
+fetched where they are there.
 """
 
 from __future__ import annotations

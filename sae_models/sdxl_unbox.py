@@ -3,7 +3,8 @@
 (Surkov et al. 2024, arXiv 2410.22366.) A folder with `config.json`: `n_dirs_local` (f), `d_model` (d), `k`, and
 `auxk`, `dead_steps_threshold` of its training; `state_dict.pth`, a pickle by torch of {"state_dict": tensors}:
 encoder.weight [f, d], latent_bias [f], decoder.weight [d, f], pre_bias [d], and stats_last_nonzero [f], a count of the
-training that is not read; and often `mean.pt` and `std.pt` [f], statistics of the latents that are not read either.
+training that is not read; and often `mean.pt` [f], the mean of each latent where it is active (`load_means`), and
+`std.pt` [f], which is not read.
 
 They compute z = relu(topk(encoder.weight (x - pre_bias) + latent_bias)), x_hat = decoder.weight z + pre_bias, which is
 `TopKSAE` under other names. Columns of the decoder may differ a little from unit norm, since they were normalised
@@ -20,9 +21,10 @@ import torch
 
 from riebench.core.errors import UserError, did_you_mean
 from riebench.core.files import read_json
-from sae_models.layouts import SDXL_UNBOX, refuse_missing
+from sae_models.layouts import MEANS_FILE, SDXL_UNBOX, refuse_missing
 from sae_models.tensors import (
     for_inference,
+    is_plain,
     read_pickle,
     refuse_misfit,
     refuse_not_finite,
@@ -68,6 +70,21 @@ def load_released(folder: Path, *, device: str | torch.device = "cpu") -> TopKSA
         "b_dec": tensors["pre_bias"],
     }
     return for_inference(config, named, device)
+
+
+def load_means(folder: Path, num_features: int) -> torch.Tensor | None:
+    """Returns the mean of each latent where it is active, float32 `[f]`, of the `mean.pt` beside a checkpoint; None
+    where there is none. One that was never active has 0: its 0/0 is NaN in the file.
+
+    Raises `UserError` for a file that is truncated, holds code, or is of another number of latents.
+    """
+    path = Path(folder) / MEANS_FILE
+    if not path.is_file():
+        return None
+    means = read_pickle(path, AGAIN)
+    if not is_plain(means) or means.numel() != num_features:
+        raise UserError(f"{path} is not one number for each of {num_features} features", remedy=AGAIN)
+    return means.detach().float().flatten().nan_to_num(nan=0.0)
 
 
 def read_config(folder: Path) -> TopKConfig:

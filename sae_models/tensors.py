@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeGuard, TypeVar
 
 import safetensors.torch
 import torch
@@ -80,7 +80,7 @@ def read_pickle(path: Path, remedy: str) -> object:
         ) from error
 
 
-def is_plain(value: object) -> bool:
+def is_plain(value: object) -> TypeGuard[Tensor]:
     """Returns whether a value is a dense tensor of floating point numbers that are there."""
     return (
         isinstance(value, Tensor)

@@ -63,6 +63,9 @@ class Case:
     """Prompt -> its vector `[e]` (`Sampler.text_vector`)."""
     text_index: Callable[[str], TextIndex] | None = None
     """Block -> which features go with which words, for a method whose `select_on` is "text"."""
+    means: Callable[[str], Tensor] | None = None
+    """Block -> the mean of each feature of its dictionary where it is active, `[F]` (`riebench.methods.means`), for a
+    method that names the block in its `means_of`."""
     grids: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Block -> its cells (high, wide)."""
     latents: dict = field(default_factory=dict, compare=False, repr=False)
@@ -99,7 +102,8 @@ class Method(Protocol):
 
     A method may also have `uses_sae`, False where it does not ask for `Case.sae`, so that none need be there;
     `select_on`, see `Case.select_on` and `Case.text_index`; and `needs`, names out of `riebench.runs.needs.NEEDS` of
-    what a machine may lack: where it does, a run leaves the method out and says so. None of them is a setting. One
+    what a machine may lack: where it does, a run leaves the method out and says so; and `means_of`, the blocks of which
+    it asks for `Case.means`. None of them is a setting. One
     that works on neurons may have `select(case)`, which returns site -> `Selected`, so that those of all cases are
     read together."""
 

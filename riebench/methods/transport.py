@@ -77,15 +77,29 @@ def select_features(
 
 @torch.no_grad()
 def transport(
-    case: Case, dictionaries: Mapping[Site, Dictionary], selected: Mapping[Site, Selected], how: Transport
+    case: Case,
+    dictionaries: Mapping[Site, Dictionary],
+    selected: Mapping[Site, Selected],
+    how: Transport,
+    values: Mapping[Site, Tensor] | None = None,
 ) -> Intervention:
-    """Returns the intervention that moves the selected features of each site, as `how` says. No bias is moved."""
+    """Returns the intervention that moves the selected features of each site, as `how` says. No bias is moved.
+
+    values: site -> what each of its features is worth at every cell and step, `[F]`; None for what it is there.
+    """
     how = case.mode.settings(how, case.edit.category)
     to_original = how.placement == "original"
     takes = how.mode == "static" and not how.only_add  # what is taken away is known now
     edited, original = (Region(case, side, dictionaries) for side in ("edited", "original"))
-    on_values = edited.of({site: selected[site].on for site in dictionaries})
-    off_values = original.of({site: selected[site].off for site in dictionaries if takes})
+    numbers_on = {site: selected[site].on for site in dictionaries}
+    numbers_off = {site: selected[site].off for site in dictionaries if takes}
+    if values is None:
+        on_values, off_values = edited.of(numbers_on), original.of(numbers_off)
+    else:
+        on_values, off_values = (
+            {site: values[site][numbers].expand(case.steps, 1, -1) for site, numbers in side.items()}
+            for side in (numbers_on, numbers_off)
+        )
     additions, rewrites = {}, {}
     for site, dictionary in dictionaries.items():
         on, off = selected[site].on, selected[site].off

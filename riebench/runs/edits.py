@@ -92,11 +92,12 @@ def choose_edits(edits: list[Edit], config: RunConfig) -> list[Edit]:
     return chosen
 
 
-def describe_choice(edits: Sequence[Edit], chosen: Sequence[Edit], config: RunConfig) -> str:
-    """Returns a sentence on how many edits are left out, and why; "" where all are run."""
-    if len(chosen) == len(edits):
-        return ""
+def describe_choice(edits: Sequence[Edit], chosen: Sequence[Edit], config: RunConfig, *, own: bool = True) -> str:
+    """Returns a sentence on how many edits are left out, and why; "" where all are run. own: whether they are one's
+    own; of a shipped set, it is "" too where no split leaves any out, since how many to run is then what was asked."""
     of_split = split_of(edits, config.split)
+    if len(chosen) == len(edits) or not (own or len(of_split) < len(edits)):
+        return ""
     of_category = [edit for edit in of_split if edit.category in (config.categories or categories_of(edits))]
     parts = []
     if len(of_split) < len(edits):

@@ -20,6 +20,7 @@ from riebench.core.versions import folder_digest
 from riebench.edits.edit import Edit
 from riebench.edits.phrases import mask_files
 from riebench.generation.interventions import window_steps
+from riebench.methods.means import feature_means
 from riebench.methods.method import Method
 from riebench.methods.text_index import find_text_index
 from riebench.regions.grounders import GROUNDER_WEIGHTS, GROUNDERS, SHIPPED_WEIGHTS, grounder_settings
@@ -154,6 +155,10 @@ def plan(
         if getattr(variant.method, "select_on", "") == TEXT:
             remedy = index_remedy(backbone, setup)
             words["text_index"] = {block: find_text_index(of, remedy) for block, of in dictionaries.items()}
+        if blocks := getattr(variant.method, "means_of", ()):
+            remedy = index_remedy(backbone, setup)
+            of = {block: setup.dictionary_of(backbone, block) for block in blocks}
+            words["means"] = {block: feature_means(*found, remedy) for block, found in of.items()}
         settings.append((variant, digest(words), digest([code, code_of(variant.method)])))
     kinds = sorted({kind_of_donor(variant.method) for variant in variants} - {""})
     pool = list(others) or list(dict.fromkeys(edit for edit, _ in cases))

@@ -24,10 +24,12 @@ from riebench.generation.compiling import compile_parts
 from riebench.generation.interventions import Intervention, Push
 from riebench.generation.retrace import Group, Retraced
 from riebench.generation.sampler import Request, Sample, Sampler, load_sampler
+from riebench.methods.means import feature_means
 from riebench.methods.method import Case, Method
 from riebench.methods.text_index import TextIndex, find_text_index
 from riebench.regions.find import Regions
 from riebench.runs.limits import refuse_many
+from riebench.runs.needs import index_remedy
 from riebench.runs.pictures import Pictures
 from riebench.runs.setup import Setup
 from sae_models import index
@@ -85,12 +87,14 @@ class Generation:
         self.site = setup.site or self.backbone.family.default_site
         """The kind of site that dictionaries read, and that methods are given as "block"."""
         self.dictionary, self.text_index = cache(self._open_dictionary), cache(self._open_text_index)
+        self.means = cache(self._open_means)
         self.trace_bytes = cache(self._trace_bytes)
 
     def twin(self) -> Generation:
         """Returns another one of the same weights, for another thread."""
         other = Generation(self.sampler.twin(), self.setup)
         other.dictionary, other.text_index = self.dictionary, self.text_index  # nobody writes to them
+        other.means = self.means
         return other
 
     def image(self, prompt: str, seed: int = 42, intervention: Intervention | None = None) -> Tensor:
@@ -219,6 +223,7 @@ class Generation:
             self.setup.rules,
             text=self.sampler.text_vector,
             text_index=self.text_index,
+            means=self.means,
             grids=grids,
         )
         prompts = (edit.original_prompt, cells_o), (edit.edited_prompt, cells_e)
@@ -249,6 +254,12 @@ class Generation:
         with _shared_by_all():
             entry, root = self.setup.dictionary_of(self.backbone, block)
             return find_text_index(index.fingerprint(entry, root=root), num_features=entry.num_features)
+
+    def _open_means(self, block: str) -> Tensor:
+        """Returns the mean of each feature of a block's dictionary. Raises `Unusable` where it is not known."""
+        with _shared_by_all():
+            remedy = index_remedy(self.backbone, self.setup)
+            return feature_means(*self.setup.dictionary_of(self.backbone, block), remedy).to(self.sampler.device)
 
 
 def open_generation(

@@ -33,7 +33,7 @@ from riebench.core.scores import EDITS_KEY, Score, describe_scores
 from riebench.core.text import one_line
 from riebench.core.versions import library_version
 from riebench.edits.checks import check_edits, checked_edits
-from riebench.edits.edit import Edit, edit_sha256, set_sha256
+from riebench.edits.edit import Edit, edit_sha256, set_sha256, shipped_sets
 from riebench.edits.files import error_of
 from riebench.edits.sets import describe_set
 from riebench.methods.method import Method
@@ -187,7 +187,8 @@ def _asked(config: RunConfig, where: torch.device, methods: Sequence[Method], ed
     else:
         about = {"name": "given in Python", "sha256": set_sha256(known)}
     chosen = choose_edits(known, config)
-    if left := describe_choice(known, chosen, config):
+    own = edits is not None or config.edits not in shipped_sets()
+    if left := describe_choice(known, chosen, config, own=own):
         print(f"riebench: {left}", file=sys.stderr)
     wanted = [*config.subsets_of, *(method.name for method in methods)]
     all_methods, left_out = leave_out([*config.build_methods(), *methods], backbone, setup, wanted)

@@ -3,12 +3,14 @@
 import json
 
 import numpy as np
+import open_clip
 import pytest
+import torch
 from PIL import Image
 
 from riebench.core.errors import UserError
 from riebench.edits.checks import validate_edits
-from riebench.edits.edit import CATEGORY_NAMES, mask_of, read_edits
+from riebench.edits.edit import CATEGORY_NAMES, mask_of, read_edits, strip_marks
 from riebench.edits.importers import format_imported, import_edits, import_pie_bench, import_riebench
 from riebench.edits.importers.pie_bench import decode_mask
 from riebench.edits.sets import describe_set
@@ -48,6 +50,23 @@ def test_all_nine_categories_come_over_and_round_trip(tmp_path):
     assert validate_edits(tmp_path / "out") == []
     described = describe_set(tmp_path / "out")
     assert (described["name"], described["count"], described["licence"]) == ("imported-riebench", 9, "not stated")
+
+
+def test_blanks_at_the_end_of_a_prompt_stay_and_change_nothing_that_a_text_encoder_reads(tmp_path):
+    prompts = {"original_prompt": "a [bronze] owl on a  gate ", "editing_prompt": "  a [straw] owl on a gate [] \t"}
+    path = published(tmp_path, item(**prompts))
+    imported = import_edits("riebench", path, tmp_path / "out")
+    (edit,) = read_edits(tmp_path / "out")
+    assert imported.edits == (edit,) and validate_edits(tmp_path / "out") == []
+    assert edit.original_prompt == "a [bronze] owl on a gate "
+    assert edit.edited_prompt == "a [straw] owl on a gate [] \t"
+    tokenizer = open_clip.get_tokenizer("ViT-L-14")
+    for published_prompt, ours in zip(prompts.values(), (edit.original_prompt, edit.edited_prompt), strict=True):
+        bare = published_prompt.replace("[", "").replace("]", "")
+        assert torch.equal(tokenizer([bare]), tokenizer([strip_marks(ours)]))
+        assert torch.equal(tokenizer([published_prompt]), tokenizer([ours]))
+    same = import_riebench(published(tmp_path, item(editing_prompt="a bronze owl on a gate ")))
+    assert [problem.field for problem in same.refused] == ["editing_prompt"]
 
 
 @pytest.mark.parametrize(

@@ -263,6 +263,44 @@ def test_chosen_features_are_those_that_were_asked_for():
             METHODS.get("chosen")(**words).plan(case)
 
 
+@pytest.mark.parametrize("placement", ["edited", "original"])
+@pytest.mark.parametrize("only_add", [False, True])
+def test_chosen_features_may_be_moved_by_their_mean(placement, only_add):
+    """As the demo does: strength times the mean of a feature, the same in every cell and step."""
+    case, means = make_case([Site(block) for block in BLOCKS], seed=10), torch.arange(10.0)
+    case = dataclasses.replace(case, means={"mid.0": means, "up.0.1": 10 * means}.__getitem__)
+    method = METHODS.get("chosen")(
+        on="mid.0:3,1 up.0.1:4", off="mid.0:2", unit="mean", strength=0.5, placement=placement, only_add=only_add
+    )
+    assert method.means_of == ("mid.0", "up.0.1")
+    plan = method.plan(case)
+    assert plan.chosen["mid.0"] == {"on": [3, 1], "off": [] if only_add else [2]}
+    for block, on, off in (("mid.0", {3: 3.0, 1: 1.0}, {} if only_add else {2: 2.0}), ("up.0.1", {4: 40.0}, {})):
+        rows = case.sae(block).W_dec.detach().numpy()
+        cells_o, cells_e = (on_grid(cells[block]) for cells in (case.original_cells, case.edited_cells))
+        expected = np.zeros((STEPS, WIDTH, *GRID))
+        for values, cells, sign in ((on, cells_e if placement == "edited" else cells_o, 1), (off, cells_o, -1)):
+            for number, value in values.items():
+                expected += sign * 0.5 * value * rows[number][:, None, None] * cells
+        np.testing.assert_allclose(added_maps(plan.additions[Site(block)]), expected, atol=1e-5)
+        assert np.abs(expected).max() > 0.1
+
+
+def test_means_that_are_zero_or_not_there_and_settings_of_traces_are_refused():
+    case, make = make_case([Site(block) for block in BLOCKS]), METHODS.get("chosen")
+    with pytest.raises(UserError, match="does not know how strong"):
+        make(on="mid.0:3", unit="mean").plan(case)
+    case = dataclasses.replace(case, means=lambda block: torch.arange(10.0))
+    for side in ("on", "off"):
+        with pytest.raises(UserError, match="feature 0 of mid.0 has a mean of zero.*leave it out, or use unit trace"):
+            make(**{side: "mid.0:2,0"}, unit="mean").plan(case)
+    assert make(on="mid.0:0").plan(case).norm >= 0
+    assert make(on="mid.0:0").means_of == ()
+    for setting, value in (("mode", "adaptive"), ("keep_spatial", False), ("statistic", "max"), ("unit", "median")):
+        with pytest.raises(UserError, match=setting):
+            make(**{"on": "mid.0:2", "unit": "mean", setting: value})
+
+
 def test_principal_components_are_those_of_the_two_traces():
     """Against numpy's singular value decomposition of the centred rows."""
     case = make_case([Site("mid.0")], seed=11)

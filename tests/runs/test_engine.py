@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sdxl_blocks import BLOCKS
+from sdxl_blocks import BLOCK_NAMES, BLOCKS
 
+from baselines import METHODS
 from baselines.neurons import Neurons
 from baselines.sae import SAE
 from baselines.select_on import Mismatched, OtherSeed
@@ -21,6 +22,7 @@ from riebench.core.errors import UserError
 from riebench.core.pictures import eight_bits, to_array
 from riebench.edits.edit import Edit, load_edits
 from riebench.generation.interventions import Intervention
+from riebench.methods.text_index import load_text_index, text_index_path
 from riebench.metrics.models import ScoringModels
 from riebench.runs import engine as engines
 from riebench.runs import reference as references
@@ -31,6 +33,7 @@ from riebench.runs.reference import Generation
 from riebench.runs.scoring import Scorer
 from riebench.runs.setup import Setup
 from riebench.tinyworld.clip import Clip
+from sae_models import index
 
 PROMPT = "flat poster of a standing red plain heart in the sky"
 EDITS = [edit for edit in load_edits() if edit.id.endswith("-04")]
@@ -377,3 +380,17 @@ def test_where_few_pictures_are_made_at_once_each_is_judged_alone(engine, monkey
     read.clear()
     Scorer("tinyworld", "cpu", names=["clip_image_edited"]).score([(edit, pictures, image)])
     assert set(read) == {16}  # as `riebench score` does
+
+
+@pytest.mark.slow
+def test_features_moved_by_their_mean_push_as_hard_as_the_text_index_says(engine):
+    (held,) = engine.references([(EDITS[5], 9)])
+    typical = load_text_index(text_index_path(index.fingerprint(index.find(engine.backbone.name, "mid.0")))).typical
+    number = int(typical.argmax())
+    method = METHODS.get("chosen")(on=f"mid.0:{number}", unit="mean", strength=2.0)
+    (result,) = engine.results([(held, [Variant(method, BLOCK_NAMES)])])
+    direction = held.case.sae("mid.0").directions(torch.tensor([number]))[0]
+    cells = int(held.case.edited_cells["mid.0"].sum())
+    expected = 2.0 * float(typical[number]) * float(direction.norm()) * (cells * engine.backbone.steps) ** 0.5
+    assert result.row["injected_norm"] == pytest.approx(expected, rel=1e-4) and expected > 0
+    assert result.row["status"] == "ok" and not torch.equal(result.image, held.pictures.original)

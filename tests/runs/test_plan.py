@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 
 import pytest
+import torch
 from sdxl_blocks import BLOCK_NAMES
 
+from baselines import METHODS
 from riebench.core.errors import UserError
+from riebench.edits.edit import load_edits
+from riebench.methods.means import feature_means
 from riebench.runs.config import build_config
-from riebench.runs.plan import plan_variants
+from riebench.runs.plan import Variant, plan, plan_variants
+from sae_models import index
 
 
 def variants(**words) -> list[tuple[str, float, tuple[str, ...]]]:
@@ -63,3 +69,29 @@ def test_a_list_of_strengths_must_hold_numbers_and_different_ones_are_told_apart
         build_config({"blocks": ["up.0.7"]}, "here")
     with pytest.raises(UserError, match="the run has no method 'dense'"):
         build_config({"subsets_of": ["sae", "dense"]}, "here")
+
+
+def test_the_means_that_a_method_moves_features_by_are_part_of_the_key(tmp_path, monkeypatch):
+    """Those beside the weights where they are, and else those of the text index, without which nothing is made."""
+    shipped = index.find("tinyworld-turbo@1", "mid.0")
+    shutil.copytree(index.default_root() / shipped.folder, tmp_path / "mid.0")
+    config = build_config({"blocks": ["mid.0"], "dictionaries": str(tmp_path)}, "here")
+    backbone, setup, case = config.open_backbone(), config.setup("float32"), (load_edits()[0], 42)
+
+    def recipe(**words) -> str:
+        method = METHODS.get("chosen")(on="mid.0:3", **words)
+        (task,) = plan(backbone, [case], [Variant(method, ("mid.0",))], setup)
+        return task.wanted[0].recipe
+
+    plain, of_index = recipe(), recipe(unit="mean")
+    for means in (torch.ones(shipped.num_features), torch.arange(float(shipped.num_features))):
+        torch.save(means, tmp_path / "mid.0" / "mean.pt")
+        assert torch.equal(feature_means(*setup.dictionary_of(backbone, "mid.0")), means)
+        assert recipe() == plain
+        assert recipe(unit="mean") not in (plain, of_index)
+        of_index = recipe(unit="mean")  # the next differ from these too
+    (tmp_path / "mid.0" / "mean.pt").unlink()
+    monkeypatch.setattr("riebench.methods.means.text_index_path", lambda _: tmp_path / "nothing")
+    with pytest.raises(UserError, match="how strong the features of .* mid.0 are -> .*riebench index-text"):
+        recipe(unit="mean")
+    assert recipe() == plain

@@ -234,6 +234,10 @@ def test_what_a_split_a_category_or_a_number_leaves_out_is_counted():
         f"1 of 12 edits are run; left out: {of_split}, 3 of categories that were not asked for, 2 beyond 1 a category"
         " (--edits-per-category 0 runs all)"
     )
+    config = build_config({"edits_per_category": 1}, "here")
+    assert describe_choice(edits, choose_edits(edits, config), config, own=False).startswith("2 of 12 edits are run")
+    config = build_config({"edits_per_category": 1, "split": "all"}, "here")
+    assert describe_choice(edits, choose_edits(edits, config), config, own=False) == ""
     untagged = [dataclasses.replace(edit, tags={}) for edit in edits]
     config = build_config({}, "here")
     assert describe_choice(untagged, choose_edits(untagged, config), config) == ""

@@ -22,7 +22,7 @@ from torch import Tensor
 from riebench.core.errors import UserError
 from sae_models import checkpoint, index
 from sae_models.released import RELEASED_WEIGHTS
-from sae_models.sdxl_unbox import load_released
+from sae_models.sdxl_unbox import load_means, load_released
 from sae_models.tensors import read_pickle
 from sae_models.topk import TopKConfig, TopKSAE
 
@@ -287,6 +287,25 @@ def test_statistics_beside_the_weights_are_not_opened(folder, tmp_path):
     for file in ("mean.pt", "std.pt"):
         (folder / file).write_bytes(zipped(Payload(tmp_path / "trace")))
     assert checkpoint.load(folder).config == TopKConfig(width=D, num_features=F, k=K)
+    assert not (tmp_path / "trace").exists()
+
+
+def test_means_are_read_where_they_are_and_one_that_was_never_active_is_zero(folder, tmp_path):
+    assert load_means(folder, F) is None
+    means = torch.rand(F)
+    for saved in (means, means[None], means.double(), torch.nn.Parameter(means)):
+        torch.save(saved, folder / "mean.pt")
+        torch.testing.assert_close(load_means(folder, F), means)
+        assert not load_means(folder, F).requires_grad
+    torch.save(torch.where(torch.arange(F) == 4, torch.nan, means), folder / "mean.pt")
+    torch.testing.assert_close(load_means(folder, F), torch.where(torch.arange(F) == 4, 0, means))
+    for wrong in (means[1:], {"mean": means}, means.long(), 3.0):
+        torch.save(wrong, folder / "mean.pt")
+        with pytest.raises(UserError, match=f"mean.pt is not one number for each of {F} features -> .*fetch it again"):
+            load_means(folder, F)
+    (folder / "mean.pt").write_bytes(zipped(Payload(tmp_path / "trace")))
+    with pytest.raises(UserError, match="mean.pt.*nothing else.*never run"):
+        load_means(folder, F)
     assert not (tmp_path / "trace").exists()
 
 

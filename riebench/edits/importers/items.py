@@ -92,9 +92,13 @@ def category_of(item: Mapping[str, object]) -> str:
 
 
 def prompts_of(item: Mapping[str, object]) -> tuple[str, str]:
-    """Returns both prompts, with the `[ ]` that mark the edited words, single-spaced. Raises `Refused` where one is no
-    text or empty, or they are the same without marks."""
-    original, edited = (" ".join(text_of(item, name).split()) for name in ("original_prompt", "editing_prompt"))
+    """Returns both prompts, with the `[ ]` that mark the edited words. Blanks within are single; those at the end stay
+    as they were published, so that a prompt is found again in the published list. Raises `Refused` where one is no text
+    or empty, or they are the same without marks."""
+    names = ("original_prompt", "editing_prompt")
+    for name in names:
+        text_of(item, name)
+    original, edited = (re.sub(r"\s+(?=\S)", " ", str(item[name])).removeprefix(" ") for name in names)
     if strip_marks(original) == strip_marks(edited):
         raise Refused("editing_prompt", edited, "is the same as original_prompt")
     return original, edited
