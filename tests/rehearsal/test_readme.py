@@ -9,16 +9,21 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import huggingface_hub
 import pytest
+import torch
 from rehearsal import fake_hub
-from rehearsal.readme import README, sdxl_commands
+from rehearsal.readme import README, SECTION, sdxl_commands
 
 from riebench.analysis import Run
+from riebench.backbones.folders import fetch_name
+from riebench.backbones.loading import choose_dtype
+from riebench.backbones.table import BACKBONES
 from riebench.cli import main
 from riebench.core import files
 from riebench.edits.edit import load_edits
@@ -138,3 +143,20 @@ def test_what_the_commands_leave_is_whole(rehearsal):
     assert Run.open(folder / "runs" / "turbo-4").scores["siglip2_text_edited"].notna().any()
     assert json.loads((folder / "saes" / "index.json").read_text())
     assert (folder / "edit.png").is_file()
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_what_is_fetched_is_of_the_precision_that_the_next_commands_compute_in(device):
+    fetched, asked = set(), 0
+    for line in README.read_text().partition(SECTION)[2].splitlines():
+        command, _, said = line.partition("  ")
+        words = command.split()
+        if words[:2] == ["riebench", "fetch"]:
+            fetched |= {*words[2:], *(re.findall(r"on a CPU (\S+)", said) if device == "cpu" else ())}
+        elif words[:1] == ["riebench"] and "--backbone" in words:
+            backbone = BACKBONES.get(words[words.index("--backbone") + 1])
+            dtype = words[words.index("--dtype") + 1] if "--dtype" in words else "auto"
+            name = fetch_name(backbone, str(choose_dtype(backbone, torch.device(device), dtype)).removeprefix("torch."))
+            assert name in fetched, f"{line}: {name} is not fetched before it"
+            asked += 1
+    assert asked > 6
