@@ -144,6 +144,7 @@ def _evaluate(settings: EvaluateSettings) -> None:
     from riebench.core.files import write_text
     from riebench.dictionaries.evaluate import evaluate
     from riebench.dictionaries.tables import format_markdown, format_tables
+    from riebench.methods.text_index import cache_folder
 
     others = ("tinyworld-turbo@4", "tinyworld-base@25") if settings.trained_on.startswith("tinyworld") else ()
     found = evaluate(
@@ -157,6 +158,7 @@ def _evaluate(settings: EvaluateSettings) -> None:
         other=settings.other,
         site=settings.site,
         device=settings.device,
+        keep=cache_folder().parent / "evaluations",
     )
     if settings.out:
         write_text(settings.out, format_markdown(found))
