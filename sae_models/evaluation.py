@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,8 @@ from sae_models.dictionary import Dictionary
 
 RARE_ROWS = 10_000  # a rare feature is active on fewer than one row in so many
 DENSE_ROWS = 10  # a dense feature on more than one row in so many (SAEBench, Karvonen et al. 2025, arXiv 2503.09532)
+#: What a `Tally` sums up, beside the number of rows.
+SUMS = ("origin_d", "sum_d", "square_d", "residual_sum_d", "residual_square_d", "mass_f", "active_f", "cosine")
 CHUNK_ROWS = 1_024  # decoder directions that are compared with all others at once
 
 
@@ -100,6 +103,16 @@ class Tally:
         self._mass_f = self._mass_f + z_nf.abs().sum(0, dtype=torch.float64)
         self._cosine = self._cosine + cosine_similarity(x_nd, x_hat_nd, dim=1).sum(dtype=torch.float64)
         return z_nf
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns all that was counted, as `restore` takes it."""
+        return {"num_rows": torch.tensor(self._num_rows), **{name: getattr(self, f"_{name}") for name in SUMS}}
+
+    def restore(self, state: Mapping[str, Tensor], device: torch.device | str = "cpu") -> None:
+        """Goes on from what another tally of the same dictionary counted, to the bit. device: the dictionary's."""
+        self._num_rows = int(state["num_rows"])
+        for name in SUMS:
+            setattr(self, f"_{name}", state[name].to(device))
 
     def merge(self, other: Tally) -> None:
         """Counts in the rows of another tally of the same dictionary."""

@@ -149,6 +149,7 @@ def _evaluate(settings: EvaluateSettings) -> None:
     from riebench.core.files import write_text
     from riebench.dictionaries.evaluate import evaluate
     from riebench.dictionaries.tables import HEAD, format_markdown, format_tables
+    from riebench.methods.text_index import cache_folder
 
     out = settings.out and claim_file(settings.out, begins(HEAD))
 
@@ -164,6 +165,7 @@ def _evaluate(settings: EvaluateSettings) -> None:
         other=settings.other,
         site=settings.site,
         device=settings.device,
+        keep=cache_folder().parent / "evaluations",
     )
     if out:
         write_text(out, format_markdown(found))

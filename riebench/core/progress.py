@@ -11,14 +11,20 @@ PLAIN_SECONDS = 10.0  # between two lines where there is no terminal
 
 
 class Progress:
-    """A context manager that shows work counted towards `total`; `update(done, note)` takes the absolute count."""
+    """A context manager that shows work counted towards `total`; `update(done, note)` takes the absolute count.
 
-    def __init__(self, label: str, total: int, done: int = 0, unit: str = "step") -> None:
+    quiet: show nothing.
+    """
+
+    def __init__(self, label: str, total: int, done: int = 0, unit: str = "step", *, quiet: bool = False) -> None:
+        self.quiet = quiet
         self.label, self.total, self.done, self.unit = label, total, done, unit
         self._started_at, self._started_done = time.monotonic(), done
         self._spoke_at = 0.0
         self._bar = (
-            tqdm(total=total, initial=done, desc=label, unit=unit, dynamic_ncols=True) if sys.stderr.isatty() else None
+            tqdm(total=total, initial=done, desc=label, unit=unit, dynamic_ncols=True)
+            if sys.stderr.isatty() and not quiet
+            else None
         )
 
     def __enter__(self) -> Progress:
@@ -33,6 +39,8 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(step)
+            return
+        if self.quiet:
             return
         now = time.monotonic()
         if done >= self.total or now - self._spoke_at >= PLAIN_SECONDS:

@@ -14,10 +14,14 @@ from riebench.backbones.folders import channels_of
 from riebench.backbones.loading import choose_device, choose_dtype
 from riebench.backbones.table import BACKBONES, Backbone
 from riebench.core.errors import UserError
+from riebench.core.keys import digest
+from riebench.core.versions import installed_sources, library_versions
+from riebench.dictionaries.estimate import Work, tell
 from riebench.dictionaries.generalisation import FIRST_SEED, evaluate_steps, find_entries, held_out_captions
 from riebench.dictionaries.harvest import rows_per_prompt
+from riebench.dictionaries.kept import Kept
 from riebench.dictionaries.prompts import EDITS, read_prompts
-from riebench.dictionaries.reconstruction import reconstruction_effect, summarise
+from riebench.dictionaries.reconstruction import num_conditions, reconstruction_effect, summarise
 from riebench.dictionaries.stability import compare_pairs, find_pairs
 from riebench.generation.replacement import Scope
 from riebench.generation.sampler import Sampler, load_sampler
@@ -43,6 +47,7 @@ def evaluate(
     other: Path | None = None,
     site: str = "update",
     device: str = "auto",
+    keep: Path | None = None,
 ) -> dict:
     """Evaluates the dictionaries of the backbone `trained_on` on that backbone and on the backbones `on`.
 
@@ -51,7 +56,9 @@ def evaluate(
     for none. source: of the prompts, as `read_prompts` takes it; "" takes captions of held-out scenes for tinyworld,
     and for others what the dev split of the shipped edits shows, which no dictionary was trained on. names: of the
     dictionaries (default: all there are); root: of their index (default: the shipped one); site: what they code of the
-    blocks; other: a folder of dictionaries of another training seed.
+    blocks; other: a folder of dictionaries of another training seed. keep: a folder where what is done is kept until
+    all is, so that the same evaluation, stopped or killed, goes on from there. How long it takes is said on stderr
+    first.
 
     Returns what JSON can hold, None for what is not defined:
 
@@ -80,20 +87,38 @@ def evaluate(
     dictionaries = [index.open(entry, root=root, device=str(where)) for entry in entries]
     rows = [_describe(entry, dictionary, where) for entry, dictionary in zip(entries, dictionaries, strict=True)]
     by_name = _by_name(entries, dictionaries, names or _used_by_runs(entries))
+    kept = Kept(keep and keep / _key(backbones, entries, by_name, texts, images, root, site, where))
+    samplers = {own.name: load_sampler(own, where)}
+    counts = dict.fromkeys([backbone.name for backbone in backbones], prompts)
+    if not source:
+        counts[own.name] = _own_prompts(samplers[own.name], entries, prompts)
+    of_blocks = [(entry.block, dictionary) for entry, dictionary in zip(entries, dictionaries, strict=True)]
+    done = {backbone.name: kept.read(f"done-{backbone.name}") for backbone in backbones}
+    work = [
+        _work(backbone, counts[backbone.name], images, by_name) for backbone in backbones if not done[backbone.name]
+    ]
+    if work:
+        tell(work, samplers[own.name], of_blocks, by_name, texts[: max(prompts, 1)], judges.get(own.judges), site)
     described, effects = [], []
     for backbone in backbones:
-        sampler = load_sampler(backbone, where)
-        shown = texts[:prompts]
-        if backbone == own and not source:
-            shown = _prompts(source, _own_prompts(sampler, entries, prompts), own.judges)
-        sampler.batch_size = min(sampler.batch_size, len(shown))
-        of_blocks = [(entry.block, dictionary) for entry, dictionary in zip(entries, dictionaries, strict=True)]
-        for row, course in zip(rows, evaluate_steps(sampler, of_blocks, shown, FIRST_SEED, site), strict=True):
+        part = done[backbone.name]
+        if part is None:
+            sampler = samplers.pop(backbone.name, None) or load_sampler(backbone, where)
+            shown = texts[:prompts]
+            if counts[backbone.name] > prompts:
+                shown = _prompts(source, counts[backbone.name], own.judges)
+            sampler.batch_size = min(sampler.batch_size, len(shown))
+            part = {"courses": evaluate_steps(sampler, of_blocks, shown, FIRST_SEED, site, kept), "effects": []}
+            if images:
+                part["effects"] = _effects(sampler, by_name, texts[:images], judges[backbone.judges], site, kept)
+            kept.write(f"done-{backbone.name}", part)
+        for row, course in zip(rows, part["courses"], strict=True):
             row["on"][backbone.name] = course
-        if images:
-            effects += _effects(sampler, by_name, texts[:images], judges[backbone.judges], site)
+        effects += part["effects"]
         of_backbone = {"backbone": backbone.name, "steps": backbone.steps, "guidance": backbone.guidance}
-        described.append(of_backbone | {"prompts": len(shown)})
+        described.append(of_backbone | {"prompts": counts[backbone.name]})
+    stability = compare_pairs(pairs, where)
+    kept.clear()
     return {
         "trained_on": trained_on,
         "names": list(names),
@@ -104,8 +129,41 @@ def evaluate(
         "on": described,
         "dictionaries": rows,
         "effects": effects,
-        "stability": compare_pairs(pairs, where),
+        "stability": stability,
     }
+
+
+def _key(
+    backbones: Sequence[Backbone],
+    entries: Sequence[index.Entry],
+    by_name: Mapping,
+    texts: Sequence[str],
+    images: int,
+    root: Path | None,
+    site: str,
+    device: torch.device,
+) -> str:
+    """Returns what an evaluation is known by: all that its figures depend on."""
+    weights = {f"{entry.block} {entry.name}": index.fingerprint(entry, root=root) for entry in entries}
+    models = [repr(backbone) for backbone in backbones]
+    rests_on = [
+        models,
+        weights,
+        list(by_name),
+        list(texts),
+        images,
+        site,
+        str(device),
+        installed_sources(),
+        library_versions(("torch", "diffusers")),
+    ]
+    return digest(rests_on)[:16]
+
+
+def _work(backbone: Backbone, prompts: int, images: int, by_name: Mapping[str, Mapping[str, Dictionary]]) -> Work:
+    """Returns what is to be done on a backbone."""
+    conditions = num_conditions(by_name, _scopes(backbone), backbone.family) if images else 0
+    return Work(backbone, prompts, images * (1 + conditions))
 
 
 def _prompts(source: str, count: int, family: str) -> list[str]:
@@ -179,11 +237,12 @@ def _effects(
     prompts: Sequence[str],
     models: ScoringModels,
     site: str,
+    kept: Kept,
 ) -> list[dict]:
     sampler.batch_size = min(sampler.batch_size, len(prompts))
     seeds = [FIRST_SEED + i for i in range(len(prompts))]
     scopes = _scopes(sampler.backbone)
-    effect = reconstruction_effect(sampler, dictionaries, prompts, seeds, models, scopes, site)
+    effect = reconstruction_effect(sampler, dictionaries, prompts, seeds, models, scopes, site, kept)
     found = []
     for row in summarise(effect).to_dict("records"):
         window, recovered = row.pop("window"), row.pop("recovered")

@@ -15,6 +15,7 @@ from riebench.backbones.sdxl import SDXL
 from riebench.backbones.table import BACKBONES, Backbone
 from riebench.core.errors import UserError, did_you_mean
 from riebench.core.progress import Progress
+from riebench.dictionaries.kept import Kept
 from riebench.dictionaries.prompts import world_prompts
 from riebench.generation.sampler import Request, Sampler, load_sampler
 from sae_models import index
@@ -102,9 +103,12 @@ def evaluate_steps(
     prompts: Sequence[str],
     seed: int,
     site: str = "update",
+    kept: Kept | None = None,
+    quiet: bool = False,
 ) -> list[Course]:
     """Returns for each (block, dictionary) its course. Prompt i is generated from seed + i. site: the kind of site that
-    the dictionaries code.
+    the dictionaries code. kept: where what was counted is written now and then, and taken up again; quiet: show no
+    progress.
 
     Branches: "cond", the rows that see the prompt, and under guidance "uncond". Figures: the fields of `Evaluation`, of
     the rows of that step alone, and for steps t and t + 1, so one number fewer, means over cells: "feature_cosine" of
@@ -117,8 +121,10 @@ def evaluate_steps(
     ]
     blocks = dict.fromkeys(block for block, _ in dictionaries)
     sites = sampler.blocks.sites(blocks, site)
-    with Progress(f"evaluating on {sampler.backbone.name}", total=len(prompts), unit="prompt") as progress:
-        for start in range(0, len(prompts), sampler.batch_size):
+    kept, name = kept or Kept(), f"steps-{sampler.backbone.name}"
+    done = _restore(courses, kept.read_tensors(name), sampler.device)
+    with Progress(f"evaluating on {sampler.backbone.name}", len(prompts), done, unit="prompt", quiet=quiet) as progress:
+        for start in range(done, len(prompts), sampler.batch_size):
             chunk = prompts[start : start + sampler.batch_size]
             requests = [Request(prompt, seed + start + i) for i, prompt in enumerate(chunk)]
             samples = sampler.generate(requests, sites, decode=False)
@@ -130,7 +136,31 @@ def evaluate_steps(
                         if block == site.block:
                             course[branch].add(updates)
             progress.update(start + len(chunk))
+            if kept.is_due:
+                kept.write_tensors(name, _state(courses, start + len(chunk)))
     return [{branch: course[branch].figures() for branch in branches} for course in courses]
+
+
+def _state(courses: Sequence[dict[str, _Tallies]], done: int) -> dict[str, Tensor]:
+    """Returns all that was counted on so many prompts."""
+    state = {"done": torch.tensor(done)}
+    for i, course in enumerate(courses):
+        for branch, tallies in course.items():
+            state |= {f"{i}.{branch}.{key}": tensor for key, tensor in tallies.state().items()}
+    return state
+
+
+def _restore(courses: Sequence[dict[str, _Tallies]], state: dict[str, Tensor] | None, device: torch.device) -> int:
+    """Has courses go on from a `_state`, and returns on how many prompts it was counted; 0 without one."""
+    if state is None:
+        return 0
+    for i, course in enumerate(courses):
+        for branch, tallies in course.items():
+            start = f"{i}.{branch}."
+            tallies.restore(
+                {key[len(start) :]: tensor for key, tensor in state.items() if key.startswith(start)}, device
+            )
+    return int(state["done"])
 
 
 class _Tallies:
@@ -152,6 +182,20 @@ class _Tallies:
                 overlap = active_overlap(latents_before, latents)
                 self._overlap_sums[step - 1] += float(overlap.sum(dtype=torch.float64))
             latents_before = latents
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns all that was counted."""
+        state = {"cosine_sums": torch.tensor(self._cosine_sums, dtype=torch.float64)}
+        state |= {"overlap_sums": torch.tensor(self._overlap_sums, dtype=torch.float64)}
+        for step, tally in enumerate(self._tallies):
+            state |= {f"{step}.{key}": tensor for key, tensor in tally.state().items()}
+        return state
+
+    def restore(self, state: dict[str, Tensor], device: torch.device) -> None:
+        """Goes on from a `state`, on the dictionary's device."""
+        self._cosine_sums, self._overlap_sums = state["cosine_sums"].tolist(), state["overlap_sums"].tolist()
+        for step, tally in enumerate(self._tallies):
+            tally.restore({key: state[f"{step}.{key}"] for key in tally.state()}, device)
 
     def figures(self) -> dict[str, list[float | None] | dict[str, float | None]]:
         """Returns the figures as a branch of a `Course` has them."""

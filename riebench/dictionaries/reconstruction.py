@@ -17,6 +17,7 @@ from riebench.backbones.family import Family, Site, blocks_text
 from riebench.core.errors import UserError
 from riebench.core.pictures import eight_bits
 from riebench.core.progress import Progress
+from riebench.dictionaries.kept import Kept
 from riebench.generation.replacement import Scope, recorded_outputs, replaced
 from riebench.generation.sampler import Request, Sample, Sampler
 from riebench.metrics.models import ScoringModels
@@ -36,6 +37,8 @@ def reconstruction_effect(
     models: ScoringModels,
     scopes: Sequence[Scope] = (Scope(),),
     site: str = "update",
+    kept: Kept | None = None,
+    quiet: bool = False,
 ) -> pd.DataFrame:
     """Returns how far images move when the updates of blocks are replaced.
 
@@ -48,15 +51,21 @@ def reconstruction_effect(
     - `lpips`, `clip_image`: LPIPS-Alex and CLIP cosine to the undisturbed image from the same noise.
 
     "mean" is the mean update of a block over all these images, undisturbed: their steps, cells and rows; under guidance
-    the rows are those with and without the prompt. Raises `UserError` where there is nothing to generate, a dictionary
+    the rows are those with and without the prompt. kept: where rows are written now and then, and taken up again;
+    quiet: show no progress.
+    Raises `UserError` where there is nothing to generate, a dictionary
     does not fit its block, or the backbone has no such branch or step.
     """
     _check(sampler, dictionaries, prompts, seeds, scopes)
     requests = [Request(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
     places = _places(dictionaries, sampler.backbone.family)
-    conditions = len(scopes) * sum(2 + len(names) for names in places.values())
-    rows, done = [], 0
-    with Progress(f"replacing on {sampler.backbone.name}", len(requests) * (1 + conditions), unit="image") as progress:
+    conditions = num_conditions(dictionaries, scopes, sampler.backbone.family)
+    kept, name = kept or Kept(), f"images-{sampler.backbone.name}"
+    before, rows = list(kept.read(name) or []), []
+    done = len(before)
+    with Progress(
+        f"replacing on {sampler.backbone.name}", len(requests) * (1 + conditions), done, unit="image", quiet=quiet
+    ) as progress:
         undisturbed = []
         blocks = sampler.backbone.family.in_order(block for by_block in dictionaries.values() for block in by_block)
         for chunk in _chunks(sampler, requests):
@@ -66,6 +75,11 @@ def reconstruction_effect(
         for scope in scopes:
             for labels, replacements in _replacements(dictionaries, places, means):
                 for original in undisturbed:
+                    known = before[len(rows) : len(rows) + len(original.requests)]
+                    if len(known) == len(original.requests):
+                        rows += known
+                        continue
+                    before = []
                     with replaced(sampler, replacements, scope, original.outputs, site):
                         images = _images(sampler.generate(original.requests))
                     rows += [
@@ -75,7 +89,16 @@ def reconstruction_effect(
                         )
                     ]
                     progress.update(done := done + len(images))
+                    if kept.is_due:
+                        kept.write(name, rows)
     return pd.DataFrame(rows)
+
+
+def num_conditions(
+    dictionaries: Mapping[str, Mapping[str, Dictionary]], scopes: Sequence[Scope], family: Family
+) -> int:
+    """Returns how many pictures `reconstruction_effect` makes with updates replaced, of each prompt."""
+    return len(scopes) * sum(2 + len(names) for names in _places(dictionaries, family).values())
 
 
 def summarise(effect: pd.DataFrame) -> pd.DataFrame:

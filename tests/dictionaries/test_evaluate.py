@@ -6,13 +6,16 @@ import dataclasses
 import json
 
 import pytest
+import torch
 from sdxl_blocks import BLOCK_NAMES
 
 from riebench.backbones.table import BACKBONES, Backbone
 from riebench.cli import main
 from riebench.core.errors import UserError
+from riebench.dictionaries.estimate import Work, said
 from riebench.dictionaries.evaluate import evaluate, shown_steps
 from riebench.dictionaries.generalisation import FIRST_SEED, evaluate_steps, held_out_captions
+from riebench.dictionaries.kept import Kept
 from riebench.dictionaries.reconstruction import reconstruction_effect, summarise
 from riebench.dictionaries.tables import format_markdown, format_tables
 from riebench.generation.replacement import Scope
@@ -215,6 +218,73 @@ def test_prompts_of_ones_own_are_evaluated_on(root, sampler, tmp_path):
     assert row["on"][TURBO]["cond"]["fvu_pooled"] == pytest.approx(course["cond"]["fvu_pooled"], rel=1e-4)
     with pytest.raises(UserError, match="holds 3 prompts"):
         evaluate(TURBO, [], 4, 0, source=str(file), names=["four"], root=root, device="cpu")
+
+
+def test_an_evaluation_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
+    root, sampler, tmp_path, monkeypatch, capsys
+):
+    """Every attempt dies at its twelfth generation, of which five are timed and one shows the picture undisturbed."""
+    models, calls, generate = ScoringModels("tinyworld", "cpu"), [], Sampler.generate
+    monkeypatch.setattr("riebench.dictionaries.kept.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("riebench.dictionaries.evaluate.ScoringModels", lambda *_: models)
+    monkeypatch.setattr(
+        "riebench.dictionaries.evaluate.load_sampler", lambda backbone, _: Sampler(backbone, sampler.pipeline, 1)
+    )
+    few = Backbone("few@2", "tinyworld/turbo", 2, 0.0, "tinyworld", "tinyworld")
+
+    def attempt(keep, deadly):
+        def counted(self, *words, **more):
+            calls.append(self.backbone.name)
+            if len(calls) == deadly:
+                raise KeyboardInterrupt
+            return generate(self, *words, **more)
+
+        calls.clear()
+        monkeypatch.setattr(Sampler, "generate", counted)
+        return evaluate(TURBO, [few], 2, 1, names=["four"], root=root, device="cpu", keep=keep)
+
+    wanted = attempt(None, 0)
+    assert len(calls) == 5 + (3 + 4) + (2 + 10)  # timed; prompts and pictures of each backbone
+    said = capsys.readouterr().err
+    assert "evaluating 3 prompts and 4 pictures on tinyworld-turbo@1; 2 prompts and 10 pictures on few@2: about" in said
+    deaths, found = 0, None
+    while found is None and deaths < 9:
+        try:
+            found = attempt(tmp_path, 12)
+        except KeyboardInterrupt:
+            deaths += 1
+            assert len(list(tmp_path.iterdir())) == 1  # the folder of this evaluation
+    assert found == wanted and deaths > 1
+    assert not any(tmp_path.iterdir())  # nothing is left of what is done
+
+
+def test_a_broken_part_is_made_again(tmp_path):
+    kept = Kept(tmp_path / "one")
+    kept.write("rows", [{"lpips": 0.1 + 0.2}])
+    kept.write_tensors("sums", {"a": torch.tensor(0.1, dtype=torch.float64), "b": torch.arange(3)})
+    assert kept.read("rows") == [{"lpips": 0.1 + 0.2}] and kept.read("others") is None
+    assert torch.equal(kept.read_tensors("sums")["b"], torch.arange(3))
+    for file in (tmp_path / "one").iterdir():
+        file.write_bytes(file.read_bytes()[:9])
+    assert kept.read("rows") is None and kept.read_tensors("sums") is None
+    kept.clear()
+    assert not (tmp_path / "one").exists() and Kept().read("rows") is None
+
+
+@pytest.mark.parametrize(
+    ("prompts", "images", "seconds", "words"),
+    [
+        (10, 0, 0.1, "about 5 s"),
+        (600, 0, 0.1, "about 5 minutes"),
+        (60_000, 0, 0.1, "about 8.3 hours"),
+        (10, 8, 0.1, "9 s"),
+    ],
+)
+def test_the_time_is_that_of_all_passes(prompts, images, seconds, words):
+    """Five rows of the denoiser a picture; under guidance each is computed twice."""
+    one = Work(Backbone("plain@5", "tinyworld/turbo", 5, 0.0, "tinyworld", "tinyworld"), prompts, images)
+    assert words in said([one], seconds, seconds)
+    assert GUIDED.guided and Work(GUIDED, 1, 0).passes(3) == 2 * one.passes(3) == 30
 
 
 def test_what_cannot_be_evaluated_is_told_before_anything_is_made(root, tmp_path):
