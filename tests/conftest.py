@@ -85,7 +85,7 @@ def no_tables():
         files.write_text(folder / "report.html", "<html></html>")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "summarise", lambda *_scores, **_words: {"dominance": {}})
+        patch.setattr(runs, "summarise", lambda *_scores, **_words: {"dominance": {}, "failures": []})
         patch.setattr(runs, "write_report", write_report)
         yield
 

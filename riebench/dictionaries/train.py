@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from riebench.core.claims import claim_folder
+from riebench.core.claims import claim_folder, refuse_others
 from riebench.core.errors import UserError
+from riebench.core.files import named_path
 from riebench.core.json_text import json_text
 from riebench.core.ray_cluster import Cluster
 from riebench.core.ray_pool import call_on_cluster
@@ -25,6 +26,7 @@ from sae_models.architectures import L1, Architecture, AuxK, BatchTopK, JumpReLU
 from sae_models.evaluation import Evaluation, Tally
 from sae_models.trainer import STATE_FILE, TrainConfig, train
 
+KIND = "folder of dictionaries"
 LOGS = "training"  # sub-folder of logs and states
 
 
@@ -104,7 +106,8 @@ def train_dictionaries(
     process. Raises `UserError` for settings that cannot be meant, as `train` does, and for an `out`
     that holds something else; what was registered stays.
     """
-    out = claim_folder(out, "folder of dictionaries")
+    out = named_path(out)
+    refuse_others(out, KIND)
     jobs = list(_jobs(data, grid, config, batch_size))
     known = {entry.key: entry for entry in index.entries(out)}
     done = [job for job in jobs if _is_done(known.get((job.backbone, job.block, job.name)), job, out)]
@@ -121,11 +124,13 @@ def train_dictionaries(
     print(f"log: {folder}", flush=True)
     how = {"folder": folder, "checkpoint_every": checkpoint_every, "trackers": trackers}
     if cluster:
+        claim_folder(out, KIND)
         maker = partial(_batches, data.elsewhere(), blocks, batch_size)
         saes = train_on_cluster(maker, architectures, config, cluster=cluster, **how)
     else:
         batches = data.batches(blocks, batch_size)
         print(f"shuffling buffer: {batches.bytes / 1e6:.0f} MB on {data.device}", flush=True)
+        claim_folder(out, KIND)
         saes = train(batches, architectures, config, **how)
     digests = [
         checkpoint.save(

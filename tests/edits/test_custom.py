@@ -156,7 +156,7 @@ def test_the_command_writes_a_strip(tmp_path, capsys):
     words = ["edit", RED, BLUE, "--region", "heart", "--blocks", "up.0.1", "--set", "k=2", "--set", "mode=adaptive"]
     assert main([*words, "--out", str(out), "--device", "cpu"]) == 0
     said = capsys.readouterr().out
-    assert Image.open(out).size == (3 * 256 + 8, 2 * 256 + 4)
+    assert Image.open(out).size == (3 * 256 + 8, 2 * (28 + 256) + 4)
     assert "up.0.1 on: " in said and "CLIP, edited prompt" in said and str(out) in said
     assert main(["edit", RED, BLUE, "--set", "k"]) == 2
     assert "sets nothing" in capsys.readouterr().err

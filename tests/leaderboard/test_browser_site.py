@@ -187,7 +187,7 @@ def test_an_entry_opens_with_all_its_images_and_leads_back(visit):
 
 
 def test_a_point_of_the_plot_opens_its_entry(visit):
-    visit.page.locator("#plot a[data-entry='pca'] circle").click()
+    visit.page.locator("#plot a[data-entry='pca'] path").click()
     expect(visit.page.locator("h1")).to_have_text(f"pca on {TURBO}")
 
 

@@ -87,7 +87,7 @@ def write_few_edits(data: Path) -> None:
         with (folder / f"{edit.category}.jsonl").open("a") as file:
             file.write(json.dumps(vars(edit)) + "\n")
     write_set_file(
-        folder, few, name="riebench", version="few", licence="CC-BY-4.0", source="riebench", checked="riebench"
+        folder, few, name="riebench", version="few", licence="CC-BY-4.0", source="riebench", checked="any set"
     )
 
 

@@ -187,7 +187,7 @@ def test_scores_are_the_same_alone_and_in_company(engine):
     together = list(engine.results([(reference, variants) for reference in references]))
     alone = list(engine.results([(engine.references([(edits[3], 42)])[0], variants)]))
     for a, b in zip(together[6:8], alone, strict=True):
-        assert a.row == b.row and torch.equal(a.image, b.image)
+        assert str(a.row) == str(b.row) and torch.equal(a.image, b.image)  # NaN, as of efficiency, is NaN
 
 
 @pytest.mark.slow
