@@ -4,18 +4,18 @@ images, and beside those of another training seed."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from riebench.backbones.folders import channels_of
+from riebench.backbones.folders import backbone_folder, channels_of
 from riebench.backbones.loading import choose_device, choose_dtype
 from riebench.backbones.table import BACKBONES, Backbone
 from riebench.core.errors import UserError
 from riebench.core.keys import digest
-from riebench.core.versions import installed_sources, library_versions
+from riebench.core.versions import folder_digest, installed_sources, library_versions
 from riebench.dictionaries.estimate import Work, tell
 from riebench.dictionaries.generalisation import FIRST_SEED, evaluate_steps, find_entries, held_out_captions
 from riebench.dictionaries.harvest import rows_per_prompt
@@ -145,9 +145,8 @@ def _key(
 ) -> str:
     """Returns what an evaluation is known by: all that its figures depend on."""
     weights = {f"{entry.block} {entry.name}": index.fingerprint(entry, root=root) for entry in entries}
-    models = [repr(backbone) for backbone in backbones]
     rests_on = [
-        models,
+        [_described(backbone) for backbone in backbones],
         weights,
         list(by_name),
         list(texts),
@@ -158,6 +157,15 @@ def _key(
         library_versions(("torch", "diffusers")),
     ]
     return digest(rests_on)[:16]
+
+
+def _described(backbone: Backbone) -> dict[str, object]:
+    """Returns all that a backbone says of itself, its kind by where that is described and a folder by its bytes."""
+    said = {field.name: getattr(backbone, field.name) for field in fields(backbone) if field.name != "family"}
+    return said | {
+        "family": backbone.family.at,
+        "folder": folder_digest(backbone_folder(backbone)) if backbone.folder else "",
+    }
 
 
 def _work(backbone: Backbone, prompts: int, images: int, by_name: Mapping[str, Mapping[str, Dictionary]]) -> Work:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -256,6 +258,25 @@ def test_an_evaluation_that_is_killed_again_and_again_ends_as_an_undisturbed_one
             assert len(list(tmp_path.iterdir())) == 1  # the folder of this evaluation
     assert found == wanted and deaths > 1
     assert not any(tmp_path.iterdir())  # nothing is left of what is done
+
+
+@pytest.mark.process
+def test_an_evaluation_is_known_again_by_another_process(root):
+    code = """
+import sys
+from pathlib import Path
+from riebench.backbones.table import BACKBONES
+from riebench.dictionaries.evaluate import _key
+from sae_models import index
+root = Path(sys.argv[1])
+backbones = [BACKBONES.get(name) for name in ("tinyworld-turbo@1", "tinyworld-base@25", "sdxl-turbo@4")]
+print(_key(backbones, index.entries(root)[:4], {"eight": {}}, ["a cat"], int(sys.argv[2]), root, "update", "cpu"))
+"""
+    keys = [
+        subprocess.run([sys.executable, "-c", code, root, images], stdout=subprocess.PIPE, check=True).stdout
+        for images in "112"
+    ]
+    assert keys[0] == keys[1] != keys[2] and len(keys[0].strip()) == 16
 
 
 def test_a_broken_part_is_made_again(tmp_path):
