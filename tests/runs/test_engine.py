@@ -49,7 +49,7 @@ def judgeless(monkeypatch):
     """Nothing that looks at pictures can be loaded."""
     monkeypatch.setattr(engines, "GROUNDERS", Missing)
     monkeypatch.setattr(engines, "Scorer", Missing)
-    monkeypatch.setattr(ScoringModels, "__post_init__", Missing.__init__)
+    monkeypatch.setattr(ScoringModels, "__getitem__", Missing.__init__)
 
 
 def fresh(engine) -> Engine:
