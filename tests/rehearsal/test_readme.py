@@ -10,6 +10,8 @@ import contextlib
 import io
 import json
 import re
+import shutil
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +30,7 @@ from riebench.cli import main
 from riebench.core import files
 from riebench.edits.edit import load_edits
 from riebench.edits.sets import write_set_file
+from riebench.runs import config
 
 COMMANDS = sdxl_commands(README.read_text())
 CATEGORIES = ("change_object",)  # of which the edit set has an edit in each split here
@@ -91,6 +94,15 @@ def write_few_edits(data: Path) -> None:
     )
 
 
+def write_presets(folder: Path) -> Path:
+    """Writes the shipped runs with a fiftieth of the neurons, of which the small models have few, and returns where."""
+    shutil.copytree(config.PRESETS, folder)
+    for path in folder.glob("sdxl/*.yaml"):
+        text = re.sub(r"(neurons\s+k: )(\d+)", lambda found: f"{found[1]}{int(found[2]) // 50}", path.read_text())
+        path.write_text(text)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def rehearsal(hub_home, tmp_path_factory) -> Iterator[Rehearsal]:
     folder = tmp_path_factory.mktemp("rehearsal")
@@ -102,6 +114,7 @@ def rehearsal(hub_home, tmp_path_factory) -> Iterator[Rehearsal]:
         patch.setattr(huggingface_hub, "snapshot_download", fake_hub.download_from(hub_home))
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         patch.setattr(files, "data_folder", lambda: folder / "data")
+        patch.setattr(config, "PRESETS", write_presets(folder / "presets"))
         yield Rehearsal(folder)
 
 
