@@ -11,7 +11,6 @@ import io
 import json
 import re
 import shutil
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
