@@ -94,10 +94,13 @@ def write_few_edits(data: Path) -> None:
 
 
 def write_presets(folder: Path) -> Path:
-    """Writes the shipped runs with a fiftieth of the neurons, of which the small models have few, and returns where."""
+    """Writes the shipped runs with fewer neurons and components, of which the small models have a fiftieth and a
+    twentieth, and returns where."""
     shutil.copytree(config.PRESETS, folder)
     for path in folder.glob("sdxl/*.yaml"):
-        text = re.sub(r"(neurons\s+k: )(\d+)", lambda found: f"{found[1]}{int(found[2]) // 50}", path.read_text())
+        text = path.read_text()
+        for method, share in (("neurons", 50), ("pca", 20)):
+            text = re.sub(rf"({method}\s+k: )(\d+)", lambda k, share=share: f"{k[1]}{int(k[2]) // share}", text)
         path.write_text(text)
     return folder
 
