@@ -164,14 +164,15 @@ def _read(text: str, flag: str, kind: type) -> Any:
 def _items(text: str, flag: str, kind: type) -> tuple:
     """Returns the items of a list with commas between. Raises `UserError` for none, for what is no such number, and for
     one that stands twice."""
-    words = [word for word in text.split(",") if word] if kind is str else text.split(",")
+    is_number = kind in (int, float)
+    words = text.split(",") if is_number else [word for word in text.split(",") if word]
     try:
-        items = tuple(map(kind, words))
+        items = tuple(map(kind, words)) if is_number else tuple(words)
     except ValueError as error:
         remedy = f"give numbers with commas between, as {EXAMPLES[kind]}"
         raise UserError(f"{flag} is {text!r}", remedy=remedy) from error
     if not items:
-        raise UserError(f"{flag} is empty", remedy=f"leave it out, or give some, as {EXAMPLES[kind]}")
+        raise UserError(f"{flag} is empty", remedy="leave it out, or give some, with commas between")
     for item in items:
         if items.count(item) > 1:
             raise UserError(f"{flag} holds {item} twice", remedy="give each once")

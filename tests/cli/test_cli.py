@@ -200,6 +200,62 @@ def test_train_and_evaluate_say_what_is_wrong_with_their_words(capsys, tmp_path)
 
 
 @pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("train --k 0", "--k holds 0 -> give a whole number from 1 to"),
+        ("train --k 1.5", "--k is '1.5'"),
+        ("train --k ,", "--k is ','"),
+        ("train --width 0", "--width holds 0"),
+        ("train --width 1000000000", "--width holds 1000000000"),
+        ("train --lr nan", "--lr holds nan -> give a number from 0 to 1"),
+        ("train --lr=-1", "--lr holds -1.0"),
+        ("train --weight inf", "--weight holds inf"),
+        ("train --prefixes 2", "--prefixes holds 2.0"),
+        ("train --steps=-1", "--steps holds -1"),
+        ("train --steps many", "--steps holds 'many'"),
+        ("train --batch-size 1000000000", "--batch-size holds 1000000000"),
+        ("train --buffer-rows 0", "--buffer-rows holds 0"),
+        ("train --checkpoint-every 0", "--checkpoint-every holds 0"),
+        ("train --architecture topkk", "--architecture holds 'topkk'; did you mean 'topk'?"),
+        ("train --tracker wandbb", "--tracker holds 'wandbb'"),
+        ("train --seeds 1,1", "--seeds holds 1 twice"),
+        ("train --blocks mid.0,mid.0", "--blocks holds mid.0 twice"),
+        ("train --engine rays", "--engine holds 'rays'; did you mean 'ray'?"),
+        ("harvest --count=-1", "--count holds -1"),
+        ("harvest --count 1e3", "--count holds '1e3'"),
+        ("harvest --batch-size 1000000000", "--batch-size holds 1000000000 -> give a whole number from 0 to 4096"),
+        ("harvest --dtype float15", "--dtype holds 'float15'; did you mean 'float16'?"),
+        ("harvest --branch none", "--branch holds 'none'; did you mean 'uncond'? -> give cond, uncond or both"),
+        ("harvest --seed=-1", "--seed holds -1"),
+        ("evaluate --count 0", "--count holds 0"),
+        ("evaluate --images=-1", "--images holds -1"),
+        ("evaluate --site streams", "--site holds 'streams'; did you mean 'stream'?"),
+        ("index-text --site streams", "--site holds 'streams'"),
+        ("tinyworld train --seed=-1", "--seed holds -1"),
+        ("run quickstart --batch-size 1000000000", "--batch-size holds 1000000000"),
+        ("run quickstart --batch-size true", "--batch-size holds 'true'"),
+        ("run quickstart --edits-per-category=-1", "--edits-per-category holds -1"),
+        ("run quickstart --seeds 18446744073709551616", "--seeds holds 18446744073709551616"),
+        ("run quickstart --seeds 1,1", "--seeds holds 1 twice"),
+        ("run quickstart --seeds ''", "--seeds is ''"),
+        ("run quickstart --categories ''", "--categories is empty"),
+        ("run quickstart --edits ''", "--edits is empty"),
+        ("edit a b --blocks ''", "--blocks is empty"),
+        ("edit a b --set k=1 --set k=2", "--set k is given twice"),
+        ("edit a b --set =1", "no setting ''"),
+        ("edit a b --seed 1e3", "--seed holds '1e3'"),
+        ("edit a b --out picture.txt", "picture.txt is no name of a picture"),
+        ("edit a b --out picture", "picture is no name of a picture"),
+    ],
+)
+def test_words_that_cannot_be_meant_are_one_line_before_anything_is_loaded(words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    wants_out = words.split()[0] in ("train", "harvest", "tinyworld", "run", "index-text")
+    line = failing(capsys, *shlex.split(words), *(["--out", "new"] if wants_out else []))
+    assert said in line and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("seeds: [42", "is not YAML"),
