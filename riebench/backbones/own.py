@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from riebench.backbones.other_files import fusing
@@ -13,6 +12,7 @@ from riebench.backbones.released import VAES
 from riebench.backbones.sdxl import SDXL
 from riebench.backbones.table import BACKBONES, DTYPES, Backbone
 from riebench.core.errors import UserError, did_you_mean, shown
+from riebench.core.files import named_path
 
 
 def backbone_from(values: Mapping[str, Any], where: str) -> Backbone:
@@ -39,12 +39,12 @@ def backbone_from(values: Mapping[str, Any], where: str) -> Backbone:
             raise UserError(f"{where}: {key} is {shown(value)}{near}", remedy=remedy)
     if "like" in values:
         model = BACKBONES.get(values["like"])
-        taken = vars(model) | {"summary": "", "dictionaries": model.dictionaries or model.name}
+        taken = vars(model) | {"summary": "", "dictionaries": model.trained_on[-1]}
     else:
         taken = {"grounder": "grounding-dino+sam2", "judges": "sdxl"}
     own = {key: value for key, value in values.items() if key != "like"}
     if "folder" in own:
-        own |= {"folder": str(Path(own["folder"]).expanduser().absolute()), "weights": None, "weights_full": None}
+        own |= {"folder": str(named_path(own["folder"]).absolute()), "weights": None, "weights_full": None}
     if "guidance" in own:
         own["guidance"] = float(own["guidance"])
     for key in ("name", "folder", "steps", "guidance"):

@@ -13,7 +13,7 @@ from riebench.edits.edit import (
     SPLITS,
     Edit,
     Placed,
-    categories_of,
+    by_category,
     edit_sha256,
     mask_of,
     path_of,
@@ -55,9 +55,7 @@ def checked_edits(name: str | Path, suits: Suits = no_backbone) -> list[Edit]:
     problems = problems_of(path, placed, problems, suits)
     if problems:
         raise error_of(path, problems)
-    edits = [one.edit for one in placed]
-    order = categories_of(edits)
-    return sorted(edits, key=lambda edit: order.index(edit.category))
+    return by_category(placed)
 
 
 def validate_edits(name: str | Path, suits: Suits = no_backbone) -> list[Problem]:

@@ -179,6 +179,11 @@ def read_edits(path: Path) -> list[Edit]:
     problems += repeated_ids(placed)
     if problems:
         raise error_of(path, problems)
+    return by_category(placed)
+
+
+def by_category(placed: Sequence[Placed]) -> list[Edit]:
+    """Returns the edits in the order of the categories, in each as they stand in the files."""
     edits = [one.edit for one in placed]
     order = categories_of(edits)
     return sorted(edits, key=lambda edit: order.index(edit.category))
@@ -199,8 +204,11 @@ def read_placed(path: Path) -> tuple[list[Placed], list[Problem]]:
             said = values.get("id", "")
             known = said if isinstance(said, str) else ""
             problems += [replace(problem, file=row.file, line=row.line, id=known) for problem in wrong]
-        else:
+            continue
+        try:
             placed.append(Placed(_edit_of(row, values), row.file, row.line))
+        except UserError as error:
+            problems.append(Problem(error.message, error.remedy, row.file, row.line, str(values["id"])))
     return placed, sorted(problems, key=lambda problem: (problem.file, problem.line))
 
 
@@ -300,11 +308,12 @@ def _undeclared(category: object, allowed: Sequence[str]) -> Iterator[Problem]:
 
 
 def _edit_of(row: Row, values: Mapping[str, object]) -> Edit:
-    """Returns the edit of values without faults, its masks named from the file's folder on."""
+    """Returns the edit of values without faults, its masks named from the file's folder on. Raises `UserError` as
+    `named_path` does."""
     tags = values.get("tags")
     texts = {name: value for name, value in values.items() if isinstance(value, str)}
     for name in ("original_region", "edited_region"):
-        texts[name] = _with_mask(texts[name], lambda file: str(Path(row.file).parent / Path(file).expanduser()))
+        texts[name] = _with_mask(texts[name], lambda file: str(Path(row.file).parent / files.named_path(file)))
     return Edit(**texts, tags=dict(tags) if isinstance(tags, Mapping) else {})
 
 

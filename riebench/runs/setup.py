@@ -8,6 +8,7 @@ from pathlib import Path
 
 from riebench.backbones.table import Backbone
 from riebench.core.errors import UserError, did_you_mean
+from riebench.core.files import named_path
 from riebench.methods.modes import Mode, mode_named
 from riebench.regions.grounders import MASK_RULES
 from sae_models import index
@@ -75,6 +76,6 @@ class Setup:
 
         Raises `UserError` naming what there is where there is none of that name.
         """
-        root = Path(self.dictionaries).expanduser() if self.dictionaries else None
+        root = named_path(self.dictionaries) if self.dictionaries else None
         site = self.site or backbone.family.default_site
         return index.find(backbone.trained_on, block, self.dictionary or None, root=root, site=site), root

@@ -1,14 +1,19 @@
 """Where what a YAML file names is looked for: from the file, whatever the current directory is then and later."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
+from riebench.backbones.own import backbone_from
+from riebench.backbones.table import BACKBONES
 from riebench.core.errors import UserError
+from riebench.edits.checks import validate_edits
 from riebench.edits.edit import load_edits
 from riebench.edits.template import write_template
 from riebench.runs.config import PRESETS, RunConfig, build_config, read_config
+from riebench.runs.setup import Setup
 
 YAML = """\
 edits: ../sets/mine.csv
@@ -88,3 +93,20 @@ def test_a_label_is_a_line_of_text(project, label):
         "methods: [noop, {name: sae, label: \"=cmd|' /C x'!A0\"}]\nsubsets_of: []\n"
     )
     assert read_config("../runs/c.yaml").methods[1].label == "=cmd|' /C x'!A0"
+
+
+def test_a_home_that_is_not_known_is_a_line_wherever_a_path_may_begin_with_one(tmp_path):
+    nowhere = "~nobody-of-that-name/x"
+    path = tmp_path / "a.jsonl"
+    edit = {"id": "a", "category": "change_object", "original_prompt": "a heart", "edited_prompt": "a star"}
+    path.write_text(json.dumps(edit | {"original_region": f"mask:{nowhere}.png", "edited_region": "star"}))
+    (problem,) = validate_edits(path)
+    assert (problem.id, problem.line) == ("a", 1) and "begins at a home that is not known" in problem.what
+    mine = {"name": "mine@1", "like": "tinyworld-turbo@1", "folder": nowhere}
+    for named in (
+        lambda: load_edits(path),
+        lambda: backbone_from(mine, "here"),
+        lambda: Setup(dictionaries=nowhere).dictionary_of(BACKBONES.get("tinyworld-turbo@1"), "mid.0"),
+    ):
+        with pytest.raises(UserError, match="begins at a home that is not known -> .*write the whole path"):
+            named()
