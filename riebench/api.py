@@ -20,10 +20,10 @@ from riebench.core.pictures import mask_picture, to_picture
 from riebench.core.values import Seed, check_value
 from riebench.edits.edit import Edit, set_sha256
 from riebench.generation.interventions import Intervention
-from riebench.methods.method import Method
+from riebench.methods.method import Method, uses_sae
 from riebench.runs import run as runs
 from riebench.runs.config import MethodConfig, RunConfig, build_config, read_config
-from riebench.runs.dictionaries import check_dictionaries, uses_sae
+from riebench.runs.dictionaries import check_dictionaries
 from riebench.runs.engine import Engine, open_engine
 from riebench.runs.folder import default_folder, folder_of_config
 from riebench.runs.limits import refuse_impossible

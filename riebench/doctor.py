@@ -157,7 +157,7 @@ def _beside(backbone: Backbone) -> float:
     the judges of every run, and of its published dictionaries take beside the model; in float32, as their files are."""
     judges = [network for network in NETWORKS[backbone.judges] if network.key == "clip"]
     parts = [*GROUNDER_WEIGHTS.get(backbone.grounder, ()), *(item for network in judges for item in network.weights)]
-    parts += RELEASED_WEIGHTS.get(DEFAULT_NAMES.get(backbone.dictionaries or backbone.name, ""), ())
+    parts += RELEASED_WEIGHTS.get(DEFAULT_NAMES.get(backbone.trained_on[-1], ""), ())
     return sum(item.gigabytes for item in parts)
 
 

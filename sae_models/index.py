@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, fields
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING
 
 from riebench.core.errors import UserError, did_you_mean
 from riebench.core.files import data_folder, read_json_value, write_text
 from riebench.core.json_text import json_text
 from riebench.core.memory import room_for
-from riebench.core.values import check_value
+from riebench.core.values import check_value, field_kinds
 from sae_models import released
 from sae_models.entry import Entry
 from sae_models.layouts import holds_part, weights_sha256
@@ -239,7 +238,8 @@ def _entry(item: object, where: str) -> Entry:
     missing = sorted(known - item.keys())
     if missing:
         raise UserError(f"{where} lacks {', '.join(missing)}", remedy="mend the file")
-    values = {name: check_value(name, value, _kinds()[name], f"{where}: ") for name, value in item.items()}
+    kinds = field_kinds(Entry)
+    values = {name: check_value(name, value, kinds[name], f"{where}: ") for name, value in item.items()}
     folder = values["folder"]
     if not folder or "\0" in folder or ".." in Path(folder).parts or Path(folder).is_absolute():
         raise UserError(
@@ -247,9 +247,3 @@ def _entry(item: object, where: str) -> Entry:
             remedy="move the checkpoint into the folder of the index, and name it from there",
         )
     return Entry(**values)
-
-
-@cache
-def _kinds() -> dict[str, Any]:
-    """Returns field of an `Entry` -> what it may be."""
-    return get_type_hints(Entry, include_extras=True)

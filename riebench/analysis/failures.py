@@ -51,9 +51,14 @@ def failure_sentences(failures: Sequence[Mapping[str, Any]], methods: int = 0) -
     ]
 
 
+def in_every_case(failures: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Returns those of `failures_of` that are of every case."""
+    return [one for one in failures if one["failed"] == one["planned"]]
+
+
 def without_valid_case(failures: Sequence[Mapping[str, Any]]) -> list[str]:
     """Returns the methods, each once, that failed in every case, at some strength."""
-    return list(dict.fromkeys(one["method"] for one in failures if one["failed"] == one["planned"]))
+    return list(dict.fromkeys(one["method"] for one in in_every_case(failures)))
 
 
 def _counts(failure: Mapping[str, Any]) -> list[Any]:

@@ -16,7 +16,7 @@ from riebench.analysis.frontier import curves, sweeps_of
 from riebench.analysis.methods import method_rows
 from riebench.analysis.statistics import ValidCases, edit_weights, valid_cases
 from riebench.analysis.strengths import chosen_strengths
-from riebench.analysis.verdicts import NO_CASE, ONE_EDIT, explanation, short
+from riebench.analysis.verdicts import ONE_EDIT, explanation, short, verdicts_of
 from riebench.core.errors import NothingValid, UserError
 from riebench.core.scores import CASE, NOOP, SETTING, Score, Setting, score_words, scores_of
 from riebench.core.text_tables import aligned
@@ -187,9 +187,7 @@ def block_table(summary: dict) -> str:
         return f"Block effects were not measured: {why}."
     value, blocks, headline = summary["values"][0], summary["blocks"], summary["dominance"][0]
     rows = {**headline["categories"], "all": headline["overall"]}
-    verdicts = {
-        name: (row["dominant"].get(value, NO_CASE), row["edits_needed"].get(value)) for name, row in rows.items()
-    }
+    verdicts = verdicts_of(rows, value)
 
     def lines(with_intervals: bool) -> list[str]:
         cells = [["category", *blocks, "dominant block"]]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from riebench.analysis.statistics import Interval
 from riebench.core.scores import LEAST_COST
@@ -65,6 +66,14 @@ def short(verdict: str) -> str:
     """Returns a verdict as cells have it: the block's name, or why there is none."""
     head, _, reason = verdict.partition(": ")
     return reason if head == NOT_SEPARABLE else head
+
+
+def verdicts_of(rows: Mapping[str, Mapping[str, Any]], value: str) -> dict[str, tuple[str, int | None]]:
+    """Returns category -> its verdict on a value, and the number of edits that would do, as `explained` takes them.
+
+    rows: category -> its part of a table of the summary's `dominance`.
+    """
+    return {name: (row["dominant"].get(value, NO_CASE), row["edits_needed"].get(value)) for name, row in rows.items()}
 
 
 def explained(verdicts: Mapping[str, tuple[str, int | None]]) -> list[tuple[str, str, str]]:

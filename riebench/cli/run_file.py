@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, get_type_hints
+from typing import Any
 
 from baselines import METHODS
 from riebench.backbones.own import KEYS
 from riebench.cli.flags import field_docs
-from riebench.core.values import allowed
+from riebench.core.values import allowed, field_kinds
 from riebench.methods.transport import Transport
 from riebench.runs.config import MethodConfig, RunConfig, setting_kinds
 
@@ -37,8 +37,8 @@ This page is made by `python -m riebench.cli.run_file` from the dataclasses that
 
 def page() -> str:
     """Returns the page, as markdown."""
-    hints = get_type_hints(RunConfig, include_extras=True)
-    keys = [(one, hints[one.name]) for one in dataclasses.fields(RunConfig)]
+    kinds = field_kinds(RunConfig)
+    keys = [(one, kinds[one.name]) for one in dataclasses.fields(RunConfig)]
     parts = [HEAD, "## Keys", _table(RunConfig, keys), "## A backbone of one's own: the keys of `backbone`"]
     rows = [f"| `{key}` | {_cell(remedy)} |" for key, (_, remedy) in KEYS.items()]
     parts.append("\n".join(("| key | what to write |", "|---|---|", *rows)))
@@ -47,7 +47,7 @@ def page() -> str:
         "## Methods",
         "`name` is one of `riebench ls methods`, `label` its name in tables; other keys are settings of the method.",
         "### What all methods that move features have",
-        _settings(Transport, shared, get_type_hints(Transport, include_extras=True)),
+        _settings(Transport, shared, field_kinds(Transport)),
     ]
     for name in METHODS.names():
         method, kinds = METHODS.get(name), setting_kinds(name) or {}

@@ -27,7 +27,7 @@ class Work:
 
     def passes(self, count: int) -> int:
         """Returns how many rows the denoiser computes for so many pictures."""
-        return count * self.backbone.steps * (2 if self.backbone.guided else 1)
+        return count * self.backbone.steps * len(self.backbone.branches)
 
 
 def said(work: Sequence[Work], per_row: float, per_image: float) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import PackageLoader
 from markupsafe import Markup
 
-from riebench.analysis.verdicts import NO_CASE, explained, short
+from riebench.analysis.verdicts import NO_CASE, explained, short, verdicts_of
 from riebench.core.json_text import json_text
 from riebench.leaderboard.entries import Entry
 from riebench.leaderboard.site_words import ALL, category_words, in_order, rows_by_category, web_address
@@ -124,10 +124,8 @@ def _explanation(effects: dict, value: str) -> Markup:
         **{category_words(name): row for name, row in effects["categories"].items()},
         category_words(ALL): effects["overall"],
     }
-    verdicts = {
-        name: (row["dominant"].get(value, NO_CASE), row["edits_needed"].get(value)) for name, row in rows.items()
-    }
-    return definitions({f"{reason}: {categories}": remedy for reason, categories, remedy in explained(verdicts)})
+    reasons = explained(verdicts_of(rows, value))
+    return definitions({f"{reason}: {categories}": remedy for reason, categories, remedy in reasons})
 
 
 def _block_chart(effects: dict, value: str, blocks: Sequence[str]) -> Markup:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from baselines import METHODS
-from riebench.analysis.failures import failure_sentences, failures_of
+from riebench.analysis.failures import failure_sentences, failures_of, in_every_case
 from riebench.analysis.frames import one_of_each, read_scores, settings_of
 from riebench.analysis.run import Run
 from riebench.core import files
@@ -100,11 +100,7 @@ def submit(
 def _refuse_failed(frame: pd.DataFrame, settings: Iterable[Setting]) -> None:
     """Raises `UserError` where a method has no valid case, before any entry is written."""
     wanted = {(setting.method, setting.strength) for setting in settings}
-    lost = [
-        one
-        for one in failures_of(frame)
-        if one["failed"] == one["planned"] and (one["method"], one["strength"]) in wanted
-    ]
+    lost = [one for one in in_every_case(failures_of(frame)) if (one["method"], one["strength"]) in wanted]
     if lost:
         remedy = "mend that, then run again; or name the other methods with --methods"
         raise UserError(f"no entry can be made: {'; '.join(failure_sentences(lost))}", remedy=remedy)

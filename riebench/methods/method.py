@@ -93,6 +93,11 @@ def check_settings(method: Any) -> None:
     check_fields(method, f"method {name!r}: " if name else "")
 
 
+def uses_sae(method: Method) -> bool:
+    """Returns whether a method may ask for the dictionaries of blocks."""
+    return bool(method.sites) and getattr(method, "uses_sae", True)
+
+
 @runtime_checkable
 class Method(Protocol):
     """One way of editing. `name` is its name in tables; `strength` its strength there; `sites` is what it reads and

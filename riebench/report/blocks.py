@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from markupsafe import Markup
 
-from riebench.analysis.verdicts import NO_CASE, explained, names_block, short
+from riebench.analysis.verdicts import NO_CASE, explained, names_block, short, verdicts_of
 from riebench.report.figures import HeatRow, heat_picture
 from riebench.report.markup import Cell, definitions, details, figure, paragraph, table
 from riebench.report.words import (
@@ -63,9 +63,7 @@ def answer(found: dict, summary: dict) -> str:
 
 def _verdicts(found: dict, value: str, rows: Mapping[str, dict]) -> dict[str, tuple[str, int | None]]:
     """Returns category, in words -> its verdict and the edits that it needs."""
-    return {
-        words(name): (row["dominant"].get(value, NO_CASE), row["edits_needed"].get(value)) for name, row in rows.items()
-    }
+    return verdicts_of({words(name): row for name, row in rows.items()}, value)
 
 
 def _of_table(found: dict, summary: dict, place: int) -> Markup:

@@ -115,9 +115,6 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name, value in fixed(_checked(vars(self))).items():
             object.__setattr__(self, name, value)
-        for name in ("edits", "dictionaries"):
-            if getattr(self, name).startswith("~"):
-                object.__setattr__(self, name, str(named_path(getattr(self, name))))
         names = [method.label or method.name for method in self.methods]
         for needed in ("noop", *self.subsets_of):
             if needed not in names:

@@ -7,16 +7,11 @@ from collections.abc import Sequence
 
 from riebench.backbones.folders import channels_of
 from riebench.backbones.table import Backbone
-from riebench.methods.method import Method
+from riebench.methods.method import Method, uses_sae
 from riebench.methods.text_index import find_text_index
 from riebench.runs.needs import index_remedy
 from riebench.runs.setup import Setup
 from sae_models import index
-
-
-def uses_sae(method: Method) -> bool:
-    """Returns whether a method may ask for the dictionaries of blocks."""
-    return bool(method.sites) and getattr(method, "uses_sae", True)
 
 
 def check_dictionaries(methods: Sequence[Method], backbone: Backbone, setup: Setup) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from riebench.backbones.table import Backbone
 from riebench.core.errors import UserError, shown
 from riebench.generation.interventions import window_steps
-from riebench.methods.method import Method
+from riebench.methods.method import Method, uses_sae
 from riebench.methods.modes import Mode
 from riebench.methods.transport import Transport
 from riebench.runs.setup import Setup
@@ -16,7 +16,7 @@ from riebench.runs.setup import Setup
 
 def refuse_impossible(method: Method, backbone: Backbone, setup: Setup) -> None:
     """Raises `UserError` for a window that the backbone's steps have not, a branch that it has not, and features that
-    its dictionaries have not, of a method that uses them (`Method.uses_sae`). Where there is no dictionary, that is
+    its dictionaries have not, of a method that uses them (`uses_sae`). Where there is no dictionary, that is
     another error, which the plan raises."""
     window, branch = getattr(method, "window", "all"), getattr(method, "branch", "both")
     with _named(method):
@@ -25,7 +25,7 @@ def refuse_impossible(method: Method, backbone: Backbone, setup: Setup) -> None:
         if branch not in ("both", *backbone.branches):
             known = " or ".join(("both", *backbone.branches))
             raise UserError(f"{backbone.name} has no branch {branch!r}", remedy=f"use {known}")
-    if not method.sites or not getattr(method, "uses_sae", True):
+    if not uses_sae(method):
         return
     try:
         entries = {block: setup.dictionary_of(backbone, block)[0] for block in backbone.blocks}

@@ -15,12 +15,12 @@ from riebench.core.files import data_folder
 from riebench.core.hub import weights_folder
 from riebench.core.text_tables import aligned
 from riebench.edits.checks import checked_edits
+from riebench.methods.method import uses_sae
 from riebench.metrics import networks
 from riebench.metrics.networks.base import Description
 from riebench.metrics.networks.table import METRIC_WEIGHTS
 from riebench.regions.grounders import GROUNDER_WEIGHTS, SHIPPED_WEIGHTS
 from riebench.runs.config import RunConfig
-from riebench.runs.dictionaries import uses_sae
 from riebench.runs.edits import choose_edits, suits
 from riebench.runs.needs import index_remedy, missing_need
 from riebench.runs.setup import Setup

@@ -21,10 +21,9 @@ from riebench.edits.edit import Edit
 from riebench.edits.phrases import mask_files
 from riebench.generation.interventions import window_steps
 from riebench.methods.means import feature_means
-from riebench.methods.method import Method
+from riebench.methods.method import Method, uses_sae
 from riebench.methods.text_index import find_text_index
 from riebench.regions.grounders import GROUNDER_WEIGHTS, GROUNDERS, SHIPPED_WEIGHTS, grounder_settings
-from riebench.runs.dictionaries import uses_sae
 from riebench.runs.needs import index_remedy
 from riebench.runs.setup import Setup
 from riebench.runs.store import picture_path

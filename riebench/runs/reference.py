@@ -25,7 +25,7 @@ from riebench.generation.interventions import Intervention, Push
 from riebench.generation.retrace import Group, Retraced
 from riebench.generation.sampler import Request, Sample, Sampler, load_sampler
 from riebench.methods.means import feature_means
-from riebench.methods.method import Case, Method
+from riebench.methods.method import Case, Method, uses_sae
 from riebench.methods.text_index import TextIndex, find_text_index
 from riebench.regions.find import Regions
 from riebench.runs.limits import refuse_many
@@ -130,7 +130,7 @@ class Generation:
     def refuse_many(self, method: Method, kind: str) -> None:
         """Raises `UserError` where a method that uses no SAE is to choose more channels or neurons than there are at
         sites of a kind."""
-        if kind and not getattr(method, "uses_sae", True):
+        if kind and not uses_sae(method):
             widths: Counter[str] = Counter()
             for site in self._sites(kind):
                 widths[site.block] += self.sampler.blocks.width(site)

@@ -17,7 +17,7 @@ import torch
 from riebench.core.errors import UserError
 from riebench.edits.edit import Edit, load_edits
 from riebench.generation.sampler import Sampler
-from riebench.methods.method import Method
+from riebench.methods.method import Method, uses_sae
 from riebench.runs.engine import Engine
 from riebench.runs.plan import TEXT, Shared, Task, Wanted, find_donor, kind_of_donor, plan_variants
 from riebench.runs.store import Store, picture_path
@@ -100,9 +100,7 @@ def _methods(bench: Bench, engine: Engine, methods: Sequence[Method]) -> tuple[l
         for block in bench.backbone.blocks:
             engine.generation.dictionary(block)
     except UserError as error:
-        left_out |= {
-            method.name: str(error) for method in methods if method.sites and getattr(method, "uses_sae", True)
-        }
+        left_out |= {method.name: str(error) for method in methods if uses_sae(method)}
     for method in methods:
         if getattr(method, "select_on", "") == TEXT and method.name not in left_out:
             try:
