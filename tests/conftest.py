@@ -46,6 +46,20 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+@pytest.fixture(autouse=True)
+def registries():
+    """What a test adds to a registry of names (`METHODS`, `METRICS`, ...) is gone after it, as is what the code of a
+    page that it runs adds."""
+    from riebench.core import registry
+
+    found = [(table, table._entries, dict(table._entries), table._installed_read) for table in registry._registries]
+    yield
+    for table, entries, before, installed_read in found:
+        entries.clear()
+        entries.update(before)
+        table._entries, table._installed_read = entries, installed_read
+
+
 @pytest.fixture(scope="session")
 def engine():
     from riebench.runs.engine import open_engine

@@ -63,9 +63,7 @@ def plugin(tmp_path, monkeypatch):
     monkeypatch.setattr(plugins, "_loaded", {})
     path = tmp_path / "my_things.py"
     path.write_text(PLUGIN)
-    yield str(path)
-    for registry, name in ((riebench.METHODS, "brighter"), (riebench.METRICS, "redness")):
-        registry._entries.pop(name, None)
+    return str(path)
 
 
 @pytest.mark.slow

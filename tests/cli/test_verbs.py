@@ -58,10 +58,7 @@ def test_a_metric_of_ones_own_is_scored_by_name(finished, capsys):
             return batch.intervened[:, 0].double().mean(dim=(1, 2)).numpy()
 
     riebench.METRICS.add("redness", Redness)
-    try:
-        assert main(["score", str(finished), "--metrics", "redness"]) == 0
-    finally:
-        del riebench.METRICS._entries["redness"]
+    assert main(["score", str(finished), "--metrics", "redness"]) == 0
     frame = read_scores(finished / "scores.parquet")
     row = frame[frame.status == "ok"].iloc[-1]
     assert row.redness == pytest.approx(np.asarray(Image.open(finished / row.image))[..., 0].mean() / 255, rel=1e-5)

@@ -170,15 +170,8 @@ def test_a_scorer_takes_the_default_metrics_or_those_that_are_named():
     assert row["mse_outside"] == pytest.approx(far.sum().item() / (64 * 64 - 14 * 24), rel=1e-6)
 
 
-@pytest.fixture
-def registry(monkeypatch):
-    """The registry, put back afterwards."""
-    monkeypatch.setattr(METRICS, "_entries", dict(METRICS._all()))
-    return METRICS
-
-
-def test_a_metric_of_ones_own_is_a_class_with_five_names(registry):
-    @registry.register("brightness", "mean of the image")
+def test_a_metric_of_ones_own_is_a_class_with_five_names():
+    @METRICS.register("brightness", "mean of the image")
     class Brightness:
         name, higher_is_better, bounds, summary = "brightness", None, (0.0, np.inf), "mean of the image"
 

@@ -299,25 +299,19 @@ def test_methods_of_others_are_held_to_their_annotations_and_no_further():
 
     METHODS.add("mine", Mine)
     METHODS.add("made", lambda k=1: k)
-    try:
-        assert MethodConfig("mine", {"k": -3, "steps": "none", "anything": [1]}).build() == Mine(
-            -3, "none", anything=[1]
-        )
-        assert MethodConfig("made", {"k": "two"}).build() == "two"
-        assert setting_kinds("made") is None
-        for settings, said in (
-            ({"ways": "dwn"}, "method 'mine': ways holds 'dwn'; did you mean 'down'? -> give up or down"),
-            ({"part": 1.5}, "method 'mine': part holds 1.5 -> give a number from 0 to 1"),
-            ({"k": "1"}, "method 'mine': k holds '1' -> give a whole number"),
-        ):
-            with pytest.raises(UserError) as raised:
-                MethodConfig("mine", settings).build()
-            assert str(raised.value) == said
-        with pytest.raises(UserError, match="check its settings"):
-            MethodConfig("made", {"l": 3}).build()
-    finally:
-        for name in ("mine", "made"):
-            del riebench.METHODS._entries[name]
+    assert MethodConfig("mine", {"k": -3, "steps": "none", "anything": [1]}).build() == Mine(-3, "none", anything=[1])
+    assert MethodConfig("made", {"k": "two"}).build() == "two"
+    assert setting_kinds("made") is None
+    for settings, said in (
+        ({"ways": "dwn"}, "method 'mine': ways holds 'dwn'; did you mean 'down'? -> give up or down"),
+        ({"part": 1.5}, "method 'mine': part holds 1.5 -> give a number from 0 to 1"),
+        ({"k": "1"}, "method 'mine': k holds '1' -> give a whole number"),
+    ):
+        with pytest.raises(UserError) as raised:
+            MethodConfig("mine", settings).build()
+        assert str(raised.value) == said
+    with pytest.raises(UserError, match="check its settings"):
+        MethodConfig("made", {"l": 3}).build()
 
 
 def test_what_is_allowed_is_said_in_words():

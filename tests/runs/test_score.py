@@ -223,9 +223,7 @@ def test_reference_mode_scores_prompts_with_their_marks(folder, monkeypatch):
     assert asked == [True] and "[ ]" in found.preprocessing
 
 
-def test_a_metric_of_ones_own_is_scored_like_any_other(folder, monkeypatch):
-    monkeypatch.setattr(METRICS, "_entries", dict(METRICS._all()))
-
+def test_a_metric_of_ones_own_is_scored_like_any_other(folder):
     @METRICS.register("redness", "mean of the red channel")
     class Redness:
         name, higher_is_better, bounds, summary = "redness", None, (0.0, 1.0), "mean of the red channel"
