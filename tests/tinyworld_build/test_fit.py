@@ -72,10 +72,47 @@ def test_a_diverging_loss_stops_and_says_so(tmp_path):
         fit("net", model(), lambda net, step: loss(net, step) * float("nan"), **settings(tmp_path))
 
 
-@pytest.mark.parametrize(("part", "need"), [("base", "vae"), ("turbo", "base")])
-def test_a_part_without_what_it_needs_is_refused(tmp_path, part, need):
+@pytest.mark.parametrize(
+    ("part", "world", "need"), [("base", "planted", "vae"), ("turbo", "planted", "base"), ("turbo", "permuted", "vae")]
+)
+def test_a_part_without_what_it_needs_is_refused(tmp_path, part, world, need):
     with pytest.raises(UserError, match=f"is missing -> train the part {need} first"):
-        train_world(tmp_path, [part], device="cpu")
+        train_world(tmp_path, [part], world, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("parts", "world", "said"),
+    [
+        ([], "plantd", "no world 'plantd'; did you mean 'planted'"),
+        (["base"], "permuted", "the permuted world has no part 'base'.*vae, turbo, dictionaries"),
+        (["bse"], "planted", "the planted world has no part 'bse'; did you mean 'base'"),
+    ],
+)
+def test_unknown_worlds_and_parts_are_refused(tmp_path, parts, world, said):
+    with pytest.raises(UserError, match=said):
+        train_world(tmp_path, parts, world, device="cpu")
+
+
+def test_the_rate_falls_over_the_last_share_only_and_gradients_can_be_held_down(tmp_path):
+    given = settings(tmp_path) | {"ema": 0.0, "decay": 0.25, "warmup": 1, "lr": 1.0, "weight_decay": 0.0}
+    net, seen, states = nn.Linear(1, 1, bias=False), [], []
+    nn.init.zeros_(net.weight)
+
+    def slope(net, step):
+        states.append(float(net.weight.detach()))
+        return -net.weight.sum()
+
+    def halve(net):
+        seen.append(float(net.weight.grad))
+        net.weight.grad.mul_(0.5)
+
+    fit("net", net, slope, before_step=halve, **given)
+    moved = [after - before for before, after in zip(states, states[1:], strict=False)]
+    assert moved[:29] == pytest.approx([1.0] * 29, abs=1e-5)  # Adam moves by the rate where the slope is constant
+    assert moved[35] == pytest.approx(0.02 + 0.98 * 0.5, abs=1e-4) and all(
+        x > y for x, y in zip(moved[30:], moved[31:], strict=False)
+    )
+    assert seen == [-1.0] * 40
 
 
 @pytest.mark.slow
@@ -88,7 +125,7 @@ def test_trained_pipelines_are_written_whole_and_say_nothing_of_where_they_were_
             monkeypatch.setattr(module, name, count)
     for name, short in (
         ("train_vae", {"steps": 1, "decoder_steps": 1}),
-        ("train_base", {"start_steps": 1, "steps": 1, "fine_steps": 1}),
+        ("train_base", {"start_steps": 1, "steps": 2, "turn_steps": 1}),
         ("make_pairs", {"count": 3}),
         ("train_turbo", {"steps": 1}),
     ):
