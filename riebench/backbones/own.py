@@ -10,6 +10,7 @@ from typing import Any
 
 from riebench.backbones.released import VAES
 from riebench.backbones.table import BACKBONES, DTYPES, Backbone
+from riebench.backbones.worlds import ROLES
 from riebench.core.errors import UserError, did_you_mean
 
 
@@ -19,8 +20,9 @@ def backbone_from(values: Mapping[str, Any], where: str) -> Backbone:
     values: `name` (the model, "@", its steps), and `like` (a backbone in the table, whose fields are taken where none
     is given) or `folder` (of a diffusers pipeline; relative to the current directory, `~` is the home) or both. Without
     `like`, `steps` and `guidance` are needed, and what is left out is as for SDXL. The other keys are `grounder`,
-    `judges`, `dictionaries`, `summary`, `vae`, `height`, `width`, `dtype`: fields of `Backbone`. where: what error
-    messages begin with. Raises `UserError` for unknown, missing, mistyped or impossible values.
+    `judges`, `dictionaries`, `summary`, `vae`, `height`, `width`, `dtype`, `world`: fields of `Backbone`; where another
+    `folder` is given the `world` is not taken from `like`. where: what error messages begin with. Raises `UserError`
+    for unknown, missing, mistyped or impossible values.
     """
     for key, value in values.items():
         if key not in _KEYS:
@@ -30,7 +32,9 @@ def backbone_from(values: Mapping[str, Any], where: str) -> Backbone:
             )
         fits, remedy = _KEYS[key]
         if not fits(value):
-            near = did_you_mean(value, {"like": BACKBONES.names(), "vae": VAES, "dtype": DTYPES}.get(key, ()))
+            near = did_you_mean(
+                value, {"like": BACKBONES.names(), "vae": VAES, "dtype": DTYPES, "world": ROLES}.get(key, ())
+            )
             raise UserError(f"{where}: {key} is {value!r}{near}", remedy=remedy)
     if "like" in values:
         model = BACKBONES.get(values["like"])
@@ -39,7 +43,8 @@ def backbone_from(values: Mapping[str, Any], where: str) -> Backbone:
         taken = {"grounder": "grounding-dino+sam2", "judges": "sdxl"}
     own = {key: value for key, value in values.items() if key != "like"}
     if "folder" in own:
-        own |= {"folder": str(Path(own["folder"]).expanduser().absolute()), "weights": None, "weights_full": None}
+        folder = str(Path(own["folder"]).expanduser().absolute())
+        own = {"world": "", "weights": None, "weights_full": None} | own | {"folder": folder}
     if "guidance" in own:
         own["guidance"] = float(own["guidance"])
     for key in ("name", "folder", "steps", "guidance"):
@@ -94,4 +99,5 @@ _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "height": _PIXELS,
     "width": _PIXELS,
     "dtype": (lambda value: value in DTYPES, f"use {', '.join(DTYPES)}"),
+    "world": (lambda value: value in tuple(ROLES), f"use {', '.join(ROLES)}, or leave it out"),
 }

@@ -32,3 +32,16 @@ ROLES: dict[str, dict[str, str]] = {
     },
     "everywhere": {},
 }
+
+#: Category -> the attribute that its edits change.
+CHANGED = {
+    "change_object": "shape",
+    "add_object": "accessory",
+    "delete_object": "accessory",
+    "change_content": "content",
+    "change_pose": "pose",
+    "change_colour": "colour",
+    "change_material": "material",
+    "change_background": "background",
+    "change_style": "style",
+}
