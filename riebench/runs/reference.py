@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from riebench.backbones.family import Site
+from riebench.backbones.family import LAYERED, Site
 from riebench.core.pictures import eight_bits, unusable
 from riebench.edits.edit import Edit
 from riebench.generation.interventions import Intervention, Push
@@ -26,7 +26,9 @@ from sae_models import index
 from sae_models.dictionary import Dictionary
 
 SIDES = ("original", "edited")
-HELD_BYTES = 64e6  # of one picture's trace of neurons, above which it is read again where it is wanted
+HELD_BYTES = (
+    64e6  # of one picture's trace of a kind that each layer has, above which it is read again where it is wanted
+)
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ class Generation:
 
     def holds(self, kind: str) -> bool:
         """Returns whether the traces of a kind of sites are held with a case, and not read again (`Retraced`)."""
-        return kind != "neurons" or self.trace_bytes(kind) <= HELD_BYTES
+        return kind not in LAYERED or self.trace_bytes(kind) <= HELD_BYTES
 
     def _sites(self, kind: str) -> tuple[Site, ...]:
         return self.sampler.blocks.sites(self.backbone.blocks, kind)
