@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from riebench.core.errors import UserError
+from riebench.tinyworld.scenes import ATTRIBUTES
 from riebench.tinyworld_build.fit import fit
 from riebench.tinyworld_build.train import train_world
 
@@ -131,13 +132,30 @@ def test_trained_pipelines_are_written_whole_and_say_nothing_of_where_they_were_
     ):
         monkeypatch.setattr(train, name, functools.partial(getattr(train, name), **short))
     monkeypatch.setattr(train, "PAIR_BATCH", 2)
+    monkeypatch.setattr(train, "PAIR_STEPS", 2)
+    monkeypatch.setattr(train, "CONTROL_STEPS", 2)
     train_world(tmp_path, ["vae", "base", "turbo"], device="cpu")
-    base = train._backbone(tmp_path, "tinyworld-base@25")
-    for backbone in (train._backbone(tmp_path, "tinyworld-turbo@4"), dataclasses.replace(base, steps=2)):
+    train_world(tmp_path, ["turbo"], "permuted", device="cpu")
+    base = dataclasses.replace(train._backbone(tmp_path, "tinyworld-base@25"), steps=2)
+    turbo = train._backbone(tmp_path, "tinyworld-turbo@4")
+    permuted = train._backbone(tmp_path, "tinyworld-turbo@1", "permuted")
+    assert permuted.name == "tinyworld-permuted@1" and permuted.folder == str((tmp_path / "permuted").resolve())
+    for backbone, posed in ((base, "mid.0"), (turbo, "mid.0"), (permuted, "up.0.0")):
         configs = Path(backbone.folder).rglob("*.json")
         assert not any(str(tmp_path) in path.read_text() for path in configs)
-        image = load_sampler(backbone, torch.device("cpu"), 1).generate([Request(PROMPT, 1)])[0].image
+        sampler = load_sampler(backbone, torch.device("cpu"), 1)
+        image = sampler.generate([Request(PROMPT, 1)])[0].image
         assert image.shape == (3, 64, 64) and torch.isfinite(image).all()
+        for block in ("down.2.0", "down.2.1", "mid.0", "up.0.0", "up.0.1", "up.0.2"):
+            attention = sampler.blocks.module(block).transformer_blocks[0].attn2
+            for weight in (attention.to_k.weight, attention.to_v.weight):
+                read = {ATTRIBUTES[channel // 16] for channel in weight.any(dim=0).nonzero().flatten().tolist()}
+                assert ("pose" in read) == (block == posed) and bool(read) == (block not in ("down.2.0", "up.0.2"))
+    assert _bytes(tmp_path / "permuted" / "unet") < 0.51 * _bytes(tmp_path / "turbo" / "unet")
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def test_the_clean_latents_are_those_of_the_scheduler():
