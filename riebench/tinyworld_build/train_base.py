@@ -28,8 +28,8 @@ from riebench.tinyworld_build.fit import fit
 from riebench.tinyworld_build.models import build_text_encoders, build_unet, encode_prompts, noise_levels
 from riebench.tinyworld_build.structure import hold_down, masks
 
-STEPS, BATCH = 6500, 32
-START_STEPS, TURN_STEPS = 2000, 600  # at the noisiest step alone; then so many until the share there is `AT_START`
+STEPS, BATCH = 5500, 32
+START_STEPS, TURN_STEPS = 1600, 600  # at the noisiest step alone; then so many until the share there is `AT_START`
 AT_START = 0.25  # share of a batch at the noisiest step; the others are anywhere
 LAST = 999  # the noisiest timestep
 OBJECT_WEIGHT = 2.0  # extra weight of the latents under the object and its accessory
