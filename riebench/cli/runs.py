@@ -219,6 +219,7 @@ class Dominance:
 
 def _dominance(words: Dominance) -> None:
     from riebench.analysis import Run, dominance_over, load_summary, verdict_table
+    from riebench.analysis.truth import agreement_of_verdicts
     from riebench.core.files import write_text
 
     runs = [Run.open(folder) for folder in words.runs]
@@ -227,6 +228,8 @@ def _dominance(words: Dominance) -> None:
     if words.out:
         write_text(words.out, effects.to_csv(index=False))
     print(verdict_table(effects, words.value))
+    if agreement := agreement_of_verdicts(effects, words.value):
+        print(f"\n{agreement}")
 
 
 @dataclass(frozen=True, kw_only=True)
