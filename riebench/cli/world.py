@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from riebench.cli.flags import Verb
 from riebench.core.values import Seed
@@ -19,7 +18,7 @@ class Train:
 
     out: Path
     """Folder for weights and checkpoints."""
-    world: Literal["planted", "permuted", "everywhere"] = "planted"
+    world: str = "planted"
     """Which words enter in which block: planted; permuted, in other blocks; or everywhere, all in all. The latter two
     have one step, and the parts vae, turbo and dictionaries."""
     only: tuple[str, ...] = ()
