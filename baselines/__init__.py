@@ -21,5 +21,11 @@ for _name, _target, _summary in (
     ("chosen", "baselines.chosen:Chosen", "SAE features of one's own choice, by number"),
     ("pca", "baselines.pca:PrincipalComponents", "principal components of the updates in place of SAE features"),
     ("region-means", "baselines.region_means:RegionMeans", "the difference of the regions' mean updates"),
+    ("prompt-injection", "baselines.prompt_injection:PromptInjection", "the blocks read the edited prompt"),
+    (
+        "attention-patch",
+        "baselines.attention_patch:AttentionPatch",
+        "the blocks attend to the prompt as in the edited run",
+    ),
 ):
     METHODS.add(_name, _target, summary=_summary)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from riebench.backbones.family import Family, Place, Site
+from riebench.backbones.family import LAYERED, Family, Place, Site
 from riebench.core.errors import UserError
 
 
@@ -31,36 +31,41 @@ class Blocks:
                 else f"use a model of the {self.family.name} kind",
             ) from error
 
-    def neurons(self, block: str, layer: int) -> nn.Module:
-        """Returns the module that puts out a layer's neurons, `[b, cells, neurons]`. Raises `UserError` for a layer
-        that the block has not."""
-        module, path = self.module(block), self.family.place(block).neurons.format(layer=layer)
+    def layer(self, site: Site) -> nn.Module:
+        """Returns the module that puts out a layer's neurons or attention, `[b, cells, C]`. Raises `UserError` for a
+        layer that the block has not."""
+        module = self.module(site.block)
+        path = self._pattern(site.block, site.kind).format(layer=site.layer)
         if not path or not _has(module, path):
             raise UserError(
-                f"{block} has no neurons of layer {layer}", remedy=f"it has {self.num_layers(block)} layers"
+                f"{site.block} has no {site.kind} of layer {site.layer}",
+                remedy=f"it has {self.num_layers(site.block, site.kind)} layers",
             )
         return module.get_submodule(path)
 
-    def num_layers(self, block: str) -> int:
-        """Returns how many layers of neurons a block has."""
-        module, pattern = self.module(block), self.family.place(block).neurons
+    def _pattern(self, block: str, kind: str) -> str:
+        return getattr(self.family.place(block), kind)
+
+    def num_layers(self, block: str, kind: str = "neurons") -> int:
+        """Returns how many layers of a kind (`family.LAYERED`) a block has."""
+        module, pattern = self.module(block), self._pattern(block, kind)
         layer = 0
         while pattern and _has(module, pattern.format(layer=layer)):
             layer += 1
         return layer
 
     def sites(self, blocks: Iterable[str], kind: str) -> tuple[Site, ...]:
-        """Returns the sites of a kind (`family.KINDS`) in these blocks; layers of neurons are counted in the model."""
-        if kind == "neurons":
-            return tuple(Site(block, kind, layer) for block in blocks for layer in range(self.num_layers(block)))
+        """Returns the sites of a kind (`family.KINDS`) in these blocks; layers are counted in the model."""
+        if kind in LAYERED:
+            return tuple(Site(block, kind, layer) for block in blocks for layer in range(self.num_layers(block, kind)))
         return tuple(Site(block, kind) for block in blocks)
 
     def width(self, site: Site) -> int:
         """Returns the number of channels C of a site."""
         module = self.module(site.block)
-        if site.layer is None:
-            return self.family.channels(module)
-        return self.family.neuron_channels(module, site.layer)
+        if site.kind == "neurons":
+            return self.family.neuron_channels(module, site.layer)
+        return (self.family.text_channels if site.kind == "text" else self.family.channels)(module)
 
     def grids(self, blocks: Iterable[str], height: int, width: int, latent_pixels: int) -> dict[str, tuple[int, int]]:
         """Returns block -> cells (high, wide) for pictures of so many pixels.
@@ -82,7 +87,8 @@ class Blocks:
     ) -> int:
         """Returns the bytes of one picture's trace of the blocks, of one row; with guidance a picture has two rows.
 
-        kind: as in `sites`. size: pixels (high, wide). dtype: of the denoiser, in which traces are kept.
+        kind: as in `sites`; the prompt's tokens are counted as if there were one for each cell. size: pixels (high,
+        wide). dtype: of the denoiser, in which traces are kept.
         """
         blocks = tuple(blocks)
         grids = self.grids(blocks, *size, latent_pixels)

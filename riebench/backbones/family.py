@@ -18,12 +18,17 @@ KINDS = {
     "update": "what the block adds to its input: output - input",
     "stream": "what the block puts out",
     "neurons": "the outputs of a feed-forward layer's hidden units, layer by layer",
+    "attention": "what a layer's attention to the prompt puts out for the image, layer by layer",
+    "text": "the prompt's states that the block reads; their tokens stand where other sites have cells",
 }
+#: The kinds that a block has in each of its layers.
+LAYERED = ("neurons", "attention")
 
 
 @dataclass(frozen=True)
 class Site:
-    """A place in a model that can be traced and added to. `layer` is given for neurons, and only for them."""
+    """A place in a model that can be traced and added to. `layer` is given for the kinds in `LAYERED`, and only for
+    them."""
 
     block: str
     kind: str = "update"
@@ -36,13 +41,22 @@ class Site:
                 f"there are no sites of kind {self.kind!r}{did_you_mean(self.kind, KINDS)}",
                 remedy=f"use one of {', '.join(KINDS)}",
             )
-        if (self.kind == "neurons") != (self.layer is not None):
-            raise UserError(f"a site of kind {self.kind} has layer {self.layer}", remedy="give a layer with neurons")
+        if (self.kind in LAYERED) != (self.layer is not None):
+            raise UserError(
+                f"a site of kind {self.kind} has layer {self.layer}",
+                remedy=f"give a layer with {' and '.join(LAYERED)}",
+            )
+
+    @property
+    def inside(self) -> bool:
+        """Returns whether it lies within its block, so that the block computes with what is added there."""
+        return self.kind in (*LAYERED, "text")
 
     @property
     def name(self) -> str:
         """Returns "mid.0", "mid.0/stream" or "mid.0/neurons.3"."""
-        return self.block + {"update": "", "stream": "/stream"}.get(self.kind, f"/neurons.{self.layer}")
+        kind = "" if self.kind == "update" else f"/{self.kind}"
+        return self.block + kind + ("" if self.layer is None else f".{self.layer}")
 
     @classmethod
     def parse(cls, name: str) -> Site:
@@ -67,6 +81,10 @@ class Place:
     """Which element of the module's output is the image stream."""
     neurons: str = ""
     """Path, from the module on, of the module that puts out the neurons of `{layer}`, as tokens; empty for none."""
+    attention: str = ""
+    """Likewise of the attention of `{layer}` to the prompt; where it puts out more, the image's tokens come first."""
+    text: str = ""
+    """The name by which the module is given the prompt's states `[b, tokens, e]`; empty where it is not."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +141,8 @@ class Family:
     """Module of a block -> channels of its image stream."""
     neuron_channels: Callable[[nn.Module, int], int]
     """(Module of a block, layer) -> neurons of that layer."""
+    text_channels: Callable[[nn.Module], int]
+    """Module of a block -> channels of the prompt's states that it reads."""
     compilable: Callable[[Any], list[nn.Module]]
     """Pipeline -> the modules that no hook looks into, which `torch.compile` may have."""
     outline: Callable[[Path], Outline]

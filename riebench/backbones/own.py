@@ -11,6 +11,7 @@ from riebench.backbones.other_files import fusing
 from riebench.backbones.released import VAES
 from riebench.backbones.sdxl import SDXL
 from riebench.backbones.table import BACKBONES, DTYPES, Backbone
+from riebench.backbones.worlds import ROLES
 from riebench.core.errors import UserError, did_you_mean, shown
 from riebench.core.files import named_path
 
@@ -21,9 +22,9 @@ def backbone_from(values: Mapping[str, Any], where: str) -> Backbone:
     values: `name` (the model, "@", its steps), and `like` (a backbone in the table, whose fields are taken where none
     is given) or `folder` (of a diffusers pipeline; relative to the current directory, in a run's YAML file to that
     file; `~` is the home) or both. Without `like`, `steps` and `guidance` are needed, and what is left out is as for
-    SDXL. The other keys are `grounder`, `judges`, `dictionaries`, `summary`, `vae`, `height`, `width`, `dtype`: fields
-    of `Backbone`. where: what error messages begin with. Raises `UserError` for unknown, missing, mistyped or
-    impossible values, and for a LoRA.
+    SDXL. The other keys are `grounder`, `judges`, `dictionaries`, `summary`, `vae`, `height`, `width`, `dtype`,
+    `world`: fields of `Backbone`; where another `folder` is given the `world` is not taken from `like`. where: what
+    error messages begin with. Raises `UserError` for unknown, missing, mistyped or impossible values, and for a LoRA.
     """
     for key, value in values.items():
         if key in ("lora", "loras"):
@@ -35,7 +36,9 @@ def backbone_from(values: Mapping[str, Any], where: str) -> Backbone:
             )
         fits, remedy = KEYS[key]
         if not fits(value):
-            near = did_you_mean(value, {"like": BACKBONES.names(), "vae": VAES, "dtype": DTYPES}.get(key, ()))
+            near = did_you_mean(
+                value, {"like": BACKBONES.names(), "vae": VAES, "dtype": DTYPES, "world": ROLES}.get(key, ())
+            )
             raise UserError(f"{where}: {key} is {shown(value)}{near}", remedy=remedy)
     if "like" in values:
         model = BACKBONES.get(values["like"])
@@ -44,7 +47,8 @@ def backbone_from(values: Mapping[str, Any], where: str) -> Backbone:
         taken = {"grounder": "grounding-dino+sam2", "judges": "sdxl"}
     own = {key: value for key, value in values.items() if key != "like"}
     if "folder" in own:
-        own |= {"folder": str(named_path(own["folder"]).absolute()), "weights": None, "weights_full": None}
+        folder = str(named_path(own["folder"]).absolute())
+        own = {"world": "", "weights": None, "weights_full": None} | own | {"folder": folder}
     if "guidance" in own:
         own["guidance"] = float(own["guidance"])
     for key in ("name", "folder", "steps", "guidance"):
@@ -113,4 +117,5 @@ KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "height": _PIXELS,
     "width": _PIXELS,
     "dtype": (lambda value: value in DTYPES, f"use {', '.join(DTYPES)}"),
+    "world": (lambda value: value in tuple(ROLES), f"use {', '.join(ROLES)}, or leave it out"),
 }

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 NEURONS = "transformer_blocks.{layer}.ff.net.0"  # GEGLU's outputs
+ATTENTION = "transformer_blocks.{layer}.attn2"
 
 
 def _place(path: str) -> Place:
-    return Place(path, layout="map", output=0, neurons=NEURONS)
+    return Place(path, layout="map", output=0, neurons=NEURONS, attention=ATTENTION, text="encoder_hidden_states")
 
 
 PLACES = {
@@ -102,12 +103,17 @@ def outline(folder: Path) -> Outline:
 
 
 def compilable(pipeline: Any) -> list[nn.Module]:
-    """Returns the residual blocks and attentions of the U-Net, and the decoder. What is traced, edited or replayed, the
-    transformers with their feed-forwards and the U-Net as a whole, is not among them."""
+    """Returns the residual blocks and self-attentions of the U-Net, and the decoder. What is traced, edited or
+    replayed, the transformers with their feed-forwards and attentions to the prompt and the U-Net as a whole, is not
+    among them."""
     from diffusers.models.attention_processor import Attention
     from diffusers.models.resnet import ResnetBlock2D
 
-    parts = [module for module in pipeline.unet.modules() if isinstance(module, ResnetBlock2D | Attention)]
+    parts = [
+        module
+        for module in pipeline.unet.modules()
+        if isinstance(module, ResnetBlock2D) or (isinstance(module, Attention) and not module.is_cross_attention)
+    ]
     return [*parts, pipeline.vae.decoder]
 
 
@@ -142,6 +148,10 @@ def _neuron_channels(block: Any, layer: int) -> int:
     return block.transformer_blocks[layer].ff.net[2].in_features
 
 
+def _text_channels(block: Any) -> int:
+    return block.transformer_blocks[0].attn2.to_k.in_features
+
+
 SDXL = Family(
     name="sdxl",
     at="riebench.backbones.sdxl:SDXL",
@@ -165,6 +175,7 @@ SDXL = Family(
     grids=grids,
     channels=_channels,
     neuron_channels=_neuron_channels,
+    text_channels=_text_channels,
     compilable=compilable,
     outline=outline,
     prepare=prepare,

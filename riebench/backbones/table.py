@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from riebench.backbones.family import Family
 from riebench.backbones.released import SDXL_BASE, SDXL_TURBO
 from riebench.backbones.sdxl import SDXL
+from riebench.backbones.worlds import CHANGED, ROLES
 from riebench.core.hub import Weights
 from riebench.core.registry import Registry
 
@@ -53,6 +55,9 @@ class Backbone:
     blocks: tuple[str, ...] = ()
     """The blocks under test, in the order in which the model runs them; the family's own where none are named."""
 
+    world: str = ""
+    """The world of tinyworld whose structure it has, out of `ROLES`; empty where it is not known what enters where."""
+
     def __post_init__(self) -> None:
         named = self.blocks or self.family.default_blocks
         object.__setattr__(self, "blocks", self.family.in_order(named))
@@ -62,6 +67,16 @@ class Backbone:
         """The backbones whose dictionaries are used on this one, the first that has any for a block: itself, then
         `dictionaries`."""
         return tuple(dict.fromkeys((self.name, self.dictionaries or self.name)))
+
+    @property
+    def roles(self) -> Mapping[str, str]:
+        """Attribute -> the one block that its words enter in; empty where that is not known, or is no one block."""
+        return ROLES.get(self.world, {})
+
+    def planted_block(self, category: str) -> str:
+        """Returns the block that carries a category's edits by the weights' own structure; "" where that is not
+        known."""
+        return self.roles.get(CHANGED.get(category, ""), "")
 
     @property
     def guided(self) -> bool:

@@ -257,6 +257,7 @@ class Dominance:
 def _dominance(words: Dominance) -> None:
     from riebench.analysis import Run, dominance_over, load_summary, verdict_table, write_csv
     from riebench.analysis.across import SOURCE
+    from riebench.analysis.truth import agreement_of_verdicts
     from riebench.core.claims import begins, claim_file
 
     out = words.out and claim_file(words.out, begins(",".join(SOURCE)))
@@ -266,6 +267,8 @@ def _dominance(words: Dominance) -> None:
     if out:
         write_csv(effects, out)
     print(verdict_table(effects, words.value))
+    if agreement := agreement_of_verdicts(effects, words.value):
+        print(f"\n{agreement}")
 
 
 @dataclass(frozen=True, kw_only=True)

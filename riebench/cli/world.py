@@ -19,6 +19,9 @@ class Train:
 
     out: Path
     """Folder for weights and checkpoints."""
+    world: str = "planted"
+    """Which words enter in which block: planted; permuted, in other blocks; or everywhere, all in all. The latter two
+    have one step, and the parts vae, turbo and dictionaries."""
     only: tuple[str, ...] = ()
     """The parts, comma-separated: vae, base, turbo, oracle, grounder, clip, dictionaries (default: all)."""
     seed: Seed = 0
@@ -28,9 +31,9 @@ class Train:
 
 
 def _train(words: Train) -> None:
-    from riebench.tinyworld_build.train import PARTS, train_world
+    from riebench.tinyworld_build.train import train_world
 
-    train_world(words.out, words.only or PARTS, seed=words.seed, device=words.device)
+    train_world(words.out, words.only, words.world, seed=words.seed, device=words.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +76,7 @@ VERBS = (
         "train every model of tinyworld from nothing; resumable",
         Train,
         _train,
-        ("riebench tinyworld train --out world", "riebench tinyworld train --out world --only vae,base --seed 1"),
+        ("riebench tinyworld train --out world", "riebench tinyworld train --out world --world permuted"),
     ),
     Verb(
         f"{NAME} evaluate",

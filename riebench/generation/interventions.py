@@ -58,8 +58,12 @@ class Addition:
     """int64 `[m]`: the numbers of the channels that the values are for, each once; None for all."""
     width: int = 0
     """C, where channels are named."""
+    replaces: bool = False
+    """Whether the values stand in the place of what is there, in all channels; at sites within a block."""
 
     def __post_init__(self) -> None:
+        if self.replaces and self.channels is not None:
+            raise UserError("what is put in the place of a value names channels", remedy="give values of all channels")
         if self.values.ndim != 3 or self.cells.shape != self.values.shape[1:2]:
             raise UserError(
                 f"an addition of shape {list(self.values.shape)} is for {list(self.cells.shape)} cells",
@@ -144,6 +148,12 @@ class Intervention:
             raise UserError("an intervention on the edited prompt adds nothing", remedy="leave its additions out")
         given = {site: _addition(site, value) for site, value in self.additions.items()}
         object.__setattr__(self, "additions", given)
+        for site in self._replaced:
+            if self.branch != "cond" or not site.inside:
+                raise UserError(
+                    f"values are put in the place of those at {site.name}, in branch {self.branch!r}",
+                    remedy="do that within a block, in branch 'cond'; what a block puts out can be added to",
+                )
 
     @classmethod
     def from_features(
@@ -207,6 +217,10 @@ class Intervention:
         return tuple(dict.fromkeys((*self.additions, *self.rewrites)))
 
     @property
+    def _replaced(self) -> list[Site]:
+        return [site for site, added in self.additions.items() if added.replaces]
+
+    @property
     def blocks(self) -> tuple[str, ...]:
         """The blocks of these sites, each once."""
         return tuple(dict.fromkeys(site.block for site in self.sites))
@@ -215,7 +229,7 @@ class Intervention:
     def norm(self) -> float:
         """The L2 norm of everything that is added, over sites, the window's steps, channels and cells; NaN where that
         is known only when the image is generated."""
-        if self.rewrites:
+        if self.rewrites or self._replaced:
             return float("nan")
         values = (added.values for added in self.additions.values())
         seen = (value_tnc[list(window_steps(self.window, len(value_tnc)))] for value_tnc in values)
@@ -225,7 +239,7 @@ class Intervention:
         """Returns the same change with one L2 norm in every block that is changed, and the `norm` of the whole as it
         was: a block's additions are multiplied by the root mean square of the blocks' norms over their own. Raises
         `UserError` where the norms are known only when the image is generated."""
-        if self.rewrites:
+        if self.rewrites or self._replaced:
             raise UserError(
                 "what is read from the running activation has no norm yet", remedy="use mode static with budget norm"
             )
@@ -238,13 +252,15 @@ class Intervention:
     def save(self, path: Path) -> None:
         """Writes the intervention as safetensors, whole: also the dictionaries of its rewrites; what is not a tensor
         goes into the header. Raises `UserError` for a dictionary of a kind that is not ours."""
-        words = {name: getattr(self, name) for name in _WORDS} | {"rewrites": {}, "widths": {}}
+        words = {name: getattr(self, name) for name in _WORDS} | {"rewrites": {}, "widths": {}, "replaces": []}
         tensors = {}
         for site, added in self.additions.items():
             tensors |= {f"{site.name}{_CELLS}": added.cells, f"{site.name}{_VALUES}": added.values}
             if added.channels is not None:
                 tensors[f"{site.name}{_CHANNELS}"] = added.channels
                 words["widths"][site.name] = added.width
+            if added.replaces:
+                words["replaces"].append(site.name)
         for site, rewrites in self.rewrites.items():
             described = []
             for i, rewrite in enumerate(rewrites):
@@ -268,10 +284,14 @@ class Intervention:
                 parts = [{n.removeprefix(s): tensors.pop(n) for n in list(tensors) if n.startswith(s)} for s in starts]
                 rewrites[Site.parse(name)] = tuple(map(Rewrite.rebuild, described, parts))
             names = [name.removesuffix(_CELLS) for name in tensors if name.endswith(_CELLS)]
-            widths = words.pop("widths")
+            widths, replaces = words.pop("widths"), words.pop("replaces")
             additions = {
                 Site.parse(n): Addition(
-                    tensors[n + _CELLS], tensors[n + _VALUES], tensors.get(n + _CHANNELS), widths.get(n, 0)
+                    tensors[n + _CELLS],
+                    tensors[n + _VALUES],
+                    tensors.get(n + _CHANNELS),
+                    widths.get(n, 0),
+                    n in replaces,
                 )
                 for n in names
             }

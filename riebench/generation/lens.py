@@ -1,7 +1,8 @@
 """SDLens: see and edit what the blocks of a denoiser compute, while images are generated.
 
-A `Site` is a place that can be traced and added to: the update of a block (output - input), its stream (output), or the
-neurons of one of its layers. Here all of them are `[batch, cells, C]`, cells in reading order. Hooks are on only inside
+A `Site` is a place that can be traced and added to: the update of a block (output - input), its stream (output), the
+neurons or the attention to the prompt of one of its layers, or the prompt's states that it reads. Here all of them are
+`[batch, cells, C]`, cells in reading order, or tokens in their place. Hooks are on only inside
 `with Lens(...)`, and come off after an exception too.
 """
 
@@ -44,6 +45,8 @@ class Part:
     """What the values are multiplied with."""
     steps: tuple[int, ...] | None = None
     """At which it is added; None for all."""
+    replaces: bool = False
+    """Whether the values, of all channels, stand in the place of what is there."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,14 @@ class RowAdditions:
             raise ValueError(f"additions for {self.batch} rows meet a batch of {len(stream_bnc)}")
         now = [part for part in self.parts if part.steps is None or step in part.steps]
         there = stream_bnc.device
-        whole = [part for part in now if part.channels is None]
-        if whole:  # together: on a GPU each operation has its price
-            rows, cells = (torch.cat([getattr(part, name) for part in whole]).to(there) for name in ("rows", "cells"))
-            stream_bnc[rows, cells] += torch.cat([part.sign * part.values[step].to(stream_bnc) for part in whole])
+        for replaces in (False, True):
+            whole = [part for part in now if part.channels is None and part.replaces == replaces]
+            if whole:  # together: on a GPU each operation has its price
+                places = tuple(
+                    torch.cat([getattr(part, name) for part in whole]).to(there) for name in ("rows", "cells")
+                )
+                values = torch.cat([part.sign * part.values[step].to(stream_bnc) for part in whole])
+                stream_bnc[places] = values if replaces else stream_bnc[places] + values
         for part in now:
             if part.channels is not None:
                 places = part.rows.to(there)[:, None], part.cells.to(there)[:, None], part.channels.to(there)
@@ -131,9 +138,12 @@ class Lens:
     def _attach(self, block: str, sites: Sequence[Site]) -> None:
         for site in sites:
             if site.layer is not None:
-                module = self.blocks.neurons(block, site.layer)
-                self._handles.append(module.register_forward_hook(self._neuron_hook(site)))
-        whole = [site for site in sites if site.layer is None]
+                module = self.blocks.layer(site)
+                self._handles.append(module.register_forward_hook(self._layer_hook(site)))
+            if site.kind == "text":
+                hook, module = self._text_hook(site), self.blocks.module(block)
+                self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        whole = [site for site in sites if not site.inside]
         if whole:
             module = self.blocks.module(block)
             self._handles.append(module.register_forward_hook(self._block_hook(block, whole), with_kwargs=True))
@@ -153,10 +163,24 @@ class Lens:
 
         return hook
 
-    def _neuron_hook(self, site: Site) -> Callable:
-        def hook(_module, _args, output: Tensor) -> Tensor | None:
-            edited = self._edited(output, lambda found: found, {site: lambda: output.detach()})
-            return None if edited is output else edited
+    def _layer_hook(self, site: Site) -> Callable:
+        def hook(_module, _args, output: Tensor | tuple) -> Tensor | tuple | None:
+            several = isinstance(output, tuple)
+            value = output[0] if several else output
+            edited = self._edited(value, lambda found: found, {site: lambda: value.detach()})
+            if edited is value:
+                return None
+            return (edited, *output[1:]) if several else edited
+
+        return hook
+
+    def _text_hook(self, site: Site) -> Callable:
+        name = self.blocks.family.place(site.block).text
+
+        def hook(_module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+            value = kwargs[name]
+            edited = self._edited(value, lambda found: found, {site: lambda: value.detach()})
+            return None if edited is value else (args, {**kwargs, name: edited})
 
         return hook
 

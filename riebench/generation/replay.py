@@ -48,6 +48,8 @@ class FirstAddition:
     """`[n, C]`, or `[n, m]` where m channels are named."""
     channels: Tensor | None = None
     """int64 `[m]`; None for all."""
+    replaces: bool = False
+    """Whether the values stand in the place of what is there."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,12 @@ class Edited:
 
     def inside(self, block: str) -> dict[Site, FirstAddition]:
         """Returns the additions to sites within a block, and not to what it puts out."""
-        return {site: added for site, added in self.additions.items() if site.block == block and site.layer is not None}
+        return {site: added for site, added in self.additions.items() if site.block == block and site.inside}
 
     def behind(self, block: str) -> dict[Site, FirstAddition]:
         """Returns the additions to what a block puts out: to its update, or its stream; in the order in which they are
         added."""
-        sites = in_order(site for site in self.additions if site.block == block and site.layer is None)
+        sites = in_order(site for site in self.additions if site.block == block and not site.inside)
         return {site: self.additions[site] for site in sites}
 
 
@@ -281,7 +283,9 @@ def _stacked(additions: Sequence[Mapping[Site, FirstAddition]]) -> dict[Site, Ro
     for row, by_site in enumerate(additions):
         for site, added in by_site.items():
             rows = torch.full_like(added.cells, row)
-            found.setdefault(site, []).append(Part(rows, added.cells, added.values[None], added.channels))
+            found.setdefault(site, []).append(
+                Part(rows, added.cells, added.values[None], added.channels, replaces=added.replaces)
+            )
     return {site: RowAdditions(len(additions), parts) for site, parts in found.items()}
 
 

@@ -222,7 +222,7 @@ class Sampler:
             if key not in signed:
                 channels = None if added.channels is None else added.channels.to(self.device)
                 values = sign * added.values[0].to(self.device)
-                signed[key] = FirstAddition(added.cells.to(self.device), values, channels)
+                signed[key] = FirstAddition(added.cells.to(self.device), values, channels, added.replaces)
             return signed[key]
 
         rows = [
@@ -413,10 +413,10 @@ class Sampler:
             steps = window_steps(intervention.window, self.backbone.steps)
             places = [(branch * len(rows) + index, sign) for branch, sign in enumerate(self._signs(row)) if sign]
             for site, added in intervention.additions.items():
-                found.setdefault(site, []).extend(
-                    Part(torch.full_like(added.cells, place), added.cells, added.values, added.channels, sign, steps)
-                    for place, sign in places
-                )
+                for place, sign in places:
+                    rows_there = torch.full_like(added.cells, place)
+                    part = Part(rows_there, added.cells, added.values, added.channels, sign, steps, added.replaces)
+                    found.setdefault(site, []).append(part)
             for site, items in intervention.rewrites.items():
                 live.setdefault(site, []).append(_rewriting(items, places, steps))
         batch = self._rows_each * len(rows)

@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from riebench.backbones.family import Site
+from riebench.backbones.family import LAYERED, Site
 from riebench.backbones.loading import choose_device, choose_dtype
 from riebench.backbones.table import Backbone
 from riebench.core.errors import Unusable, UserError
@@ -37,7 +37,8 @@ from sae_models.dictionary import Dictionary
 from sae_models.tensors import dtype_name
 
 SIDES = ("original", "edited")
-HELD_BYTES = 64e6  # of one picture's trace of neurons, above which it is read again where it is wanted
+#: Of one picture's trace of a kind that each layer has, above which it is read again where it is wanted.
+HELD_BYTES = 64e6
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ class Generation:
 
     def holds(self, kind: str) -> bool:
         """Returns whether the traces of a kind of sites are held with a case, and not read again (`Retraced`)."""
-        return kind != "neurons" or self.trace_bytes(kind) <= HELD_BYTES
+        return kind not in LAYERED or self.trace_bytes(kind) <= HELD_BYTES
 
     def _sites(self, kind: str) -> tuple[Site, ...]:
         return self.sampler.blocks.sites(self.backbone.blocks, kind)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from riebench.backbones.worlds import CHANGED
 from riebench.core.claims import claim_folder
 from riebench.edits.edit import CATEGORIES, Edit, write_edits
 from riebench.tinyworld.captions import caption
@@ -16,19 +17,6 @@ from riebench.tinyworld.scenes import VALUES, Scene, sample_attributes
 
 EDITS_PER_CATEGORY = 60
 SEED = 20241022
-
-#: category -> the attribute that it changes
-CHANGED = {
-    "change_object": "shape",
-    "add_object": "accessory",
-    "delete_object": "accessory",
-    "change_content": "content",
-    "change_pose": "pose",
-    "change_colour": "colour",
-    "change_material": "material",
-    "change_background": "background",
-    "change_style": "style",
-}
 
 
 def make_edits(category: str, count: int = EDITS_PER_CATEGORY) -> list[Edit]:

@@ -26,13 +26,17 @@ def fit(
     warmup: int = 200,
     weight_decay: float = 0.01,
     ema: float = 0.0,
+    decay: float = 1.0,
+    before_step: Callable[[nn.Module], None] = lambda model: None,
     checkpoint_every: int = 250,
 ) -> nn.Module:
-    """Trains `model` in place with AdamW and a cosine schedule, and returns it (its moving average where ema > 0).
+    """Trains `model` in place with AdamW, and returns it (its moving average where ema > 0).
 
-    loss(model, step) draws its own batch from `step`, so the data position is the step and a resumed run sees the
-    same batches. State goes to `folder/<name>.pt` every `checkpoint_every` steps; a run that finds it goes on there.
-    Raises `UserError` where loss or weights are not finite; the state before stays.
+    The learning rate rises to `lr` and falls as a cosine over the last share `decay` of the steps. before_step is
+    called with the model and its gradients before each of the optimiser's steps. loss(model, step) draws its own batch
+    from `step`, so the data position is the step and a resumed run sees the same batches. State goes to
+    `folder/<name>.pt` every `checkpoint_every` steps; a run that finds it goes on there. Raises `UserError` where loss
+    or weights are not finite; the state before stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.pt"
@@ -45,10 +49,11 @@ def fit(
     with Progress(f"training {name}", total=steps, done=start) as progress:
         for step in range(start, steps):
             for group in optimiser.param_groups:
-                group["lr"] = lr * _schedule(step, steps, warmup)
+                group["lr"] = lr * _schedule(step, steps, warmup, decay)
             value = loss(model, step)
             optimiser.zero_grad(set_to_none=True)
             value.backward()
+            before_step(model)
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
             if average is not None:
@@ -72,8 +77,9 @@ def _refuse_not_finite(name: str, model: nn.Module, value: torch.Tensor, step: i
         raise UserError(f"training {name}: weights are NaN or infinite after step {step}", remedy="lower lr")
 
 
-def _schedule(step: int, steps: int, warmup: int) -> float:
-    return min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+def _schedule(step: int, steps: int, warmup: int, decay: float) -> float:
+    into_decay = max(0.0, 1 - (steps - step) / (decay * steps))
+    return min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * into_decay)))
 
 
 @torch.no_grad()

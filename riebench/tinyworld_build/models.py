@@ -7,16 +7,18 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, UNet2DConditionModel
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from riebench.core.json_text import json_text
 from riebench.tinyworld.captions import CONTEXT_LENGTH, WORDS
 from riebench.tinyworld.render import SIZE
+from riebench.tinyworld_build.structure import TEXT_WIDTH
 
 LATENT_SIZE = SIZE // 2
-TEXT_WIDTH = 64  # of each of the two text encoders
-POOLED_WIDTH = 16  # narrow, so that a prompt's content reaches the U-Net by cross-attention, where edits are made
-UNET_CHANNELS = (16, 32, 96)
+POOLED_WIDTH = 16  # of the pooled vector, which is zero: words reach the U-Net by cross-attention alone
+UNET_CHANNELS = (16, 48, 96)
+EMBEDDING_SPREAD = 2.0  # standard deviation of new word embeddings, so that keys differ from the first step on
 
 
 def byte_pair_merges(words: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -65,21 +67,30 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def build_text_encoders(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
-    """Returns two untrained text encoders of width `TEXT_WIDTH`, of the classes of SDXL's; the second also gives a
-    pooled vector of `POOLED_WIDTH` numbers."""
+    """Returns two untrained text encoders of width `TEXT_WIDTH`, of the classes of SDXL's.
+
+    They have one layer, so that the penultimate state, which the pipeline takes, is the token embeddings, unmixed. All
+    else is zero: positions, the layer itself, and the pooled vector of `POOLED_WIDTH` numbers.
+    """
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=TEXT_WIDTH,
-        intermediate_size=2 * TEXT_WIDTH,
+        intermediate_size=TEXT_WIDTH,
         projection_dim=POOLED_WIDTH,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=4,
         max_position_embeddings=CONTEXT_LENGTH,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return CLIPTextModel(config), CLIPTextModelWithProjection(config)
+    encoders = CLIPTextModel(config), CLIPTextModelWithProjection(config)
+    for encoder in encoders:
+        for parameter in encoder.requires_grad_(False).parameters():
+            nn.init.zeros_(parameter)
+        embeddings = encoder.get_input_embeddings().requires_grad_(True)
+        nn.init.normal_(embeddings.weight, std=EMBEDDING_SPREAD)
+    return encoders
 
 
 def build_vae() -> AutoencoderKL:
@@ -99,13 +110,13 @@ def build_vae() -> AutoencoderKL:
 
 
 def build_unet() -> UNet2DConditionModel:
-    """Returns an untrained U-Net of SDXL's block types, whose blocks under test lie on an 8x8 grid."""
+    """Returns an untrained U-Net of SDXL's block types, whose attentions all lie on an 8x8 grid."""
     return UNet2DConditionModel(
         sample_size=LATENT_SIZE,
         block_out_channels=UNET_CHANNELS,
         layers_per_block=2,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
         transformer_layers_per_block=1,
         attention_head_dim=(1, 2, 4),
         cross_attention_dim=2 * TEXT_WIDTH,

@@ -19,6 +19,7 @@ from riebench.dictionaries.train import train_dictionaries
 from riebench.generation.sampler import load_sampler
 from riebench.tinyworld.weights import save_weights
 from riebench.tinyworld_build.models import build_base_scheduler, build_turbo_scheduler, write_tokenizer
+from riebench.tinyworld_build.structure import check_world
 from riebench.tinyworld_build.train_base import Denoiser, train_base
 from riebench.tinyworld_build.train_clip import save_clip, train_clip
 from riebench.tinyworld_build.train_grounder import train_grounder
@@ -27,28 +28,40 @@ from riebench.tinyworld_build.train_turbo import make_pairs, train_turbo
 from riebench.tinyworld_build.train_vae import train_vae
 
 PARTS = ("vae", "base", "turbo", "oracle", "grounder", "clip", "dictionaries")
+CONTROL_PARTS = ("vae", "turbo", "dictionaries")  # of the worlds beside the planted one, which have one step
+PLANTED = "planted"
 PAIR_BATCH, PAIR_STEPS = 64, 10  # a pair is made in fewer steps than base is judged at
+CONTROL_STEPS = 3000  # of training of a world other than the planted one
 
 
-def train_world(out: Path, parts: Sequence[str] = PARTS, *, seed: int = 0, device: str = "auto") -> None:
-    """Trains the named parts into `out`, laid out as `data/tinyworld`; training state goes to `out/state`.
+def train_world(
+    out: Path, parts: Sequence[str] = (), world: str = PLANTED, *, seed: int = 0, device: str = "auto"
+) -> None:
+    """Trains the named parts of a world (default: all that it has) into `out`, laid out as `data/tinyworld`; training
+    state goes to `out/state`.
 
-    base needs the vae, turbo needs base and dictionaries need turbo, from this call or an earlier one. Raises
-    `UserError` for an unknown part, one whose need is missing, and an `out` that holds something else.
+    base needs the vae, turbo needs base and dictionaries need turbo, from this call or an earlier one. The turbo of a
+    world other than the planted one is a model of one step, `out/<world>`, which needs the vae alone: all worlds share
+    it, and the judges. Raises `UserError` for an unknown world or part, one whose need is missing, and an `out` that
+    holds something else.
     """
+    check_world(world)
+    known = PARTS if world == PLANTED else CONTROL_PARTS
     for part in parts:
-        if part not in PARTS:
+        if part not in known:
             raise UserError(
-                f"tinyworld has no part {part!r}{did_you_mean(part, PARTS)}", remedy=f"use {', '.join(PARTS)}"
+                f"the {world} world has no part {part!r}{did_you_mean(part, known)}", remedy=f"use {', '.join(known)}"
             )
-    where, out = choose_device(device), claim_folder(out, "training of tinyworld")
-    state = out / "state"
+    parts, out = parts or known, claim_folder(out, "training of tinyworld")
+    where, state = choose_device(device), out / "state"
     if "vae" in parts:
         train_vae(state, where, seed=seed).save_pretrained(state / "vae")
     if "base" in parts:
         _train_base(out, state, where, seed)
-    if "turbo" in parts:
+    if "turbo" in parts and world == PLANTED:
         _train_turbo(out, state, where, seed)
+    elif "turbo" in parts:
+        _train_control(out, state, where, world, seed)
     if "oracle" in parts:
         save_weights(train_oracle(state, where, seed=seed), out / "oracle.safetensors")
     if "grounder" in parts:
@@ -56,19 +69,15 @@ def train_world(out: Path, parts: Sequence[str] = PARTS, *, seed: int = 0, devic
     if "clip" in parts:
         save_clip(train_clip(state, where, seed=seed), out / "clip")
     if "dictionaries" in parts:
-        turbo = _backbone(out, "tinyworld-turbo@1")
-        data, defaults = generated_data(turbo, seed=seed, device=device), defaults_for(turbo.name)
+        turbo = _backbone(out, "tinyworld-turbo@1", world)
+        data, defaults = generated_data(turbo, seed=seed, device=device), defaults_for("tinyworld-turbo@1")
         config, batch_size = make_config(defaults, data)
         train_dictionaries(data, make_grid(defaults), out / "dictionaries", config, batch_size)
 
 
 def _train_base(out: Path, state: Path, device: torch.device, seed: int) -> None:
-    _need(state / "vae" / "config.json", "vae")
-    vae = AutoencoderKL.from_pretrained(state / "vae", low_cpu_mem_usage=False)
-    vae.register_to_config(_name_or_path="")  # where it lay while training is nobody's business
-    write_tokenizer(state / "tokenizer")
-    tokenizer = CLIPTokenizer.from_pretrained(state / "tokenizer")
-    base = train_base(state, vae, tokenizer, device, seed=seed)
+    vae, tokenizer = _vae_and_tokenizer(state)
+    base = train_base(state, vae, tokenizer, device, PLANTED, seed=seed)
     _pipeline(base, vae, tokenizer, build_base_scheduler()).save_pretrained(out / "base")
 
 
@@ -77,7 +86,7 @@ def _train_turbo(out: Path, state: Path, device: torch.device, seed: int) -> Non
     teacher = dataclasses.replace(_backbone(out, "tinyworld-base@25"), steps=PAIR_STEPS)
     sampler = load_sampler(teacher, device, PAIR_BATCH)
     pipeline = sampler.pipeline
-    base = Denoiser(pipeline.tokenizer)
+    base = Denoiser(pipeline.tokenizer, PLANTED)
     for name, part in base.named_children():
         part.load_state_dict(getattr(pipeline, name).state_dict())
     pairs = make_pairs(sampler, state, seed=seed)
@@ -87,9 +96,28 @@ def _train_turbo(out: Path, state: Path, device: torch.device, seed: int) -> Non
     _pipeline(turbo, pipeline.vae, pipeline.tokenizer, build_turbo_scheduler()).save_pretrained(out / "turbo")
 
 
-def _backbone(out: Path, name: str) -> Backbone:
-    """Returns the table's entry, with the weights that were made here."""
+def _train_control(out: Path, state: Path, device: torch.device, world: str, seed: int) -> None:
+    """Trains at the noisiest step alone, which is all that a model of one step is asked for, and writes it in half
+    precision."""
+    vae, tokenizer = _vae_and_tokenizer(state)
+    steps = {"steps": CONTROL_STEPS, "start_steps": CONTROL_STEPS}
+    model = train_base(state / world, vae, tokenizer, device, world, seed=seed, **steps).half()
+    _pipeline(model, vae, tokenizer, build_turbo_scheduler()).save_pretrained(out / world)
+
+
+def _vae_and_tokenizer(state: Path) -> tuple[AutoencoderKL, CLIPTokenizer]:
+    _need(state / "vae" / "config.json", "vae")
+    vae = AutoencoderKL.from_pretrained(state / "vae", low_cpu_mem_usage=False)
+    vae.register_to_config(_name_or_path="")  # where it lay while training is nobody's business
+    write_tokenizer(state / "tokenizer")
+    return vae, CLIPTokenizer.from_pretrained(state / "tokenizer")
+
+
+def _backbone(out: Path, name: str, world: str = PLANTED) -> Backbone:
+    """Returns the table's entry, with the weights that were made here; in another world, its model of one step."""
     backbone = BACKBONES.get(name)
+    if world != PLANTED:
+        backbone = dataclasses.replace(backbone, name=f"tinyworld-{world}@1", folder=world, dictionaries="")
     return dataclasses.replace(backbone, folder=str((out / Path(backbone.folder).name).resolve()))
 
 

@@ -26,23 +26,30 @@ from riebench.tinyworld.scenes import sample_attributes
 from riebench.tinyworld_build.batches import images_to_tensor
 from riebench.tinyworld_build.fit import fit
 from riebench.tinyworld_build.models import build_text_encoders, build_unet, encode_prompts, noise_levels
+from riebench.tinyworld_build.structure import hold_down, masks
 
-START_STEPS, STEPS, FINE_STEPS, BATCH = 2400, 1800, 300, 32
+STEPS, BATCH = 5500, 32
+START_STEPS, TURN_STEPS = 1600, 600  # at the noisiest step alone; then so many until the share there is `AT_START`
+AT_START = 0.25  # share of a batch at the noisiest step; the others are anywhere
 LAST = 999  # the noisiest timestep
 OBJECT_WEIGHT = 2.0  # extra weight of the latents under the object and its accessory
 CLEAR_SHARE, CLEAR_GAIN = 0.3, 0.4  # for the first 30 % of the start the noise says its layout louder, less and less
 DROPPED = 0.1  # share of prompts replaced by zeros, which is how the pipeline encodes "no prompt"
-AT_START, TOWARDS_NOISE = 0.2, 0.75  # share of a batch at the noisiest step; timesteps are 999 u^0.75, u uniform
-FINE_SHARE, FINE_LAST = 0.75, 500  # at last, so much of a batch is below this timestep, where grain is removed
 
 
 class Denoiser(nn.Module):
-    """The trained parts together: U-Net and two text encoders."""
+    """The trained parts together: U-Net and two text encoders, with the structure of a world (`ROLES`)."""
 
-    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+    def __init__(self, tokenizer: CLIPTokenizer, world: str) -> None:
         super().__init__()
         self.text_encoder, self.text_encoder_2 = build_text_encoders(tokenizer)
         self.unet = build_unet()
+        self.masks = masks(self, tokenizer, world)
+        self.hold_down()
+
+    def hold_down(self) -> None:
+        """Zeroes what the world's structure does not allow, in weights and gradients."""
+        hold_down(self, self.masks)
 
 
 def denoise(unet, sample: Tensor, timesteps: Tensor, sigmas: Tensor, states: Tensor, pooled: Tensor) -> Tensor:
@@ -67,60 +74,50 @@ def latent_weights(scene: Rendering) -> Tensor:
     return 1 + OBJECT_WEIGHT * torch.from_numpy(~scene.background_bhw[:, None, ::2, ::2]).float()
 
 
+def noise_share(step: int, start_steps: int, turn_steps: int) -> float:
+    """Returns the share of a batch that is at the noisiest step: all at first, then fewer, down to `AT_START`."""
+    turned = min(1.0, max(0.0, (step - start_steps) / turn_steps))
+    return 1 + turned * (AT_START - 1)
+
+
 def train_base(
-    folder: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, device: torch.device, *, seed: int = 0,
-    start_steps: int = START_STEPS, steps: int = STEPS, fine_steps: int = FINE_STEPS,
+    folder: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, device: torch.device, world: str = "planted",
+    *, seed: int = 0, steps: int = STEPS, start_steps: int = START_STEPS, turn_steps: int = TURN_STEPS,
 ) -> Denoiser:  # fmt: skip
-    """Trains by regression of v on rendered scenes: at the noisiest step alone, then at all, at last mostly at the less
-    noisy. Sees no held-out combination."""
+    """Trains by regression of v on rendered scenes: at the noisiest step alone, then at all. Sees no held-out
+    combination."""
     torch.manual_seed(seed)
-    model = Denoiser(tokenizer).to(device)
+    model = Denoiser(tokenizer, world).to(device)
     vae = vae.to(device).eval().requires_grad_(False)
     all_sigmas = noise_levels().to(device)
 
-    def error(model: Denoiser, seed: int, step: int, timesteps: Tensor, clear: float, dropped: float) -> Tensor:
-        attributes = sample_attributes(np.random.default_rng([seed, step]), BATCH, "train")
+    def loss(model: Denoiser, step: int) -> Tensor:
+        rng = np.random.default_rng([seed, step])
+        attributes = sample_attributes(rng, BATCH, "train")
+        at_start = round(noise_share(step, start_steps, turn_steps) * BATCH)
+        timesteps = torch.from_numpy(rng.integers(0, LAST, BATCH))
+        timesteps[:at_start] = LAST
+        dropped = DROPPED if step >= start_steps else 0.0
+        clear = max(0.0, 1 - step / (CLEAR_SHARE * start_steps)) * CLEAR_GAIN
+
         generator = torch.Generator("cpu").manual_seed(seed * 1_000_003 + step)
         noise = torch.randn(BATCH, *LATENT_SHAPE, generator=generator)
-        keep = (torch.rand(BATCH, 1, generator=generator) >= dropped).float().to(device)
+        keep = (torch.rand(BATCH, 1, 1, generator=generator) >= dropped).float().to(device)
         layouts = layout_from_noise(noise)
         noise = (noise + clear * layout_signal(layouts)).to(device)
         scene = render(attributes, layouts.numpy())
-        weight = latent_weights(scene).to(device)
         with torch.no_grad():
             pixels = images_to_tensor(scene.image_bhwc).to(device)
             target = vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor
         sigmas = all_sigmas[timesteps]
         spread = sigmas.view(-1, 1, 1, 1)
         sample = (1 - spread / all_sigmas[LAST]) * target + spread * noise
-        prompts = captions(attributes)
-        states, pooled = encode_prompts(prompts, tokenizer, model.text_encoder, model.text_encoder_2)
-        found = denoise(
-            model.unet, sample, timesteps.to(device), sigmas, keep[:, None] * states, keep * pooled.detach()
-        )
+        states, pooled = encode_prompts(captions(attributes), tokenizer, model.text_encoder, model.text_encoder_2)
+        found = denoise(model.unet, sample, timesteps.to(device), sigmas, keep * states, pooled.detach())
         residual = (found - target) * (spread**2 + 1) ** 0.5 / spread  # the error of v
-        return (weight * (residual**2 + 0.2 * residual.abs())).mean()
+        return (latent_weights(scene).to(device) * (residual**2 + 0.2 * residual.abs())).mean()
 
-    def at_start(model: Denoiser, step: int) -> Tensor:
-        clear = max(0.0, 1 - step / (CLEAR_SHARE * start_steps)) * CLEAR_GAIN
-        return error(model, seed, step, torch.full((BATCH,), LAST), clear, 0.0)
-
-    def some_timesteps(seed: int, step: int) -> Tensor:
-        rng = np.random.default_rng([seed, step, 1])
-        timesteps = torch.from_numpy((LAST * rng.random(BATCH) ** TOWARDS_NOISE).astype(np.int64))
-        timesteps[: round(AT_START * BATCH)] = LAST
-        return timesteps
-
-    def anywhere(model: Denoiser, step: int) -> Tensor:
-        return error(model, seed + 1, step, some_timesteps(seed + 1, step), 0.0, DROPPED)
-
-    def fine(model: Denoiser, step: int) -> Tensor:
-        timesteps = some_timesteps(seed + 2, step).flip(0)
-        few = round(FINE_SHARE * BATCH)
-        timesteps[:few] %= FINE_LAST
-        return error(model, seed + 2, step, timesteps, 0.0, DROPPED)
-
-    common = {"folder": folder, "warmup": 100, "checkpoint_every": 100}
-    model = fit("base-start", model, at_start, steps=start_steps, lr=1.2e-3, ema=0.995, **common).requires_grad_(True)
-    model = fit("base", model, anywhere, steps=steps, lr=1e-3, ema=0.995, **common).requires_grad_(True)
-    return fit("base-fine", model, fine, steps=fine_steps, lr=5e-4, ema=0.98, **common)
+    return fit(
+        "base", model, loss, steps=steps, folder=folder, lr=1.2e-3, warmup=100, decay=0.3, ema=0.998,
+        before_step=Denoiser.hold_down, checkpoint_every=100,
+    )  # fmt: skip

@@ -90,8 +90,10 @@ def train_turbo(
         return _error(first, target, weight) + 0.5 * _error(later, target[:LATER], weight[:LATER])
 
     unet = turbo.unet.requires_grad_(True)
-    settings = {"folder": folder, "lr": 6e-4, "warmup": 50, "ema": 0.99, "checkpoint_every": 100}
-    turbo.unet = fit("turbo", unet, loss, steps=steps, **settings)
+    turbo.unet = fit(
+        "turbo", unet, loss, steps=steps, folder=folder, lr=6e-4, warmup=50, ema=0.99,
+        before_step=lambda unet: turbo.hold_down(), checkpoint_every=100,
+    )  # fmt: skip
     return turbo
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from riebench.backbones.table import BACKBONES, Backbone
 from riebench.core.errors import UserError
 from riebench.core.files import data_folder
 from riebench.core.hub import Weights
+from riebench.edits.edit import CATEGORIES
 
 TURBO, BASE = BACKBONES.get("sdxl-turbo@1"), BACKBONES.get("sdxl-base@25")
 
@@ -162,6 +164,33 @@ def test_a_size_of_ones_own_keeps_the_weights():
     assert backbone_folder(shipped) == data_folder() / "tinyworld" / "turbo"
 
 
+def test_roles_are_known_of_a_world_alone_and_not_of_other_weights():
+    planted = {"name": "a@1", "like": "tinyworld-turbo@1", "world": "planted"}
+    mine = backbone_from(planted, "run.yaml")
+    assert mine.roles["colour"] == "up.0.1" and set(mine.roles.values()) == set(mine.blocks)
+    said = {category.name: mine.planted_block(category.name) for category in CATEGORIES}
+    assert said == {
+        **{"change_object": "down.2.1", "change_background": "down.2.1", "change_pose": "mid.0"},
+        **dict.fromkeys(("add_object", "delete_object", "change_content"), "up.0.0"),
+        **dict.fromkeys(("change_colour", "change_material", "change_style"), "up.0.1"),
+    }
+    assert mine.planted_block("a category of one's own") == ""
+    for values in (GOOD, planted | {"world": "everywhere"}):
+        other = backbone_from(values, "run.yaml")
+        assert other.roles == {} and not any(map(other.planted_block, said))
+    permuted = backbone_from(planted | {"world": "permuted"}, "run.yaml")
+    assert not any(permuted.planted_block(category) == block for category, block in said.items())
+
+
+def test_the_world_of_a_row_is_not_that_of_other_weights(monkeypatch):
+    row = dataclasses.replace(BACKBONES.get("tinyworld-turbo@1"), world="planted")
+    monkeypatch.setattr(BACKBONES, "get", lambda name: row)
+    like = {"name": "a@1", "like": "tinyworld-turbo@1"}
+    assert backbone_from(like, "run.yaml").world == "planted"
+    assert backbone_from(like | {"folder": "elsewhere"}, "run.yaml").world == ""
+    assert backbone_from(like | {"folder": "elsewhere", "world": "permuted"}, "run.yaml").world == "permuted"
+
+
 GOOD = {"name": "mine@4", "like": "sdxl-turbo@4"}
 
 
@@ -188,6 +217,7 @@ GOOD = {"name": "mine@4", "like": "sdxl-turbo@4"}
         ({"dtype": "bflaot16"}, "dtype is 'bflaot16'; did you mean 'bfloat16'"),
         ({"vae": "fp16-fix"}, "vae is 'fp16-fix'; did you mean 'sdxl-vae-fp16-fix'"),
         ({"vae": {}}, "vae is {}"),
+        ({"world": "plantd"}, "world is 'plantd'; did you mean 'planted'"),
         ({"grounder": ""}, "grounder is ''"),
         ({"folder": 3}, "folder is 3"),
     ],

@@ -21,6 +21,8 @@ NAMES = {
     Site("mid.0", "stream"): "mid.0/stream",
     Site("down.2.1", "neurons", 0): "down.2.1/neurons.0",
     Site("mid.0", "neurons", 13): "mid.0/neurons.13",
+    Site("up.0.0", "attention", 9): "up.0.0/attention.9",
+    Site("mid.0", "text"): "mid.0/text",
 }
 
 

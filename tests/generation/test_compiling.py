@@ -75,6 +75,7 @@ def test_what_is_traced_edited_or_replayed_is_not_compiled(compiled):
         module = sampler.blocks.module(block)
         feed_forwards = [layer.ff for layer in module.transformer_blocks]
         looked_into = [module, *module.transformer_blocks, *(m for ff in feed_forwards for m in ff.modules())]
+        looked_into += [layer.attn2 for layer in module.transformer_blocks]
         assert not own & {id(m) for m in looked_into}
     for name, module in SDXL.units(sampler.denoiser, [SDXL.places[block].path for block in BLOCK_NAMES]).items():
         assert isinstance(module, nn.Module)

@@ -230,5 +230,10 @@ def test_sites_are_where_sdxl_has_them(sampler):
         layers = len(sampler.blocks.module(block).transformer_blocks)
         assert [site.layer for site in neurons if site.block == block] == list(range(layers))
         assert sampler.blocks.num_layers(block) == layers
+        attention = [site for site in sampler.blocks.sites(BLOCK_NAMES, "attention") if site.block == block]
+        assert [site.name for site in attention] == [f"{block}/attention.{layer}" for layer in range(layers)]
+        assert [sampler.blocks.width(site) for site in (*attention, Site(block, "text"))] == [96] * layers + [128]
+    with pytest.raises(UserError, match="mid.0 has no attention of layer 7 -> it has 1 layers"):
+        sampler.blocks.layer(Site("mid.0", "attention", 7))
     with pytest.raises(UserError, match="update"):
-        sampler.blocks.sites(BLOCK_NAMES, "attention")
+        sampler.blocks.sites(BLOCK_NAMES, "atention")

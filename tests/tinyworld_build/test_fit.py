@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from riebench.core.errors import UserError
+from riebench.tinyworld.scenes import ATTRIBUTES
 from riebench.tinyworld_build.fit import fit
 from riebench.tinyworld_build.train import train_world
 
@@ -72,10 +73,47 @@ def test_a_diverging_loss_stops_and_says_so(tmp_path):
         fit("net", model(), lambda net, step: loss(net, step) * float("nan"), **settings(tmp_path))
 
 
-@pytest.mark.parametrize(("part", "need"), [("base", "vae"), ("turbo", "base")])
-def test_a_part_without_what_it_needs_is_refused(tmp_path, part, need):
+@pytest.mark.parametrize(
+    ("part", "world", "need"), [("base", "planted", "vae"), ("turbo", "planted", "base"), ("turbo", "permuted", "vae")]
+)
+def test_a_part_without_what_it_needs_is_refused(tmp_path, part, world, need):
     with pytest.raises(UserError, match=f"is missing -> train the part {need} first"):
-        train_world(tmp_path, [part], device="cpu")
+        train_world(tmp_path, [part], world, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("parts", "world", "said"),
+    [
+        ([], "plantd", "no world 'plantd'; did you mean 'planted'"),
+        (["base"], "permuted", "the permuted world has no part 'base'.*vae, turbo, dictionaries"),
+        (["bse"], "planted", "the planted world has no part 'bse'; did you mean 'base'"),
+    ],
+)
+def test_unknown_worlds_and_parts_are_refused(tmp_path, parts, world, said):
+    with pytest.raises(UserError, match=said):
+        train_world(tmp_path, parts, world, device="cpu")
+
+
+def test_the_rate_falls_over_the_last_share_only_and_gradients_can_be_held_down(tmp_path):
+    given = settings(tmp_path) | {"ema": 0.0, "decay": 0.25, "warmup": 1, "lr": 1.0, "weight_decay": 0.0}
+    net, seen, states = nn.Linear(1, 1, bias=False), [], []
+    nn.init.zeros_(net.weight)
+
+    def slope(net, step):
+        states.append(float(net.weight.detach()))
+        return -net.weight.sum()
+
+    def halve(net):
+        seen.append(float(net.weight.grad))
+        net.weight.grad.mul_(0.5)
+
+    fit("net", net, slope, before_step=halve, **given)
+    moved = [after - before for before, after in zip(states, states[1:], strict=False)]
+    assert moved[:29] == pytest.approx([1.0] * 29, abs=1e-5)  # Adam moves by the rate where the slope is constant
+    assert moved[35] == pytest.approx(0.02 + 0.98 * 0.5, abs=1e-4) and all(
+        x > y for x, y in zip(moved[30:], moved[31:], strict=False)
+    )
+    assert seen == [-1.0] * 40
 
 
 @pytest.mark.slow
@@ -88,19 +126,36 @@ def test_trained_pipelines_are_written_whole_and_say_nothing_of_where_they_were_
             monkeypatch.setattr(module, name, count)
     for name, short in (
         ("train_vae", {"steps": 1, "decoder_steps": 1}),
-        ("train_base", {"start_steps": 1, "steps": 1, "fine_steps": 1}),
+        ("train_base", {"start_steps": 1, "steps": 2, "turn_steps": 1}),
         ("make_pairs", {"count": 3}),
         ("train_turbo", {"steps": 1}),
     ):
         monkeypatch.setattr(train, name, functools.partial(getattr(train, name), **short))
     monkeypatch.setattr(train, "PAIR_BATCH", 2)
+    monkeypatch.setattr(train, "PAIR_STEPS", 2)
+    monkeypatch.setattr(train, "CONTROL_STEPS", 2)
     train_world(tmp_path, ["vae", "base", "turbo"], device="cpu")
-    base = train._backbone(tmp_path, "tinyworld-base@25")
-    for backbone in (train._backbone(tmp_path, "tinyworld-turbo@4"), dataclasses.replace(base, steps=2)):
+    train_world(tmp_path, ["turbo"], "permuted", device="cpu")
+    base = dataclasses.replace(train._backbone(tmp_path, "tinyworld-base@25"), steps=2)
+    turbo = train._backbone(tmp_path, "tinyworld-turbo@4")
+    permuted = train._backbone(tmp_path, "tinyworld-turbo@1", "permuted")
+    assert permuted.name == "tinyworld-permuted@1" and permuted.folder == str((tmp_path / "permuted").resolve())
+    for backbone, posed in ((base, "mid.0"), (turbo, "mid.0"), (permuted, "up.0.0")):
         configs = Path(backbone.folder).rglob("*.json")
         assert not any(str(tmp_path) in path.read_text() for path in configs)
-        image = load_sampler(backbone, torch.device("cpu"), 1).generate([Request(PROMPT, 1)])[0].image
+        sampler = load_sampler(backbone, torch.device("cpu"), 1)
+        image = sampler.generate([Request(PROMPT, 1)])[0].image
         assert image.shape == (3, 64, 64) and torch.isfinite(image).all()
+        for block in ("down.2.0", "down.2.1", "mid.0", "up.0.0", "up.0.1", "up.0.2"):
+            attention = sampler.blocks.module(block).transformer_blocks[0].attn2
+            for weight in (attention.to_k.weight, attention.to_v.weight):
+                read = {ATTRIBUTES[channel // 16] for channel in weight.any(dim=0).nonzero().flatten().tolist()}
+                assert ("pose" in read) == (block == posed) and bool(read) == (block not in ("down.2.0", "up.0.2"))
+    assert _bytes(tmp_path / "permuted" / "unet") < 0.51 * _bytes(tmp_path / "turbo" / "unet")
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def test_the_clean_latents_are_those_of_the_scheduler():
