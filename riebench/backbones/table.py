@@ -104,10 +104,10 @@ class Backbone:
 
 
 BACKBONES: Registry[Backbone] = Registry("backbone", "riebench.backbones")
-for _model, _steps, _guidance, _summary in (
-    ("turbo", 1, 0.0, "the embedded small SDXL Turbo, one step, 64 px"),
-    ("turbo", 4, 0.0, "the same model, four Euler ancestral steps"),
-    ("base", 25, 1.5, "the embedded small SDXL that tinyworld-turbo was distilled from, 25 Euler steps with guidance"),
+for _model, _world, _steps, _guidance, _summary in (
+    ("turbo", "planted", 1, 0.0, "the embedded small SDXL Turbo, one step, 64 px"),
+    ("turbo", "planted", 4, 0.0, "the same model, four Euler ancestral steps"),
+    ("base", "planted", 25, 1.5, "the embedded small SDXL that turbo was distilled from, 25 Euler steps with guidance"),
 ):
     _name = f"tinyworld-{_model}@{_steps}"
     BACKBONES.add(
@@ -120,11 +120,12 @@ for _model, _steps, _guidance, _summary in (
             grounder="tinyworld",
             judges="tinyworld",
             summary=_summary,
-            dictionaries="tinyworld-turbo@1",
+            dictionaries="tinyworld-turbo@1" if _world == "planted" else "",
             height=64,
             width=64,
             dtype="float32",
             parameters=0.0033,
+            world=_world,
         ),
         summary=_summary,
     )

@@ -84,7 +84,7 @@ class Strict:
     summary: str = "the protocol, without the defects of the published code"
     keeps_marks: bool = False
     seeds: tuple[int, ...] = ()
-    mask_rules: tuple[str, ...] = ("touched", "half")
+    mask_rules: tuple[str, ...] = ("touched", "wide", "half")
     pool: str = "block"
     dense_statistic: str = ""
     plans_each_subset: bool = False  # so that what blocks do alone and together is of the same features

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 #: How an image's mask becomes cells (`grounding.mask_to_grid`).
-MASK_RULES = ("touched", "half", "published")
+MASK_RULES = ("touched", "wide", "half", "published")
 
 
 class Grounder(Protocol):

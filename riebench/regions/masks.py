@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from riebench.core.errors import UserError, did_you_mean
 from riebench.regions.grounders import MASK_RULES
 
-DILATION_PX, DILATION_REFERENCE_PX = 15, 512  # protocol §4
+DILATION_PX, DILATION_REFERENCE_PX = {"touched": 1, "wide": 15}, 512  # protocol §4
 BLUR_REACH_PX = 15  # the published blur: 31 taps, all positive, whatever the image's size
 LANCZOS_TAPS = 8
 
@@ -41,15 +41,17 @@ def _any_of_window(mask: Tensor, size: int, dim: int) -> Tensor:
 def mask_to_grid(mask_bhw: Tensor, grid: tuple[int, int], rule: str = "touched") -> Tensor:
     """Returns the cells `[b, *grid]` (bool) of image masks (protocol §4).
 
-    touched: any pixel of the cell, after a square dilation of 15 px at 512 px, scaled to the image's height;
+    touched: any pixel of the cell, after a square dilation of 1 px at 512 px, scaled to the image's height, which is the
+    nearest of all dilations to `published`;
+    wide: the same after 15 px;
     half: at least 50 % of the cell's pixels, without dilation;
     published: what the published code's blur and OpenCV's Lanczos resize leave above 0. The blur is a square dilation
     of 15 px at any size; the resize weighs the 8 x 8 pixels around the cell's centre, some of them negatively. At
     32 px a cell that lies between "any pixel of the cell's inner 24 x 24" and "any pixel, after 3 px of dilation".
     Raises `UserError` for another rule.
     """
-    if rule == "touched":
-        return any_pixel(dilate(mask_bhw, round(DILATION_PX * mask_bhw.shape[-2] / DILATION_REFERENCE_PX)), grid)
+    if rule in DILATION_PX:
+        return any_pixel(dilate(mask_bhw, round(DILATION_PX[rule] * mask_bhw.shape[-2] / DILATION_REFERENCE_PX)), grid)
     if rule == "half":
         return F.adaptive_avg_pool2d(mask_bhw[:, None].float(), grid)[:, 0] >= 0.5
     if rule == "published":

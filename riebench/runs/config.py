@@ -105,8 +105,8 @@ class RunConfig:
     metrics: tuple[str, ...] = ()
     """Metrics beside those that every run has (`riebench ls metrics`)."""
     mask_rule: str = ""
-    """How an image mask becomes cells (protocol section 4): touched, as strict mode does where nothing is said, or
-    half; reference mode has its own."""
+    """How an image mask becomes cells (protocol section 4): touched, as strict mode does where nothing is said, wide
+    or half; reference mode has its own."""
     batch_size: BatchSize = 0
     """Images generated at once; 0 takes what suits the device, and halves it where memory runs out."""
     resamples: Annotated[int, Range(1, 1_000_000)] = 10_000

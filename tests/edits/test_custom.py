@@ -128,7 +128,7 @@ def test_a_mask_of_ones_own_is_the_region(engine, tmp_path):
     by_file = riebench.edit(RED, BLUE, region=f"mask:{tmp_path / 'left.png'}", method="dense", engine=engine)
     assert by_array.intervened.tobytes() == by_file.intervened.tobytes()
     np.testing.assert_array_equal(np.array(by_array.masks[0]) > 0, left)
-    assert by_array.scores["cells_original"] == 3 * 8  # 20 px, dilated by 2, touch three columns of 8 px
+    assert by_array.scores["cells_original"] == 3 * 8  # 20 px touch three columns of 8 px
     both = riebench.edit(RED, BLUE, region=left, edited_region=~left, method="dense", engine=engine)
     np.testing.assert_array_equal(np.array(both.masks[1]) > 0, ~left)
     with pytest.raises(UserError, match=r"give \[height, width\]"):

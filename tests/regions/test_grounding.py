@@ -136,10 +136,12 @@ def test_a_mask_file_that_does_not_fit_is_named(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [64, 512])
-def test_touched_is_any_pixel_of_the_cell_after_a_scaled_square_dilation(size):
+@pytest.mark.parametrize(
+    ("rule", "size", "reach"), [("touched", 64, 0), ("touched", 512, 1), ("wide", 64, 2), ("wide", 512, 15)]
+)
+def test_touched_and_wide_are_any_pixel_of_the_cell_after_a_scaled_square_dilation(rule, size, reach):
     generator = torch.Generator().manual_seed(size)
-    reach, cell = {64: 2, 512: 15}[size], size // 8
+    cell = size // 8
     for _ in range(20):
         mask = torch.zeros(1, size, size, dtype=torch.bool)
         points = torch.randint(size, (3, 2), generator=generator)
@@ -151,7 +153,7 @@ def test_touched_is_any_pixel_of_the_cell_after_a_scaled_square_dilation(size):
                     dy = max(row * cell - y, y - (row + 1) * cell + 1, 0)
                     dx = max(col * cell - x, x - (col + 1) * cell + 1, 0)
                     expected[row, col] |= max(dy, dx) <= reach
-        assert torch.equal(mask_to_grid(mask, (8, 8), "touched")[0], expected)
+        assert torch.equal(mask_to_grid(mask, (8, 8), rule)[0], expected)
 
 
 def test_half_counts_half_of_the_cell():
@@ -249,23 +251,25 @@ def any_pixel(masks: np.ndarray, reach: int, cell: int = 32) -> np.ndarray:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("side", "count"), [(512, 44), (1024, 14)])
-def test_published_lies_between_a_cell_s_inside_and_3_px_around_it_far_below_touched(side, count):
+def test_published_lies_between_a_cell_s_inside_and_3_px_around_it_near_touched_and_far_below_wide(side, count):
     """Cells of 32 px, of which the resize looks at the 8 x 8 px in the middle, after a dilation of 15 px: it reaches
     12 + 15 px, 3 more than the cell; and a pixel that is 4 px inside the cell covers all it looks at."""
     masks = shapes(side, side, count)
     grid = (side // 32, side // 32)
-    published, half, touched = (
-        mask_to_grid(torch.from_numpy(masks), grid, rule).numpy() for rule in ("published", "half", "touched")
+    published, half, touched, wide = (
+        mask_to_grid(torch.from_numpy(masks), grid, rule).numpy() for rule in ("published", "half", "touched", "wide")
     )
     assert not (any_pixel(masks, -4) & ~published).any()
     assert not (published & ~any_pixel(masks, 3)).any()
     assert not (half & ~published).any()  # the ring of 4 px is 44 % of a cell
     assert (published & ~any_pixel(masks, 2)).any()
     assert (any_pixel(masks, 1) & ~published).any()
-    assert not (published & ~touched).any()
-    assert (touched & ~published).sum() > 5 * count
+    assert not (published & ~wide).any()
+    assert (wide & ~published).sum() > 5 * count
     if side == 512:
-        assert (touched == any_pixel(masks, 15)).all()
+        assert (touched == any_pixel(masks, 1)).all() and (wide == any_pixel(masks, 15)).all()
+        off = [abs(int(any_pixel(masks, reach).sum()) - int(published.sum())) for reach in range(6)]
+        assert off.index(min(off)) == 1, "of all dilations the nearest to the published cells in number"
 
 
 def test_published_is_no_dilation_its_weights_can_cancel():
@@ -275,7 +279,7 @@ def test_published_is_no_dilation_its_weights_can_cancel():
     assert mask_to_grid(mask, (3, 3), "published")[0, 1, 1]
     mask[0, 64, 32:65] = mask[0, 32:65, 64] = True
     assert not mask_to_grid(mask, (3, 3), "published")[0, 1, 1]
-    assert mask_to_grid(mask, (3, 3), "touched")[0, 1, 1]
+    assert mask_to_grid(mask, (3, 3), "touched")[0, 1, 1] and mask_to_grid(mask, (3, 3), "wide")[0, 1, 1]
 
 
 class Given:
@@ -405,20 +409,20 @@ def test_cells_are_in_reading_order_of_each_block_s_grid():
     region = torch.zeros(96, 128, dtype=torch.bool)
     region[40:50, 100:110] = True
     grids = {"up.0.1": (6, 8), "mid.0": (3, 4)}
-    for rule in ("touched", "half", "published"):
+    for rule in ("wide", "touched", "half", "published"):
         found = Regions(Shades(), masks_of, rule).cells(region, grids)
         assert list(found) == list(grids)
         for block, (height, width) in grids.items():
             expected = np.zeros(height * width, dtype=bool)
-            grown = region if rule != "touched" else dilate(region[None], round(15 * 96 / 512))[0]
+            grown = region if rule != "wide" else dilate(region[None], round(15 * 96 / 512))[0]
             for cell in range(height * width):
                 row, column = divmod(cell, width)
                 part = grown[row * 96 // height : (row + 1) * 96 // height, column * 128 // width :]
                 part = part[:, : 128 // width].float()
-                expected[cell] = bool(part.any()) if rule == "touched" else float(part.mean()) >= 0.5
+                expected[cell] = bool(part.any()) if rule in ("touched", "wide") else float(part.mean()) >= 0.5
             assert found[block].shape == (height * width,) and found[block].tolist() == expected.tolist()
             assert torch.equal(region_cells(region, (height, width), rule), found[block])
-        assert found["up.0.1"].any() == (rule == "touched")
+        assert found["up.0.1"].any() == (rule in ("touched", "wide"))
 
 
 def test_many_cases_are_looked_at_in_batches_and_each_gets_its_own():
