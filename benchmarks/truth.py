@@ -79,8 +79,8 @@ def text_of(judged: pd.DataFrame, sizes: Mapping[str, tuple[int, Sequence[int]]]
         "In these generators it is known in which block the words of each category enter, as the weights' own",
         "structure leaves no other way (`docs/tinyworld.md`). Here every verdict is held against that: **recovered**",
         "where it names the planted block, **false** where it names another, **not separable** where it names none.",
-        "Made by `python benchmarks/truth.py --runs runs/truth --out docs/truth.md`; nothing is chosen by hand: the roles were",
-        "written down before any such model was looked at, and every category is judged.",
+        "Made by `python benchmarks/truth.py --runs runs/truth --out docs/truth.md`. Nothing is chosen by hand: the",
+        "roles were written down before any such model was looked at, and every category is judged.",
         "",
         *(
             f"- `{name}`: {edits} edits a category, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
