@@ -1,17 +1,19 @@
-"""Where a prompt enters tinyworld-turbo: some attentions are given the edited prompt, all others the original one.
+"""Where a prompt enters a generator of tinyworld: one block is given the edited prompt, all others the original one.
 
-Prints the oracle's success by category and group of spatial transformers, on 20 edits a category with seed 42. It says
-what an intervention in the four blocks of the benchmark can hope for, without any dictionary.
+Prints the oracle's success by category and block, on 20 edits a category with seed 42. It says what an intervention in
+a block can hope for, without any dictionary, and shares no code with the methods that do the same.
 
-    python benchmarks/where_text_enters.py
+    python benchmarks/where_text_enters.py [tinyworld-turbo@1]
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import pandas as pd
 import torch
+from diffusers.models import Transformer2DModel
 from torch import nn
 
 from riebench.backbones.table import BACKBONES
@@ -23,14 +25,11 @@ EDITS_PER_CATEGORY, SEED, BATCH = 20, 42, 30
 
 
 def attention_groups(sampler: Sampler) -> dict[str, list[nn.Module]]:
-    """The spatial transformers by where they are: the benchmark's four, the others on their grid, the 16x16 level."""
-    every = {block: sampler.blocks.module(block) for block in sampler.backbone.family.places}
-    coarse = {block for block, grid in sampler.grids(every).items() if grid == (8, 8)}
-    return {
-        "the four blocks": [every[block] for block in sampler.backbone.blocks],
-        "other 8x8": [module for block, module in every.items() if block in coarse - set(sampler.backbone.blocks)],
-        "16x16": [module for block, module in every.items() if block not in coarse],
-    }
+    """The spatial transformers: each of the benchmark's blocks, and all others together."""
+    own = {block: sampler.blocks.module(block) for block in sampler.backbone.blocks}
+    every = [module for module in sampler.pipeline.unet.modules() if isinstance(module, Transformer2DModel)]
+    others = [module for module in every if module not in own.values()]
+    return {block: [module] for block, module in own.items()} | {"all others": others}
 
 
 @torch.no_grad()
@@ -60,7 +59,8 @@ def success(sampler: Sampler, modules: Sequence[nn.Module], edits: Sequence[Edit
 
 def main() -> None:
     edits = [edit for edit in load_edits("tinyworld") if int(edit.id.rsplit("-", 1)[1]) < EDITS_PER_CATEGORY]
-    sampler = load_sampler(BACKBONES.get("tinyworld-turbo@1"), torch.device("cpu"), BATCH)
+    name = sys.argv[1] if len(sys.argv) > 1 else "tinyworld-turbo@1"
+    sampler = load_sampler(BACKBONES.get(name), torch.device("cpu"), BATCH)
     groups = attention_groups(sampler)
     print(pd.DataFrame({name: success(sampler, modules, edits) for name, modules in groups.items()}).round(2))
 

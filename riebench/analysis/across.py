@@ -25,9 +25,9 @@ def dominance_over(summaries: Sequence[tuple[str, dict]]) -> pd.DataFrame:
     summaries: a run's name and its summary. The row of all categories together has the category "all".
     Columns: run, backbone, steps, method, strength, window, category, edits, value, block, share; solo, leave_one_out
     and shapley, each with `_low` and `_high`, empty of a single edit; interval ("95 %", or "one edit" where there is
-    none); verdict; edits_needed. Where efficiency is withheld the verdict says so, and its numbers are empty. A
-    category without a valid case has no rows. Raises `UserError` where a summary is none, and where no run measured
-    block effects.
+    none); verdict; edits_needed; lead, of the first block's Shapley value over the second's, with `_low` and `_high`.
+    Where efficiency is withheld the verdict says so, and its numbers are empty. A category without a valid case has no
+    rows. Raises `UserError` where a summary is none, and where no run measured block effects.
     """
     rows = []
     for run, summary in ((name, load_summary(summary)) for name, summary in summaries):
@@ -41,6 +41,7 @@ def dominance_over(summaries: Sequence[tuple[str, dict]]) -> pd.DataFrame:
                 | _numbers(group["effects"].get(value, {}).get(block, {}))
                 | {"interval": ONE_EDIT if group["edits"] == 1 else "95 %", "verdict": verdict}
                 | {"edits_needed": group["edits_needed"].get(value)}
+                | {f"lead{end}": (group["lead"].get(value) or {}).get(key) for end, key in _ENDS.items()}
                 for category, group in groups.items()
                 for value, verdict in group["dominant"].items()
                 for block in summary["blocks"]
@@ -50,7 +51,7 @@ def dominance_over(summaries: Sequence[tuple[str, dict]]) -> pd.DataFrame:
             "none of the runs measured block effects",
             remedy="run a method on the subsets of the blocks (subsets_of)",
         )
-    numbers = ["share", *(name + end for name in EFFECTS for end in _ENDS)]
+    numbers = ["share", *(name + end for name in (*EFFECTS, "lead") for end in _ENDS)]
     return pd.DataFrame(rows).astype(dict.fromkeys(numbers, float) | {"edits_needed": "Int64"})
 
 

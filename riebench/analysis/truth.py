@@ -12,6 +12,7 @@ from riebench.analysis.verdicts import NOT_SEPARABLE, names_block
 from riebench.core.text_tables import aligned
 
 OUTCOMES = (RECOVERED, FALSE, NOT_SEPARABLE)
+_JUDGED = ("planted", "verdict", "outcome", "lead", "lead_low", "lead_high")
 
 
 def against_truth(effects: pd.DataFrame, planted: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
@@ -19,7 +20,8 @@ def against_truth(effects: pd.DataFrame, planted: Mapping[str, Mapping[str, str]
 
     planted: backbone -> category -> block. A row for each source, value and category of which a block is known:
     the columns of `SOURCE`, value, category, planted, verdict, outcome (out of `OUTCOMES`), and `lead`, the planted
-    block's Shapley value less the greatest of the others.
+    block's Shapley value less the greatest of the others, with `lead_low` and `lead_high` where the planted block is
+    the first.
     """
     rows = []
     for (*source, value, category), part in effects.groupby([*SOURCE, "value", "category"], sort=False):
@@ -30,12 +32,13 @@ def against_truth(effects: pd.DataFrame, planted: Mapping[str, Mapping[str, str]
             continue
         verdict = str(part["verdict"].iloc[0])
         lead = shapley[block] - shapley.drop(block).max()
+        ends = {end: part[end].iloc[0] if lead > 0 else float("nan") for end in ("lead_low", "lead_high")}
         rows.append(
             about
             | {"value": value, "category": category, "planted": block, "verdict": verdict}
-            | {"outcome": outcome_of(verdict, block), "lead": lead}
+            | {"outcome": outcome_of(verdict, block), "lead": lead, **ends}
         )
-    return pd.DataFrame(rows, columns=[*SOURCE, "value", "category", "planted", "verdict", "outcome", "lead"])
+    return pd.DataFrame(rows, columns=[*SOURCE, "value", "category", *_JUDGED])
 
 
 def count_outcomes(judged: pd.DataFrame) -> pd.DataFrame:

@@ -41,8 +41,8 @@ def _any_of_window(mask: Tensor, size: int, dim: int) -> Tensor:
 def mask_to_grid(mask_bhw: Tensor, grid: tuple[int, int], rule: str = "touched") -> Tensor:
     """Returns the cells `[b, *grid]` (bool) of image masks (protocol §4).
 
-    touched: any pixel of the cell, after a square dilation of 1 px at 512 px, scaled to the image's height, which is the
-    nearest of all dilations to `published`;
+    touched: any pixel of the cell, after a square dilation of 1 px at 512 px, scaled to the image's height: of all
+    dilations the nearest to `published`;
     wide: the same after 15 px;
     half: at least 50 % of the cell's pixels, without dilation;
     published: what the published code's blur and OpenCV's Lanczos resize leave above 0. The blur is a square dilation

@@ -32,6 +32,7 @@ CONTROL_PARTS = ("vae", "turbo", "dictionaries")  # of the worlds beside the pla
 PLANTED = "planted"
 PAIR_BATCH, PAIR_STEPS = 64, 10  # a pair is made in fewer steps than base is judged at
 CONTROL_STEPS = 3000  # of training of a world other than the planted one
+CONTROL_K, CONTROL_EXPANSIONS = (16,), (8,)  # of its dictionaries: those that runs use where none is named
 
 
 def train_world(
@@ -72,7 +73,10 @@ def train_world(
         turbo = _backbone(out, "tinyworld-turbo@1", world)
         data, defaults = generated_data(turbo, seed=seed, device=device), defaults_for("tinyworld-turbo@1")
         config, batch_size = make_config(defaults, data)
-        train_dictionaries(data, make_grid(defaults), out / "dictionaries", config, batch_size)
+        grid = (
+            make_grid(defaults) if world == PLANTED else make_grid(defaults, k=CONTROL_K, expansions=CONTROL_EXPANSIONS)
+        )
+        train_dictionaries(data, grid, out / "dictionaries", config, batch_size)
 
 
 def _train_base(out: Path, state: Path, device: torch.device, seed: int) -> None:

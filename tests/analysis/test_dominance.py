@@ -460,7 +460,8 @@ def test_effects_of_several_runs_in_one_table(summary):
         *("run", "backbone", "steps", "method", "strength", "window"),
         *("category", "edits", "value", "block", "share", "solo"),
     ]
-    assert list(effects.columns[-3:]) == ["interval", "verdict", "edits_needed"]
+    ends = ["interval", "verdict", "edits_needed", "lead", "lead_low", "lead_high"]
+    assert list(effects.columns[-6:]) == ends
     assert len(effects) == (4 + 2) * 4 * 4  # categories and all of them, values, blocks
     row = effects.query("run == 'base' and category == 'alone' and value == 'clip_text_edited' and block == 'up.0.0'")
     assert set(effects["interval"]) == {"95 %"} and set(effects["edits"]) == {12, 36}
@@ -470,6 +471,8 @@ def test_effects_of_several_runs_in_one_table(summary):
         known["mean"],
         known["high"],
     ]
+    lead = runs[1][1]["dominance"][0]["categories"]["alone"]["lead"]["clip_text_edited"]
+    assert row[["lead_low", "lead", "lead_high"]].iloc[0].tolist() == [lead["low"], lead["mean"], lead["high"]]
     lines = verdict_table(effects).splitlines()
     assert lines[1].split("  ")[0] == "category" and "tinyworld-turbo@1 sae [all]" in lines[1]
     assert lines[1].endswith("base@25 sae [last 2]")

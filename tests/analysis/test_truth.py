@@ -30,7 +30,9 @@ PLANTED = {"world@1": {"pose": "b", "colour": "c", "style": "c"}}
 def effects_of(found=FOUND, backbone="world@1", run="one", value="gain"):
     about = {"run": run, "backbone": backbone, "steps": 1, "strength": 1.0, "window": "all", "value": value}
     return pd.DataFrame(
-        about | {"method": method, "category": category, "block": block, "shapley": shapley, "verdict": verdict}
+        about
+        | {"method": method, "category": category, "block": block, "shapley": shapley, "verdict": verdict}
+        | {"lead_low": 0.05, "lead_high": 0.6}
         for method, categories in found.items()
         for category, (values, verdict) in categories.items()
         for block, shapley in zip(BLOCKS, values, strict=True)
@@ -51,6 +53,9 @@ def test_each_verdict_is_recovered_false_or_not_separable():
     }
     leads = judged.set_index(["method", "category"])["lead"]
     assert leads["sae"].to_list() == pytest.approx([0.4, -0.1, 0.1])
+    ends = judged.set_index(["method", "category"])[["lead_low", "lead_high"]]
+    assert ends.loc[("sae", "pose")].to_list() == [0.05, 0.6]
+    assert ends.loc[("sae", "colour")].isna().all(), "the interval is of another block's lead"
     counts = count_outcomes(judged).set_index("method")[["recovered", "false", "not separable", "categories"]]
     assert counts.loc["sae"].to_list() == [1, 1, 1, 3] and counts.loc["prompt-injection"].to_list() == [3, 0, 0, 3]
 
