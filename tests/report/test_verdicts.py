@@ -156,3 +156,13 @@ def test_hostile_names_and_prompts_are_text(run):
     prompts = dict.fromkeys(run[1]["edit"], (HOSTILE, "b"))
     page = page_of(run, summary, prompts=prompts)
     assert not page.all("script") and page.text.count('alert("x")') >= 3
+
+
+def test_a_run_at_one_strength_has_no_curves_and_says_so(run):
+    folder, scores, summary = run
+    assert "There are no lines" not in write_report(folder, summary, scores, {}).read_text()
+    scores = scores[(scores["method"] != "dense") | (scores["strength"] == 1)]
+    summary = summarise(scores, BLOCKS, resamples=50)
+    text = write_report(folder, summary, scores, {}).read_text()
+    assert "no method was run at several strengths" in text and "Lines join" not in text
+    assert "Matched preservation" not in text.partition("Words</h2>")[0]
