@@ -14,7 +14,7 @@ from riebench.report.words import COST, GAIN, OVERALL, interval_cell, interval_o
 
 LINES = "Lines join the strengths of one method, from the original image on."
 NO_LINES = (
-    "There are no lines, for no method was run at several strengths; a run whose file says `strength: [0.5, 1, 2]` has "
+    "There are no lines, for no method was run at several strengths; a run whose file says “strength: [0.5, 1, 2]” has "
     "them, and says what each method gains at the same cost."
 )
 NOTHING = Interval(0.0, 0.0, 0.0)
