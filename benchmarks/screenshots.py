@@ -40,7 +40,7 @@ def main() -> None:
             "#trade-off",
         )
         if arguments.run is not None:
-            take(browser, arguments.run.resolve() / "report.html", arguments.out / "report.png", "#blocks figure")
+            take(browser, arguments.run.resolve() / "report.html", arguments.out / "report.png", "table.verdicts")
         browser.close()
 
 

@@ -16,6 +16,7 @@ KINDS: dict[str, Any] = {
     "mode": str,
     "blocks": tuple[str, ...],
     "methods": tuple[Mapping, ...],
+    "planted": Mapping,
     "config": Mapping,
     "config.edits": str,
     "config.backbone": str | Mapping,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from riebench.analysis.failures import failure_sentences, failures_of, without_v
 from riebench.analysis.frames import one_of_each, score_tables, settings_of, validate_scores
 from riebench.analysis.frontier import curves, sweeps_of
 from riebench.analysis.methods import method_rows
+from riebench.analysis.planted import planted_of, truth_lines
 from riebench.analysis.statistics import ValidCases, edit_weights, valid_cases
 from riebench.analysis.strengths import chosen_strengths
 from riebench.analysis.verdicts import ONE_EDIT, explanation, short, verdicts_of
@@ -22,7 +24,7 @@ from riebench.core.scores import CASE, NOOP, SETTING, Score, Setting, score_word
 from riebench.core.text_tables import aligned
 
 OVERALL = "overall"
-TABLE_WIDTH = 110
+TABLE_WIDTH = 120
 
 
 def summarise(
@@ -32,6 +34,7 @@ def summarise(
     method: str | Sequence[str] = "sae",
     resamples: int = 10_000,
     seed: int = 0,
+    planted: Mapping[str, str] = MappingProxyType({}),
 ) -> dict:
     """Returns a summary of the scores of one run as a JSON-able dict; a number that does not exist is None.
 
@@ -39,8 +42,9 @@ def summarise(
     intersection and listed under `left_out`; `failures` says of every method in how many cases it failed, and why
     (`failures_of`). `method` names the methods whose block effects come first under
     `dominance`, which has a table for every method and strength that was run on enough subsets of the blocks, and is
-    empty where none was; the first table's verdicts are repeated under `overall` and `categories`. Raises `UserError`
-    where the frame is not of the schema, mixes backbones, has no no-op, or no valid case.
+    empty where none was; the first table's verdicts are repeated under `overall` and `categories`. `planted`: category
+    -> the block that is known to carry its edits; repeated in the summary for the categories of the frame. Raises
+    `UserError` where the frame is not of the schema, mixes backbones, has no no-op, or no valid case.
     """
     blocks, of = tuple(blocks), _valid_part(frame, resamples, seed)
     dominance = _effects(of, blocks, method)
@@ -61,6 +65,7 @@ def summarise(
         "failed": {str(reason): int(count) for reason, count in valid.failed["reason"].value_counts().items()},
         "scores": [score_words(score) for score in of.scores],
         "values": list(dominance[0]["overall"]["dominant"]) if dominance else [],
+        "planted": {category: planted[category] for category in groups if category in planted},
         "dominance": dominance,
         "overall": _counts(valid.cases, dominance[0]["overall"] if dominance else None),
         "categories": {
@@ -176,8 +181,9 @@ def load_summary(summary: dict) -> dict:
 
 
 def block_table(summary: dict) -> str:
-    """Returns the Shapley value of each block for the headline value by category, as plain text of at most 110 columns,
-    and below it what to do where no block is named.
+    """Returns the Shapley value of each block for the headline value by category, as plain text of at most 120 columns,
+    beside it the planted block where it is known, and below it what to do where no block is named, and how many of the
+    named blocks are the planted ones.
 
     Intervals are left out where there are too many blocks for that width.
     """
@@ -187,13 +193,14 @@ def block_table(summary: dict) -> str:
         return f"Block effects were not measured: {why}."
     value, blocks, headline = summary["values"][0], summary["blocks"], summary["dominance"][0]
     rows = {**headline["categories"], "all": headline["overall"]}
-    verdicts = verdicts_of(rows, value)
+    verdicts, planted = verdicts_of(rows, value), planted_of(summary)
 
     def lines(with_intervals: bool) -> list[str]:
-        cells = [["category", *blocks, "dominant block"]]
+        cells = [["category", *blocks, "dominant block", *(["planted"] if planted else [])]]
         for name, row in rows.items():
             shapley = [row["effects"][value][block]["shapley"] if value in row["effects"] else None for block in blocks]
-            cells.append([name, *(_cell(s, with_intervals) for s in shapley), short(verdicts[name][0])])
+            truth = [planted.get(name, "-")] if planted else []
+            cells.append([name, *(_cell(s, with_intervals) for s in shapley), short(verdicts[name][0]), *truth])
         return aligned(cells, right=range(1, 1 + len(blocks)), gap=" ")
 
     table = lines(with_intervals=True)
@@ -201,7 +208,7 @@ def block_table(summary: dict) -> str:
         table = lines(with_intervals=False)
     unit = "100 x gain in CLIP cosine with the edited prompt" if value == GAIN else f"100 x {value}"
     title = f"Shapley value of each block, 95 % interval over edits ({unit})"
-    return "\n".join([title, *table, *explanation({"": verdicts})])
+    return "\n".join([title, *table, *explanation({"": verdicts}), *truth_lines(summary)])
 
 
 def _counts(cases: pd.MultiIndex, effects: dict | None) -> dict:

@@ -7,14 +7,12 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from riebench.analysis.across import ALL, SOURCE
+from riebench.analysis.planted import COMPARATORS, FALSE, RECOVERED, outcome_of
 from riebench.analysis.verdicts import NOT_SEPARABLE, names_block
 from riebench.core.text_tables import aligned
 
-RECOVERED, FALSE = "recovered", "false"
 OUTCOMES = (RECOVERED, FALSE, NOT_SEPARABLE)
 _JUDGED = ("planted", "verdict", "outcome", "lead", "lead_low", "lead_high")
-#: Methods that show without a dictionary where a model takes an edit's words from.
-COMPARATORS = ("prompt-injection", "attention-patch")
 
 
 def against_truth(effects: pd.DataFrame, planted: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
@@ -33,13 +31,12 @@ def against_truth(effects: pd.DataFrame, planted: Mapping[str, Mapping[str, str]
         if block not in shapley.index:
             continue
         verdict = str(part["verdict"].iloc[0])
-        outcome = RECOVERED if verdict == block else FALSE if names_block(verdict) else NOT_SEPARABLE
         lead = shapley[block] - shapley.drop(block).max()
         ends = {end: part[end].iloc[0] if lead > 0 else float("nan") for end in ("lead_low", "lead_high")}
         rows.append(
             about
             | {"value": value, "category": category, "planted": block, "verdict": verdict}
-            | {"outcome": outcome, "lead": lead, **ends}
+            | {"outcome": outcome_of(verdict, block), "lead": lead, **ends}
         )
     return pd.DataFrame(rows, columns=[*SOURCE, "value", "category", *_JUDGED])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from riebench.backbones.family import Family
@@ -77,6 +77,11 @@ class Backbone:
         """Returns the block that carries a category's edits by the weights' own structure; "" where that is not
         known."""
         return self.roles.get(CHANGED.get(category, ""), "")
+
+    def planted_blocks(self, categories: Iterable[str]) -> dict[str, str]:
+        """Returns category -> its planted block, for those of the categories whose block is known and under test."""
+        blocks = {category: self.planted_block(category) for category in categories}
+        return {category: block for category, block in blocks.items() if block in self.blocks}
 
     @property
     def guided(self) -> bool:

@@ -24,9 +24,9 @@ from riebench.report.rendering import asset, content_policy
 from riebench.report.words import count_of
 
 INDEX, PAGES, IMAGES = "index.html", "entries", "images"
-#: Column of the table -> its head, in order; those of `COLUMNS` stand before the last two.
+#: Column of the table -> its head, in order; those of `COLUMNS` stand before `LAST_HEADS`.
 FIRST_HEADS = {"rank": "Rank", "method": "Method", "sees": "Sees edited image", "value": "Score"}
-LAST_HEADS = {"features": "Features", "submitted": "Submitted"}
+LAST_HEADS = {"planted": "Blocks as planted", "features": "Features", "submitted": "Submitted"}
 
 
 def render_site(entries_root: Path, out: Path) -> Path:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from riebench.analysis.planted import count_planted, planted_of
 from riebench.analysis.ranks import Rank, rank_entries
 from riebench.analysis.statistics import Interval
 from riebench.core.scores import NOOP
@@ -133,9 +134,17 @@ def _listed(entry: Entry, page: str) -> dict:
         "page": page,
         "control": entry.is_control,
         "sees": content["sees_edited_image"],
+        "planted": _as_planted(content),
         "features": content["cost"]["num_features"],
         "submitted": content["submitted"],
     }
+
+
+def _as_planted(content: dict) -> list[int] | None:
+    """Returns in how many categories the verdict by the headline score names the planted block, and of how many it is
+    known; None where it is not, or blocks were not compared."""
+    counted = content["dominance"] and count_planted(content["dominance"], GAIN, planted_of(content))
+    return [counted.recovered, counted.categories] if counted else None
 
 
 def _categories(entries: Sequence[Entry]) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import PackageLoader
 from markupsafe import Markup
 
+from riebench.analysis.planted import BY, count_planted, planted_of
 from riebench.analysis.verdicts import NO_CASE, explained, short, verdicts_of
 from riebench.core.json_text import json_text
 from riebench.leaderboard.entries import Entry
@@ -105,17 +106,30 @@ def _blocks(content: dict) -> Markup:
     how = (
         f"{effects['method']} at strength {effects['strength']:g}, {effects['estimator']}, {effects['subsets']} subsets"
     )
+    planted = planted_of(content)
     parts: list[Markup] = []
     for value in effects["overall"]["dominant"]:
         name = VALUES.get(value, value)
         picture = figure(
-            _block_chart(effects, value, content["blocks"]),
+            _block_chart(effects, value, content),
             f"Shapley value of each block for {name}; {how}; with 95 % intervals over edits. Blue is a positive value, "
-            "orange a negative one; an outline marks a block that dominates.",
+            "orange a negative one; an outline marks a block that dominates"
+            f"{', a dot the planted one' if planted else ''}.",
             _explanation(effects, value),
         )
         parts.append(details(f"The same for {name}", picture) if parts else picture)
-    return Markup().join(parts)
+    return (paragraph(_truth(effects, planted)) if planted else Markup()) + Markup().join(parts)
+
+
+def _truth(effects: dict, planted: Mapping[str, str]) -> str:
+    """Returns how many verdicts name the planted block."""
+    counts = {by: count_planted(effects, value, planted) for value, by in BY.items()}
+    said = "; ".join(
+        f"{by} in {one.recovered} of {one.categories} categories, another in {one.false}, none in {one.unnamed}"
+        for by, one in counts.items()
+        if one
+    )
+    return f"The weights of this model let each category’s edits in by one block, the planted one. It is named {said}."
 
 
 def _explanation(effects: dict, value: str) -> Markup:
@@ -128,8 +142,8 @@ def _explanation(effects: dict, value: str) -> Markup:
     return definitions({f"{reason}: {categories}": remedy for reason, categories, remedy in reasons})
 
 
-def _block_chart(effects: dict, value: str, blocks: Sequence[str]) -> Markup:
-    rows = []
+def _block_chart(effects: dict, value: str, content: dict) -> Markup:
+    rows, blocks, planted = [], content["blocks"], planted_of(content)
     of_categories = effects["categories"]
     groups = {**{name: of_categories[name] for name in in_order(of_categories)}, ALL: effects["overall"]}
     for category, row in groups.items():
@@ -141,6 +155,7 @@ def _block_chart(effects: dict, value: str, blocks: Sequence[str]) -> Markup:
                 cells=tuple(of_blocks[block] and interval_of(of_blocks[block]["shapley"]) for block in blocks),
                 marked=blocks.index(verdict) if verdict in blocks else None,
                 remark=short(verdict),
+                dotted=blocks.index(planted[category]) if planted.get(category) in blocks else None,
             )
         )
     title = f"Shapley value of each block by category: {VALUES.get(value, value)}"

@@ -199,6 +199,7 @@ def _fill(folder: Path, source: _Source, setting: Setting) -> dict:
         },
         "seeds": sorted(int(seed) for seed in rows["seed"].unique()),
         "blocks": blocks,
+        **({"planted": dict(manifest["planted"])} if manifest.get("planted") else {}),
         "method": method,
         "sees_edited_image": sees_edited_image(method),
         "metrics": [score_words(metric) for metric in metrics],

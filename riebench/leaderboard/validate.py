@@ -60,7 +60,7 @@ def validate(entry: Path) -> list[str]:
     if problems:
         return problems
     problems = [*_place_problems(folder, content), *origin_problems(content["edits"]["name"], content["backbone"])]
-    problems += _file_problems(folder, content)
+    problems += [*_planted_problems(content), *_file_problems(folder, content)]
     if any((folder / name).is_symlink() for name in _files_of(folder)):
         return problems  # what else is there is not the entry's
     problems += picture_problems(folder / IMAGES_FOLDER, content["images"])
@@ -116,6 +116,15 @@ def origin_problems(edits: str, backbone: str) -> list[str]:
     if edits not in shipped_sets():
         problems.append(f"edits.name: {edits!r} is no shipped edit set")
     return problems
+
+
+def _planted_problems(content: Mapping) -> Iterator[str]:
+    """Yields where an entry names other planted blocks than riebench does; one that names none says nothing of them."""
+    backbone = content["backbone"]
+    if "planted" in content and backbone in BACKBONES.names():
+        known = BACKBONES.get(backbone).planted_blocks(content["aggregates"]["categories"])
+        known = {category: block for category, block in known.items() if block in content["blocks"]}
+        yield from mismatches(content["planted"], known, ("planted",), f"{backbone} has")
 
 
 def _place_problems(folder: Path, content: Mapping) -> Iterator[str]:

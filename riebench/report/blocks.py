@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from markupsafe import Markup
 
+from riebench.analysis.planted import planted_of
 from riebench.analysis.verdicts import NO_CASE, explained, names_block, short, verdicts_of
 from riebench.report.figures import HeatRow, heat_picture
 from riebench.report.markup import Cell, definitions, details, figure, paragraph, table
@@ -80,7 +81,7 @@ def _figure(found: dict, summary: dict, value: str, place: int) -> Markup:
     picture = heat_picture(
         f"Shapley value of each block by category: {_value(value)}, {_setting(found, summary)}",
         summary["blocks"],
-        [_heat_row(category, row, value, summary["blocks"]) for category, row in _rows(found).items()],
+        [_heat_row(category, row, value, summary) for category, row in _rows(found).items()],
         "dominant block",
     )
     numbers = table(
@@ -96,7 +97,8 @@ def _figure(found: dict, summary: dict, value: str, place: int) -> Markup:
     return figure(
         picture,
         f"Shapley value of each block for {_value(value)}, {_sentence(found, summary)}, with 95 % intervals over "
-        "edits. Blue is a positive value, orange a negative one; an outline marks a block that dominates.",
+        "edits. Blue is a positive value, orange a negative one; an outline marks a block that dominates"
+        f"{', a dot the planted one' if planted_of(summary) else ''}.",
         _explanation(found, value)
         + details(f"Numbers: share, solo, leave-one-out and Shapley for {_value(value)}", numbers),
         file_name=f"blocks-{value}" + (f"-{place + 1}" if place else ""),
@@ -107,13 +109,15 @@ def _effect_cells(effect: dict) -> list[Cell]:
     return [interval_cell(effect[name], signed=True) for name in EFFECTS]
 
 
-def _heat_row(category: str, row: dict, value: str, blocks: list[str]) -> HeatRow:
+def _heat_row(category: str, row: dict, value: str, summary: dict) -> HeatRow:
     effects, verdict = row["effects"].get(value), row["dominant"].get(value, NO_CASE)
+    blocks, planted = summary["blocks"], planted_of(summary).get(category)
     return HeatRow(
         label=words(category),
         cells=tuple(interval_of(effects[block]["shapley"]) if effects else None for block in blocks),
         marked=blocks.index(verdict) if verdict in blocks else None,
         remark=short(verdict),
+        dotted=blocks.index(planted) if planted in blocks else None,
     )
 
 

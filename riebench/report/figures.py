@@ -49,6 +49,8 @@ class HeatRow:
     """The place of the cell that is outlined."""
     remark: str
     """Text at the row's end."""
+    dotted: int | None = None
+    """The place of the cell that has a dot in its corner."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,9 @@ def _heat(title: str, columns: Sequence[str], rows: Sequence[HeatRow], remark_ti
         if row.marked is not None:
             place = {"x": left + row.marked * cell_width + 2.5, "y": y + 2.5}
             parts.append(element("rect", class_="marked", **place, width=cell_width - 5, height=cell_height - 5))
+        if row.dotted is not None:
+            x = left + (row.dotted + 1) * cell_width - 11
+            parts.append(element("circle", class_="dot", cx=f"{x:.1f}", cy=f"{y + 11:.1f}", r=4))
         weight = "faint" if row.marked is None else "mean"
         place, anchor = (end, "end") if narrow else (end + 12, "start")
         parts.append(_text(place, line, row.remark, anchor, weight))

@@ -10,6 +10,7 @@ from types import MappingProxyType
 import pandas as pd
 
 from riebench.analysis.failures import without_valid_case
+from riebench.analysis.planted import planted_of
 from riebench.analysis.summary import load_summary
 from riebench.analysis.verdicts import MIN_EDITS
 from riebench.core.files import write_text
@@ -20,6 +21,7 @@ from riebench.report.rendering import ENVIRONMENT, asset, content_policy
 from riebench.report.request import asked_section, failures_section, run_section
 from riebench.report.strips import strips_section
 from riebench.report.trade_off import trade_off_section
+from riebench.report.verdicts import truth_answer, verdicts_section
 from riebench.report.words import count_of
 
 SCRIPTS = ("tables.js", "choices.js", "downloads.js", "strips.js")
@@ -45,7 +47,7 @@ def write_report(
         "What was asked": asked_section(summary, manifest),
         "What was run": run_section(manifest),
     }
-    results = {
+    results = ({"Verdicts": verdicts_section(summary, scores, run_folder, prompts)} if summary["dominance"] else {}) | {
         "Blocks": blocks_section(summary),
         "Failures": failures_section(summary),
         "Methods": methods_section(summary),
@@ -67,7 +69,8 @@ def write_report(
         style=style,
         scripts=scripts,
         titles=[*results, *request],
-        answer=answer(summary["dominance"][0], summary) if summary["dominance"] else "",
+        answer=(truth_answer(summary) or answer(summary["dominance"][0], summary)) if summary["dominance"] else "",
+        planted=bool(planted_of(summary)),
         min_edits=MIN_EDITS,
         least_cost=LEAST_COST,
         request=request,

@@ -60,7 +60,7 @@ def strips_index(
     every = "+".join(summary["blocks"])
     settings.sort(key=lambda setting: setting.blocks not in ("", every))  # stable: the whole before the parts
     cases = pd.MultiIndex.from_frame(frame[CASE].drop_duplicates())
-    pictures = _pictures(frame, run_folder)
+    pictures = pictures_of(frame, run_folder)
     frame = frame.assign(image=pictures["image"], case=cases.get_indexer(pd.MultiIndex.from_frame(frame[CASE])))
     by_setting = {Setting(*key): rows for key, rows in frame.groupby(SETTING, sort=False)}
     if not any(len(by_setting[setting].query("image != ''")) for setting in settings):
@@ -132,7 +132,7 @@ def _first(summary: dict, settings: Sequence[Setting], every: str) -> Setting:
     return next((setting for setting in settings if setting.blocks), settings[0])
 
 
-def _pictures(frame: pd.DataFrame, run_folder: Path) -> dict[str, pd.Series]:
+def pictures_of(frame: pd.DataFrame, run_folder: Path) -> dict[str, pd.Series]:
     """Returns the frame's columns of picture paths, with "" where the file is missing or lies outside the folder."""
     found: dict[str, str] = {"": ""}
 

@@ -12,6 +12,11 @@ from riebench.report.markup import Cell, choice, details, figure, number, table
 from riebench.report.methods import split
 from riebench.report.words import COST, GAIN, OVERALL, interval_cell, interval_of, label_of, words
 
+LINES = "Lines join the strengths of one method, from the original image on."
+NO_LINES = (
+    "There are no lines, for no method was run at several strengths; a run whose file says “strength: [0.5, 1, 2]” has "
+    "them, and says what each method gains at the same cost."
+)
 NOTHING = Interval(0.0, 0.0, 0.0)
 
 
@@ -45,8 +50,8 @@ def _panel(name: str, rows: list[dict], curves: Mapping[str, dict], summary: dic
     title = f"Edit gain against preservation cost of each method, {name}"
     picture = figure(
         Markup().join(trade_off(title, *axes, points, lines, narrow=narrow) for narrow in (False, True)),
-        "Up and to the left is better. Bars are 95 % intervals over edits. Lines join the strengths of one method, "
-        "from the original image on. Small points are methods on subsets of the blocks.",
+        f"Up and to the left is better. Bars are 95 % intervals over edits. {LINES if curves else NO_LINES} "
+        "Small points are methods on subsets of the blocks.",
         details("Numbers", numbers),
         file_name=file_name,
     )

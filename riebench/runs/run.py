@@ -213,6 +213,7 @@ def _asked(config: RunConfig, where: torch.device, methods: Sequence[Method], ed
     manifest = _describe(config, about, chosen, all_methods, backbone.blocks, where.type)
     manifest |= {"left_out": [dataclasses.asdict(one) for one in left_out]}
     manifest |= {"scoring": scoring, "setup": _words(setup, backbone)}
+    manifest |= {"planted": backbone.planted_blocks(dict.fromkeys(edit.category for edit in chosen))}
     manifest |= describe_float32(where.type, products=setup.rules.tf32_products)
     return _Asked(backbone, setup, chosen, about, tasks, names, described, scoring, manifest)
 
@@ -255,7 +256,8 @@ def _finish(
     failures = failures_of(scores)
     for sentence in failure_sentences(failures, len(scores[["method", "strength"]].drop_duplicates())):
         print(f"riebench: {sentence}", file=sys.stderr)
-    summary = summarise(scores, tuple(manifest["blocks"]), method=config["subsets_of"], resamples=config["resamples"])
+    of_run = {"method": config["subsets_of"], "resamples": config["resamples"], "planted": manifest.get("planted", {})}
+    summary = summarise(scores, tuple(manifest["blocks"]), **of_run)
     prompts = {edit.id: (edit.original_prompt, edit.edited_prompt) for edit in edits}
     for write in (
         lambda: files.write_json(folder / SUMMARY, summary, sort_keys=False),

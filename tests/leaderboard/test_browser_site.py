@@ -128,6 +128,17 @@ def test_words_and_dates_sort_too(visit):
         assert texts == sorted(texts, reverse=reverse)
 
 
+def test_blocks_as_planted_are_a_column_where_an_entry_tells_them(visit, chromium_page, tmp_path):  # noqa: F811
+    assert visit.page.locator(".board th[data-key='planted']").is_hidden()
+    for name, planted in (("few", {"add_object": "mid.0"}), ("sae", {"add_object": "up.0.1"}), ("none", None)):
+        write_entry(tmp_path / "told", TURBO, "sae", name=name, **({"planted": planted} if planted else {}))
+    other = chromium_page()
+    other.open(render_site(tmp_path / "told", tmp_path / "site"))
+    sort_by(other.page, "Blocks as planted", "descending")
+    assert column(other.page, "Blocks as planted") == ["1 of 1", "0 of 1", "–"]
+    assert other.complaints == []
+
+
 def test_the_filter_and_the_controls(visit):
     page = visit.page
     assert page.locator("#rows .mark:text('control')").count() == len(CONTROLS)
@@ -211,7 +222,7 @@ def test_the_keyboard_is_enough(visit):
             break
         walk.append(focused())
         assert outlined(), f"{walk[-1]} shows no focus"
-    heads = [words.strip() for words in page.locator(".board thead th").all_inner_texts()]
+    heads = [words.strip() for words in page.locator(".board thead th:not([hidden])").all_inner_texts()]
     assert walk[:6] == ["backbone", "category", "metric", "filter", "hide-controls", "entries"]
     assert walk[6 : 6 + len(heads)] == heads
     links = [unquote(urlparse(one).path) for one in walk[6 + len(heads) :]]

@@ -378,7 +378,7 @@ def test_every_control_has_a_name(visit):
 
 
 @pytest.mark.parametrize("width", [360, 500, 1280])
-def test_no_figure_is_cut_off_and_the_first_screen_shows_the_blocks(run, chromium_page, width):  # noqa: F811
+def test_no_figure_is_cut_off_and_the_first_screen_shows_the_verdicts(run, chromium_page, width):  # noqa: F811
     visit = chromium_page(viewport={"width": width, "height": 900})
     visit.open(run[0] / "report.html")
     edges = visit.page.evaluate(
@@ -386,8 +386,8 @@ def test_no_figure_is_cut_off_and_the_first_screen_shows_the_blocks(run, chromiu
           .map((e) => [e.getBoundingClientRect().left, e.getBoundingClientRect().right])"""
     )
     assert edges and all(left >= 0 and right <= width for left, right in edges)
-    first = visit.page.locator("figure svg:visible").first
-    assert "Shapley" in first.get_attribute("aria-label") and first.bounding_box()["y"] < 500
+    assert visit.page.locator("table.verdicts tbody th").first.bounding_box()["y"] < 600
+    assert "Shapley" in visit.page.locator("figure svg:visible").first.get_attribute("aria-label")
 
 
 def test_at_first_cases_stand_by_success_and_then_by_gain(run, visit):

@@ -29,6 +29,7 @@
       case "sees": return row.entry.sees ? "yes" : "no";
       case "value": return row.value && row.value.mean;
       case "features": return row.entry.features;
+      case "planted": return row.entry.planted && row.entry.planted[0] / row.entry.planted[1];
       case "submitted": return row.entry.submitted;
       default: return row.columns[key] && row.columns[key].mean;
     }
@@ -38,7 +39,7 @@
   function descendsFirst(key, view) {
     if (key === "value") return metricOf(view).better !== "lower";
     const column = DATA.columns.find((other) => other.key === key);
-    return column ? column.better === "higher" : key === "features" || key === "submitted";
+    return column ? column.better === "higher" : ["planted", "features", "submitted"].includes(key);
   }
 
   function compare(a, b, view) {
@@ -97,6 +98,7 @@
       method: element("th", { scope: "row" }, element("a", { href: entry.page }, entry.name), ...marks),
       sees: element("td", {}, entry.sees ? element("span", { className: "mark oracle" }, "yes") : "no"),
       value: element("td", { className: "value" }, measured(row.value), ...(row.value ? [whisker(row.value, range)] : [])),
+      planted: element("td", {}, entry.planted ? entry.planted.join(" of ") : "–"),
       features: element("td", { className: "number" }, entry.features === null ? "–" : String(entry.features)),
       submitted: element("td", {}, entry.submitted),
     };
@@ -115,7 +117,8 @@
     for (const head of heads) {
       const key = head.dataset.key, button = head.firstElementChild;
       if (key === "value") button.textContent = metric.label;
-      head.hidden = DATA.columns.some((column) => column.key === key) && all.every((row) => row.columns[key] === null);
+      head.hidden = DATA.columns.some((column) => column.key === key) && all.every((row) => row.columns[key] === null)
+        || key === "planted" && all.every((row) => row.entry.planted === null);
       if (key === view.sort) head.setAttribute("aria-sort", view.descending ? "descending" : "ascending");
       else head.removeAttribute("aria-sort");
     }
