@@ -165,16 +165,18 @@ def test_the_law_of_layouts_by_hand():
         assert (shares - 1 / count).abs().max() < 0.05
 
 
-def test_the_backbone_has_sdxls_class_block_types_and_paths(sampler):
+def test_the_backbone_has_sdxls_class_and_the_paths_of_its_blocks(sampler):
+    """SDXL's own, but without attentions at the two finer levels: a word enters at 8 x 8 cells alone."""
     from diffusers import StableDiffusionXLPipeline
     from sdxl_blocks import BLOCK_NAMES
 
     assert type(sampler.pipeline) is StableDiffusionXLPipeline
     config = sampler.denoiser.config
-    assert list(config.down_block_types) == ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"]
-    assert list(config.up_block_types) == ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"]
+    assert list(config.down_block_types) == ["DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"]
+    assert list(config.up_block_types) == ["CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"]
     assert config.layers_per_block == 2 and config.addition_embed_type == "text_time"
-    assert [len(b.attentions) for b in sampler.denoiser.down_blocks[1:]] == [2, 2]
+    blocks = [*sampler.denoiser.down_blocks, sampler.denoiser.mid_block, *sampler.denoiser.up_blocks]
+    assert [len(getattr(block, "attentions", [])) for block in blocks] == [0, 0, 2, 1, 3, 0, 0]
     assert sampler.pipeline.scheduler.config.timestep_spacing == "trailing"
     from riebench.generation.sampler import Request
 
