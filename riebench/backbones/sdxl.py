@@ -83,8 +83,8 @@ def grids(
 
 
 def outline(folder: Path) -> Outline:
-    """Returns what the configurations of the U-Net and the VAE say. Raises `UserError` where they are missing or
-    broken."""
+    """Returns what the configurations of the U-Net and the VAE say: the width of each level where it has attentions to
+    the prompt, and the size of pictures. Raises `UserError` where they are missing or broken."""
     path = Path(folder) / "unet" / "config.json"
     unet, vae = read_json(path, "the U-Net's"), read_json(Path(folder) / "vae" / "config.json", "the VAE's")
     try:
@@ -92,11 +92,12 @@ def outline(folder: Path) -> Outline:
         latent_pixels = 2 ** (len(vae["block_out_channels"]) - 1)
         size = unet["sample_size"]
         height, width = (size, size) if isinstance(size, int) else map(int, size)
+        parts = {"mid_block": levels[-1]}
+        for name, widths in (("down", levels), ("up", levels[::-1])):
+            kinds = zip(unet[f"{name}_block_types"], widths, strict=True)
+            parts |= {f"{name}_blocks.{i}": width for i, (kind, width) in enumerate(kinds) if "CrossAttn" in kind}
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is no configuration of an SDXL U-Net ({error!r})", remedy="mend the file") from error
-    parts = {"mid_block": levels[-1]}
-    parts |= {f"down_blocks.{i}": width for i, width in enumerate(levels)}
-    parts |= {f"up_blocks.{i}": width for i, width in enumerate(reversed(levels))}
     part_of = {place.path: place.path.partition(".attentions")[0] for place in PLACES.values()}
     channels = {path: parts[part] for path, part in part_of.items() if part in parts}
     return Outline(channels, (height * latent_pixels, width * latent_pixels))

@@ -182,7 +182,7 @@ def test_a_setting_of_a_method_is_read_as_its_dataclass_has_it(words, settings, 
 def test_an_unknown_name_says_what_was_meant(capsys):
     assert "did you mean 'quickstart'" in failing(capsys, "run", "quickstrat")
     assert "did you mean 'methods'" in failing(capsys, "ls", "metods")
-    assert "tinyworld has no part 'vea'" in failing(capsys, "tinyworld", "train", "--only", "vea", "--out", "x")
+    assert "the planted world has no part 'vea'" in failing(capsys, "tinyworld", "train", "--only", "vea", "--out", "x")
     assert "unknown block" in failing(capsys, "train", "--blocks", "up.9.9", "--out", "x")
 
 

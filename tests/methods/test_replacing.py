@@ -23,8 +23,11 @@ from riebench.methods.replacing import put_edited
 from riebench.runs.engine import Engine
 from riebench.runs.reference import Generation
 from riebench.runs.setup import Setup
+from riebench.tinyworld.captions import caption, parse
 
-EDIT = next(edit for edit in load_edits() if edit.category == "change_pose")
+POSE = next(edit for edit in load_edits() if edit.category == "change_pose")
+OTHER = {"shape": "heart", "pose": "crouching", "content": "sad", "colour": "green"}  # a word that each block reads
+EDIT = dataclasses.replace(POSE, edited_prompt=caption(parse(POSE.original_prompt).with_(**OTHER)))
 METHODS = {"text": PromptInjection(), "attention": AttentionPatch()}
 
 

@@ -12,11 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sdxl_blocks import BLOCK_NAMES
+from sdxl_configs import TINY, build_unet, build_vae
 
 import riebench
 from baselines.dense import Dense
 from baselines.sae import SAE
 from baselines.text_selected import TextSelected
+from riebench.backbones.blocks import Blocks
+from riebench.backbones.family import Site
+from riebench.backbones.sdxl import SDXL
 from riebench.core.errors import Unusable, UserError
 from riebench.dictionaries.evaluate import evaluate
 from riebench.dictionaries.text_index import build_text_index, index_text
@@ -201,16 +205,29 @@ def test_an_index_that_is_none_is_refused(listed, text):
         check(listed)
 
 
-def test_widths_are_told_from_the_configuration_as_the_model_has_them(sampler):
-    from riebench.backbones.family import Site
+@pytest.mark.parametrize("name", ["tinyworld-turbo@1", "tinyworld-base@25"])
+def test_widths_are_told_from_the_configuration_as_the_model_has_them(sampler, name):
     from riebench.backbones.folders import channels_of, outline_of
     from riebench.backbones.table import BACKBONES
 
-    for name in ("tinyworld-turbo@1", "tinyworld-base@25"):
-        channels = channels_of(BACKBONES.get(name))
-        assert channels == {block: sampler.blocks.width(Site(block)) for block in channels}
-        assert set(BLOCK_NAMES) < set(channels) and len(set(channels.values())) == 2
-        assert outline_of(BACKBONES.get(name)).size == (64, 64)
+    backbone = BACKBONES.get(name)
+    there = {module for module, _ in sampler.denoiser.named_modules()}  # base has turbo's shape
+    channels = channels_of(backbone)
+    assert set(channels) == {block for block, place in backbone.family.places.items() if place.path in there}
+    assert set(BLOCK_NAMES) < set(channels) < set(backbone.family.places)
+    assert channels == {block: sampler.blocks.width(Site(block)) for block in channels}
+    assert outline_of(backbone).size == (64, 64)
+
+
+def test_widths_of_a_model_with_attentions_at_two_levels_are_told_from_its_configuration(tmp_path):
+    unet, vae = build_unet(TINY[0], "cpu"), build_vae(TINY[1], "cpu")
+    unet.save_config(tmp_path / "unet")
+    vae.save_config(tmp_path / "vae")
+    found, blocks = SDXL.outline(tmp_path), Blocks(SDXL, unet)
+    assert found.size == (64, 64)
+    assert found.channels == {place.path: blocks.width(Site(block)) for block, place in SDXL.places.items()}
+    assert set(found.channels.values()) == {32, 64}
+    assert found.channels["mid_block.attentions.0"] == found.channels["up_blocks.0.attentions.2"] == 64
 
 
 @pytest.mark.slow

@@ -7,6 +7,8 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 
 import riebench
@@ -161,8 +163,17 @@ def test_the_shipped_sets_suit_their_backbones(name):
     assert check_edits(edits, suits=fits) == []
 
 
+def with_encoders_that_tell_every_token_apart(pipeline) -> StableDiffusionXLPipeline:
+    """The pipeline with random text encoders of the same sizes: to tinyworld's own, words like "of" say nothing."""
+    torch.manual_seed(0)
+    names = ("text_encoder", "text_encoder_2")
+    parts = {name: type(pipeline.components[name])(pipeline.components[name].config).eval() for name in names}
+    return StableDiffusionXLPipeline(**pipeline.components | parts)
+
+
 def test_what_is_said_to_be_the_same_is_the_same_to_the_text_encoders(sampler):
-    """The states that the pipeline's own encoders give, for prompts that are drawn as the tokenizers see them."""
+    """The states that a pipeline's encoders give, for prompts that are drawn as the tokenizers see them."""
+    telling = with_encoders_that_tell_every_token_apart(sampler.pipeline)
     backbone = dataclasses.replace(WORLD, judges="sdxl", grounder="everything")
     head = "flat poster of a standing red plain circle on a meadow "
     pairs = [
@@ -177,10 +188,12 @@ def test_what_is_said_to_be_the_same_is_the_same_to_the_text_encoders(sampler):
     ]
     fits, seen = suits(backbone), set()
     for original, edited in pairs:
-        states = encode(sampler.pipeline, [original, edited])
-        same = all(bool((value[0] == value[1]).all()) for value in states.values())
+        same, shipped = (
+            all(bool((value[0] == value[1]).all()) for value in encode(pipeline, [original, edited]).values())
+            for pipeline in (telling, sampler.pipeline)
+        )
         found = check_edits([Edit("e", "change_colour", original, edited, "x", "y")], suits=fits)
-        assert bool(found) == same, (original, edited)
+        assert bool(found) == same and shipped >= same, (original, edited)
         seen.add(same)
     assert seen == {True, False}
 

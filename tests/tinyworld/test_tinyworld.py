@@ -165,16 +165,18 @@ def test_the_law_of_layouts_by_hand():
         assert (shares - 1 / count).abs().max() < 0.05
 
 
-def test_the_backbone_has_sdxls_class_block_types_and_paths(sampler):
+def test_the_backbone_has_sdxls_class_and_the_paths_of_its_blocks(sampler):
+    """SDXL's own, but without attentions at the two finer levels: a word enters at 8 x 8 cells alone."""
     from diffusers import StableDiffusionXLPipeline
     from sdxl_blocks import BLOCK_NAMES
 
     assert type(sampler.pipeline) is StableDiffusionXLPipeline
     config = sampler.denoiser.config
-    assert list(config.down_block_types) == ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"]
-    assert list(config.up_block_types) == ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"]
+    assert list(config.down_block_types) == ["DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"]
+    assert list(config.up_block_types) == ["CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"]
     assert config.layers_per_block == 2 and config.addition_embed_type == "text_time"
-    assert [len(b.attentions) for b in sampler.denoiser.down_blocks[1:]] == [2, 2]
+    blocks = [*sampler.denoiser.down_blocks, sampler.denoiser.mid_block, *sampler.denoiser.up_blocks]
+    assert [len(getattr(block, "attentions", [])) for block in blocks] == [0, 0, 2, 1, 3, 0, 0]
     assert sampler.pipeline.scheduler.config.timestep_spacing == "trailing"
     from riebench.generation.sampler import Request
 
@@ -196,20 +198,32 @@ def judges():
     return load_oracle(), load_grounder()
 
 
+def low(share, count):
+    """What a share in `count` judgements falls below once in 700 draws: three standard deviations of a binomial."""
+    return share - 3 * (share * (1 - share) / count) ** 0.5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "count"), [("tinyworld-turbo@1", 64), ("tinyworld-turbo@4", 32), ("tinyworld-base@25", 16)]
+    ("name", "count", "mean", "least"),
+    [
+        ("tinyworld-turbo@1", 64, 0.984, 0.953),
+        ("tinyworld-turbo@4", 32, 0.982, 0.947),
+        ("tinyworld-base@25", 16, 0.982, 0.914),
+        ("tinyworld-permuted@1", 64, 0.973, 0.918),
+    ],
 )
-def test_generations_follow_their_held_out_prompts(judges, name, count):
-    """The bar is 0.95 in the mean, on more pictures (`riebench tinyworld evaluate`); here there is room for chance."""
+def test_generations_follow_their_held_out_prompts(judges, name, count, mean, least):
+    """As well as the figures of docs/tinyworld.md (the mean, and the weakest attribute's), which are of more pictures,
+    but for what chance may do to so few: 8 judgements a picture, and one of each attribute."""
     from riebench.backbones.table import BACKBONES
     from riebench.generation.sampler import load_sampler
     from riebench.tinyworld_build.evaluate import generate, judge_generations
 
     sampler = load_sampler(BACKBONES.get(name), torch.device("cpu"))
     found = judge_generations(*judges, *generate(sampler, count, "held_out"))
-    assert found["mean"] >= 0.93
-    assert min(found[name] for name in ATTRIBUTES) >= 0.75
+    assert found["mean"] >= low(mean, 8 * count)
+    assert min(found[name] for name in ATTRIBUTES) >= low(least, count)
     assert min(found[f"share {place}"] for place in scenes.PLACES) > 0.15
     assert found["grounder against oracle, IoU"] >= 0.75
 
