@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from riebench.analysis.summary import load_summary
-from riebench.analysis.verdicts import ONE_EDIT, explanation, names_block, short
+from riebench.analysis.verdicts import explanation, names_block, short
 from riebench.core.errors import UserError
 from riebench.core.text_tables import aligned
 
@@ -24,7 +24,7 @@ def dominance_over(summaries: Sequence[tuple[str, dict]]) -> pd.DataFrame:
 
     summaries: a run's name and its summary. The row of all categories together has the category "all".
     Columns: run, backbone, steps, method, strength, window, category, edits, value, block, share; solo, leave_one_out
-    and shapley, each with `_low` and `_high`, empty of a single edit; interval ("95 %", or "one edit" where there is
+    and shapley, each with `_low` and `_high`, empty where they are withheld, and `_interval` ("95 %", or why there is
     none); verdict; edits_needed. Where efficiency is withheld the verdict says so, and its numbers are empty. A
     category without a valid case has no rows. Raises `UserError` where a summary is none, and where no run measured
     block effects.
@@ -39,8 +39,7 @@ def dominance_over(summaries: Sequence[tuple[str, dict]]) -> pd.DataFrame:
                 source
                 | {"category": category, "edits": group["edits"], "value": value, "block": block}
                 | _numbers(group["effects"].get(value, {}).get(block, {}))
-                | {"interval": ONE_EDIT if group["edits"] == 1 else "95 %", "verdict": verdict}
-                | {"edits_needed": group["edits_needed"].get(value)}
+                | {"verdict": verdict, "edits_needed": group["edits_needed"].get(value)}
                 for category, group in groups.items()
                 for value, verdict in group["dominant"].items()
                 for block in summary["blocks"]
@@ -84,9 +83,12 @@ def verdict_table(effects: pd.DataFrame, value: str = "clip_text_edited") -> str
 _ENDS = {"": "mean", "_low": "low", "_high": "high"}
 
 
-def _numbers(effects: Mapping[str, Any]) -> dict[str, float | None]:
-    """Returns share and effects of a block, None where they are not known."""
-    ends = {name + end: effects.get(name, {}).get(key) for name in EFFECTS for end, key in _ENDS.items()}
+def _numbers(effects: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns share and effects of a block, None where they are not known, with the words for each interval."""
+    ends: dict[str, Any] = {}
+    for name in EFFECTS:
+        ends |= {name + end: effects.get(name, {}).get(key) for end, key in _ENDS.items()}
+        ends[f"{name}_interval"] = (effects[name].get("withheld") or "95 %") if name in effects else ""
     return {"share": effects.get("share"), **ends}
 
 

@@ -79,13 +79,14 @@ def write_compare(found: dict, folder: Path) -> list[Path]:
     folder = claim_folder(folder, "folder of tables")
     rows = []
     for cell in found["cells"]:
-        difference = cell["difference"] or {"mean": None, "low": None, "high": None}
+        difference = cell["difference"] or {"mean": None, "low": None, "high": None, "withheld": ""}
         flat = {
             key: value for key, value in cell.items() if key not in ("difference", "p_holm", "verdict", "edits_needed")
         }
         rows.append(
             flat
             | {"difference": difference["mean"], "low": difference["low"], "high": difference["high"]}
+            | {"withheld": difference["withheld"]}
             | {"p_holm": cell["p_holm"], "verdict": cell["verdict"], "edits_needed": cell["edits_needed"]}
         )
     write_json(folder / "compare.json", found)
@@ -130,7 +131,7 @@ def _long_cells(cell: dict) -> list[str]:
     return [
         f"{cell['mean']:.4f}",
         f"{mean:+.4f}",
-        ONE_EDIT if low is None else f"[{low:+.4f}, {high:+.4f}]",
+        difference["withheld"] or f"[{low:+.4f}, {high:+.4f}]",
         "-" if cell["p_holm"] is None else f"{cell['p_holm']:.4f}",
         cell["verdict"] + needed + dropped,
     ]
