@@ -23,6 +23,7 @@ from riebench.analysis.statistics import (
     edit_means,
     edits_needed,
     least_edits,
+    times_counted,
     valid_cases,
 )
 from riebench.analysis.verdicts import MOST_EDITS, NOT_SEPARABLE, ONE_EDIT
@@ -390,15 +391,15 @@ def _judge(cells: Sequence[_Measured], scores: Sequence[Score], resamples: int, 
                 cell["difference"] = asdict(interval)
     level = LEVEL / max(len(tests), 1)
     p_values = adjusted_p(columns, FLIPS_PER_TEST * len(tests), lambda num_edits: np.random.default_rng(seed))
-    for alike, column, p in zip(tests, columns, p_values, strict=True):
+    for alike, column, p, times in zip(tests, columns, p_values, times_counted(columns), strict=True):
         for cell in alike:
             words = ABOVE if cell["difference"]["mean"] > 0 else BELOW
             cell["p_holm"] = float(p)
             if p <= LEVEL:
                 cell["verdict"] = words[better[cell["metric"]]]
             else:
-                cell["verdict"] = TOO_FEW_EDITS if len(column) < least_edits(level) else NOT_SEPARABLE
-                cell["edits_needed"] = _edits_needed(column, level)
+                cell["verdict"] = TOO_FEW_EDITS if len(column) < least_edits(level / times) else NOT_SEPARABLE
+                cell["edits_needed"] = _edits_needed(column, level / times)
     for cell, column in (one for alike in same.values() for one in alike if len(one[1]) == 1):
         cell["difference"] = asdict(Interval(float(column[0]), None, None, TOO_FEW_EDITS))
         cell |= {"verdict": ONE_EDIT, "edits_needed": least_edits(level)}

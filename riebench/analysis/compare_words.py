@@ -10,7 +10,7 @@ import pandas as pd
 from riebench.analysis.compare import ALL
 from riebench.analysis.failures import failure_sentences
 from riebench.analysis.frames import write_csv
-from riebench.analysis.statistics import least_edits
+from riebench.analysis.statistics import MANY_EDITS, least_edits
 from riebench.analysis.verdicts import NOT_SEPARABLE, ONE_EDIT, TOO_FEW_EDITS, edits_words
 from riebench.core.claims import claim_folder
 from riebench.core.files import write_json, write_text
@@ -40,7 +40,8 @@ def compare_table(found: dict) -> str:
         f"separable where its sign-flip p, after Holm over {tests}, is at most {found['level']:g}.",
         "Where a cell is not, it says how many edits would be needed if mean and spread stay as they are: for a power "
         f"of 80 % at p = {level:.2g}, which is {found['level']:g} over {tests}, and at least {least_edits(level)}, for "
-        "with n edits the exact test gives no p below 2^(1 - n).",
+        "with n edits the exact test gives no p below 2^(1 - n). Where the differences of cells of fewer than "
+        f"{MANY_EDITS} edits are skewed, their p counts twice.",
     ]
     for row in found["left_out"]:
         parts.append(f"Left out: `{row['label']}` failed on every case ({row['reason']}).")

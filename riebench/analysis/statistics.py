@@ -265,18 +265,27 @@ def adjusted_p(
     """Returns p of `sign_flip_p` of each column's mean being zero, adjusted by `holm` over all columns of a table.
 
     columns: the differences of each edit, `[edits]`; columns of one number of edits share their flips. generator_of:
-    number of edits -> what draws them. Few edits hide the skewness of their own column, and the sign test of skewed
-    differences rejects too often, but a table shows it: where its columns of fewer than `MANY_EDITS` edits are
-    `skewed`, their p counts `SKEWED_COUNTS` times. `docs/statistics.md` has what that does to level and power.
+    number of edits -> what draws them. Each p is multiplied by what `times_counted` says.
     """
     p_values = np.ones(len(columns))
-    few = [np.asarray(column) for column in columns if len(column) < MANY_EDITS]
-    counts = SKEWED_COUNTS if skewed(few) else 1
     for num_edits in dict.fromkeys(map(len, columns)):
         places = [i for i, column in enumerate(columns) if len(column) == num_edits]
-        found_k = sign_flip_p(np.column_stack([columns[i] for i in places]), resamples, generator_of(num_edits))
-        p_values[places] = np.minimum(found_k * (counts if num_edits < MANY_EDITS else 1), 1.0)
-    return holm(p_values)
+        p_values[places] = sign_flip_p(
+            np.column_stack([columns[i] for i in places]), resamples, generator_of(num_edits)
+        )
+    return holm(np.minimum(p_values * times_counted(columns), 1.0))
+
+
+def times_counted(columns: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns how often p of each column of a table counts, int `[columns]`; columns as of `adjusted_p`.
+
+    Few edits hide the skewness of their own column, and the sign test of skewed differences rejects too often, but a
+    table shows it: where its columns of fewer than `MANY_EDITS` edits are `skewed`, their p counts `SKEWED_COUNTS`
+    times, and else once. `docs/statistics.md` has what that does to level and power.
+    """
+    few_k = np.array([len(column) < MANY_EDITS for column in columns], dtype=bool)
+    counts = SKEWED_COUNTS if skewed([column for column, few in zip(columns, few_k, strict=True) if few]) else 1
+    return np.where(few_k, counts, 1)
 
 
 def skewed(columns: Sequence[np.ndarray]) -> bool:
