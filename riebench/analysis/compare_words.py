@@ -11,7 +11,7 @@ from riebench.analysis.compare import ALL
 from riebench.analysis.failures import failure_sentences
 from riebench.analysis.frames import write_csv
 from riebench.analysis.statistics import MANY_EDITS, least_edits
-from riebench.analysis.verdicts import NOT_SEPARABLE, ONE_EDIT, TOO_FEW_EDITS, edits_words
+from riebench.analysis.verdicts import NOT_SEPARABLE, ONE_EDIT, TOO_FEW_EDITS, edits_words, withheld_lines
 from riebench.core.claims import claim_folder
 from riebench.core.files import write_json, write_text
 from riebench.core.text_tables import markdown
@@ -51,6 +51,8 @@ def compare_table(found: dict) -> str:
     head = ("metric", "method", "mean", "difference", "95 % interval", "p (Holm)", "verdict")
     lines = [[titles[name], method, *_long_cells(cells[ALL, method, name])] for name in shown for method in others]
     parts += ["### All categories", markdown([head, *lines], right=(2, 3, 5))]
+    shown_in_full = [cell["difference"] for cell in found["cells"] if cell["category"] == ALL and cell["difference"]]
+    parts += withheld_lines(difference["withheld"] for difference in shown_in_full)
     parts += _nothing_told(found, ALL)
     for category, row in found["categories"].items():
         failed = ", ".join(f"{count} {reason}" for reason, count in row["failed"].items())

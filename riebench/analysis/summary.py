@@ -16,7 +16,7 @@ from riebench.analysis.frontier import curves, sweeps_of
 from riebench.analysis.methods import method_rows
 from riebench.analysis.statistics import ValidCases, edit_weights, valid_cases
 from riebench.analysis.strengths import chosen_strengths
-from riebench.analysis.verdicts import explanation, short, verdicts_of
+from riebench.analysis.verdicts import explanation, short, verdicts_of, withheld_lines
 from riebench.core.errors import NothingValid, UserError
 from riebench.core.scores import CASE, NOOP, SETTING, Score, Setting, score_words, scores_of
 from riebench.core.text_tables import aligned
@@ -200,7 +200,9 @@ def block_table(summary: dict) -> str:
     if max(map(len, table)) > TABLE_WIDTH:
         table, what = lines(with_intervals=False), "Shapley value of each block"
     unit = "100 x gain in CLIP cosine with the edited prompt" if value == GAIN else f"100 x {value}"
-    return "\n".join([f"{what} ({unit})", *table, *explanation({"": verdicts})])
+    effects = [row["effects"].get(value, {}) for row in rows.values()]
+    withheld = withheld_lines(one["shapley"]["withheld"] for of_blocks in effects for one in of_blocks.values())
+    return "\n".join([f"{what} ({unit})", *table, *withheld, *explanation({"": verdicts})])
 
 
 def _counts(cases: pd.MultiIndex, effects: dict | None) -> dict:

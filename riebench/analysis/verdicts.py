@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from riebench.analysis.statistics import MIN_EDITS, TOO_FEW_EDITS
+from riebench.analysis.statistics import MIN_DIFFERENT, MIN_EDITS, TOO_FEW_DIFFER, TOO_FEW_EDITS
 from riebench.core.scores import LEAST_COST
 
 NOT_SEPARABLE = "not separable"
@@ -69,6 +69,20 @@ def verdicts_of(rows: Mapping[str, Mapping[str, Any]], value: str) -> dict[str, 
     rows: category -> its part of a table of the summary's `dominance`.
     """
     return {name: (row["dominant"].get(value, NO_CASE), row["edits_needed"].get(value)) for name, row in rows.items()}
+
+
+#: Why an interval is withheld -> when that is, and what would do.
+WHY_WITHHELD = {
+    TOO_FEW_EDITS: f"intervals need at least {MIN_EDITS} edits",
+    TOO_FEW_DIFFER: f"fewer than {MIN_DIFFERENT} edits differ from what most show; more edits would tell more",
+}
+
+
+def withheld_lines(reasons: Iterable[str]) -> list[str]:
+    """Returns a line on each reason for which some interval of a table is withheld; "", of those that are not, has
+    none."""
+    found = set(reasons)
+    return [f"No interval, {reason}: {words}." for reason, words in WHY_WITHHELD.items() if reason in found]
 
 
 def explained(verdicts: Mapping[str, tuple[str, int | None]]) -> list[tuple[str, str, str]]:

@@ -155,12 +155,26 @@ def test_one_edit_has_no_interval_and_no_verdict():
     assert sae["gains"]["clip_text_edited"]["low"] is None and sae["gains"]["clip_text_edited"]["p_holm"] is None
     lines = block_table(summary).splitlines()
     assert lines[2].count(" too few edits") == 5 and "[" not in lines[2]  # one of them is the verdict
+    assert "No interval, too few edits: intervals need at least 10 edits." in lines
     assert "  too few edits (alone, all): run at least 10 edits a category" in lines
     effects = dominance_over([("run", summary)])
     assert set(effects["solo_interval"]) == {"too few edits"} and effects[["solo_low", "shapley_high"]].isna().all(
         axis=None
     )
     assert set(effects.loc[effects["value"] == "clip_text_edited", "edits_needed"]) == {10}
+
+
+def test_a_block_that_does_nothing_has_no_interval_and_keeps_no_other_from_being_named():
+    frame = make_scores({"alone": PLANTED["alone"]}, noise=0.0)
+    summary = summarise(frame, BLOCKS, resamples=50)
+    row = summary["dominance"][0]["categories"]["alone"]
+    for block in BLOCKS:  # without noise every edit shows the same, the leading block's 0.1 as well
+        assert row["effects"]["clip_text_edited"][block]["shapley"]["withheld"] == "too few differ"
+    assert row["dominant"]["clip_text_edited"] == "up.0.0"
+    lines = block_table(summary).splitlines()
+    assert lines[2].count("too few differ") == 4 and lines[2].endswith("up.0.0")
+    assert sum(line.startswith("No interval, too few differ: fewer than 2 edits differ") for line in lines) == 1
+    json.dumps(summary, allow_nan=False)
 
 
 def test_a_category_without_a_valid_case_is_reported_as_such():
