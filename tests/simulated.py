@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from riebench.analysis.frontier import area
-from riebench.analysis.statistics import edit_weights, holm, intervals, mean_intervals, sign_flip_p
+from riebench.analysis.statistics import edit_weights, holm, intervals, mean_intervals, sign_flip_p, times_counted
 
 SEEDS = 3  # of the noise, per edit; they share what is particular to the edit
 
@@ -71,7 +71,8 @@ FUNCTIONS = {
 
 
 def coverage(simulate, num_edits, repeats=1000, resamples=4000, seed=0):
-    """Share of `repeats` data sets whose 95 % interval holds the truth."""
+    """Of the 95 % intervals that are given, the share that holds the truth, None where none is; and the share of
+    `repeats` data sets whose interval is withheld."""
     rng = np.random.default_rng([seed, num_edits])
     values, truth = simulate(rng, (num_edits, repeats))
     weights_we = edit_weights(num_edits, resamples, seed)
@@ -82,7 +83,8 @@ def coverage(simulate, num_edits, repeats=1000, resamples=4000, seed=0):
             found += intervals(of_columns(FUNCTIONS[simulate], part), num_edits)
     else:
         found = mean_intervals(values, weights_we)
-    return np.mean([interval.low <= truth <= interval.high for interval in found])
+    given = [interval.low <= truth <= interval.high for interval in found if not interval.withheld]
+    return np.mean(given) if given else None, 1 - len(given) / repeats
 
 
 def of_columns(function, weighed):
@@ -91,30 +93,44 @@ def of_columns(function, weighed):
     return np.reshape(function(*(w.reshape(*w.shape[:-2], -1) for w in weighed)), shape).T
 
 
-def family_wise_error(num_edits, cells=20, correlation=0.5, skew=False, repeats=1000, seed=0):
-    """Share of `repeats` tables of true nulls, with correlated cells, in which Holm rejects any at 5 %."""
+def found_in_tables(num_edits, cells=20, correlation=0.5, skew=False, effect=0.0, repeats=1000, seed=0):
+    """Of `repeats` tables of correlated cells with the same effect in each, in standard deviations: the share in which
+    any cell is found at 5 %, and the share of cells that are; both as `adjusted_p` has it, then with Holm's p alone."""
     rng = np.random.default_rng([seed, num_edits])
 
     def draw(*shape):
         return rng.exponential(1, shape) - 1 if skew else rng.normal(size=shape)
 
-    rejected = []
+    found = []
     for _ in range(repeats):
-        shared = draw(num_edits, 1)
-        table = np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * draw(num_edits, cells)
-        rejected.append(holm(sign_flip_p(table, 2048, rng)).min() <= 0.05)
-    return np.mean(rejected)
+        table = np.sqrt(correlation) * draw(num_edits, 1) + np.sqrt(1 - correlation) * draw(num_edits, cells) + effect
+        p_values = sign_flip_p(table, 2048, rng)
+        alone, adjusted = holm(p_values) <= 0.05, holm(p_values * times_counted(list(table.T))) <= 0.05
+        found.append([adjusted.any(), adjusted.mean(), alone.any(), alone.mean()])
+    return np.mean(found, axis=0)
+
+
+def family_wise_error(num_edits, skew=False, repeats=1000):
+    """Share of tables of true nulls in which any cell is found at 5 %."""
+    return found_in_tables(num_edits, skew=skew, repeats=repeats)[0]
 
 
 def main():
-    print("coverage of 95 % intervals over 10,000 data sets, in %")
+    print("coverage of 95 % intervals over 10,000 data sets, in %, and in brackets how many are withheld")
     for simulate in (*MEANS, *FUNCTIONS):
-        found = [100 * coverage(simulate, n, 10_000, 4000) for n in (6, 12, 60)]
-        print(f"{simulate.__name__:18}", *(f"{share:6.1f}" for share in found))
-    print("family-wise error of 20 correlated nulls over 1,000 tables, in %")
-    for skew in (False, True):
-        found = [100 * family_wise_error(n, skew=skew) for n in (12, 60)]
-        print("exponential" if skew else "normal     ", *(f"{share:6.1f}" for share in found))
+        cells = []
+        for num_edits in (6, 10, 12, 60):
+            covered, withheld = coverage(simulate, num_edits, 10_000)
+            cells.append("withheld" if covered is None else f"{100 * covered:.1f} ({100 * withheld:.1f})")
+        print(f"{simulate.__name__:18}", *(f"{cell:>12}" for cell in cells), flush=True)
+    print("tables of 20 correlated cells: with a finding, cells found, and both without regard to skewness, in %")
+    for num_edits in (12, 60):
+        for skew in (False, True):
+            for effect in (0, 1):
+                repeats = 4000 if num_edits == 12 and not effect else 1000
+                found = found_in_tables(num_edits, skew=skew, effect=effect, repeats=repeats)
+                kind = f"{num_edits} edits, {'exponential' if skew else 'normal'}, effect {effect}"
+                print(f"{kind:32}", *(f"{100 * share:6.1f}" for share in found), flush=True)
 
 
 if __name__ == "__main__":

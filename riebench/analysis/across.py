@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from riebench.analysis.summary import load_summary
-from riebench.analysis.verdicts import ONE_EDIT, explanation, names_block, short
+from riebench.analysis.verdicts import explanation, names_block, short
 from riebench.core.errors import UserError
 from riebench.core.text_tables import aligned
 
@@ -24,10 +24,10 @@ def dominance_over(summaries: Sequence[tuple[str, dict]]) -> pd.DataFrame:
 
     summaries: a run's name and its summary. The row of all categories together has the category "all".
     Columns: run, backbone, steps, method, strength, window, category, edits, value, block, share; solo, leave_one_out
-    and shapley, each with `_low` and `_high`, empty of a single edit; interval ("95 %", or "one edit" where there is
-    none); verdict; edits_needed; lead, of the first block's Shapley value over the second's, with `_low` and `_high`.
-    Where efficiency is withheld the verdict says so, and its numbers are empty. A category without a valid case has no
-    rows. Raises `UserError` where a summary is none, and where no run measured block effects.
+    and shapley, each with `_low` and `_high`, empty where they are withheld, and `_interval` ("95 %", or why there is
+    none); verdict; edits_needed; lead, of the first block's Shapley value over the second's, with the same. Where
+    efficiency is withheld the verdict says so, and its numbers are empty. A category without a valid case has no rows.
+    Raises `UserError` where a summary is none, and where no run measured block effects.
     """
     rows = []
     for run, summary in ((name, load_summary(summary)) for name, summary in summaries):
@@ -39,9 +39,8 @@ def dominance_over(summaries: Sequence[tuple[str, dict]]) -> pd.DataFrame:
                 source
                 | {"category": category, "edits": group["edits"], "value": value, "block": block}
                 | _numbers(group["effects"].get(value, {}).get(block, {}))
-                | {"interval": ONE_EDIT if group["edits"] == 1 else "95 %", "verdict": verdict}
-                | {"edits_needed": group["edits_needed"].get(value)}
-                | {f"lead{end}": (group["lead"].get(value) or {}).get(key) for end, key in _ENDS.items()}
+                | {"verdict": verdict, "edits_needed": group["edits_needed"].get(value)}
+                | _interval("lead", group["lead"].get(value))
                 for category, group in groups.items()
                 for value, verdict in group["dominant"].items()
                 for block in summary["blocks"]
@@ -85,10 +84,18 @@ def verdict_table(effects: pd.DataFrame, value: str = "clip_text_edited") -> str
 _ENDS = {"": "mean", "_low": "low", "_high": "high"}
 
 
-def _numbers(effects: Mapping[str, Any]) -> dict[str, float | None]:
-    """Returns share and effects of a block, None where they are not known."""
-    ends = {name + end: effects.get(name, {}).get(key) for name in EFFECTS for end, key in _ENDS.items()}
-    return {"share": effects.get("share"), **ends}
+def _numbers(effects: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns share and effects of a block, None where they are not known, with the words for each interval."""
+    found: dict[str, Any] = {"share": effects.get("share")}
+    for name in EFFECTS:
+        found |= _interval(name, effects.get(name))
+    return found
+
+
+def _interval(name: str, found: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns a number with the ends of its interval, None where they are not known, and the interval in words."""
+    ends = {name + end: found[key] if found else None for end, key in _ENDS.items()}
+    return ends | {f"{name}_interval": (found.get("withheld") or "95 %") if found else ""}
 
 
 def _explanation(heads: Sequence[str], columns: Sequence[Mapping[str, pd.DataFrame]]) -> list[str]:

@@ -14,17 +14,19 @@ from riebench.analysis.failures import failures_of
 from riebench.analysis.frames import one_of_each, score_tables, settings_of
 from riebench.analysis.run import Run
 from riebench.analysis.statistics import (
+    TOO_FEW_EDITS,
+    Interval,
     ValidCases,
+    adjusted_p,
     bootstrap_intervals,
     bootstrap_weights,
     edit_means,
     edits_needed,
-    holm,
     least_edits,
-    sign_flip_p,
+    times_counted,
     valid_cases,
 )
-from riebench.analysis.verdicts import MOST_EDITS, NOT_SEPARABLE, ONE_EDIT, TOO_FEW_EDITS
+from riebench.analysis.verdicts import MOST_EDITS, NOT_SEPARABLE, ONE_EDIT
 from riebench.core.errors import UserError, did_you_mean
 from riebench.core.files import named_path
 from riebench.core.scores import CASE, NOOP, SETTING, Score, Setting, ids_digest, scores_of
@@ -380,27 +382,26 @@ def _judge(cells: Sequence[_Measured], scores: Sequence[Score], resamples: int, 
             same.setdefault((cell["metric"], cell["method"], edits), []).append((cell, column))
     tests = [[cell for cell, _ in alike] for alike in same.values() if len(alike[0][1]) > 1]
     columns = [alike[0][1] for alike in same.values() if len(alike[0][1]) > 1]
-    p_values = np.empty(len(tests))
     for num_edits in sorted({len(column) for column in columns}):
         places = [i for i, column in enumerate(columns) if len(column) == num_edits]
         differences_ek = np.column_stack([columns[i] for i in places])
         weights_re = bootstrap_weights(num_edits, resamples, np.random.default_rng(seed))
-        p_values[places] = sign_flip_p(differences_ek, FLIPS_PER_TEST * len(tests), np.random.default_rng(seed))
         for i, interval in zip(places, bootstrap_intervals(differences_ek, weights_re), strict=True):
             for cell in tests[i]:
                 cell["difference"] = asdict(interval)
     level = LEVEL / max(len(tests), 1)
-    for alike, column, p in zip(tests, columns, holm(p_values), strict=True):
+    p_values = adjusted_p(columns, FLIPS_PER_TEST * len(tests), lambda num_edits: np.random.default_rng(seed))
+    for alike, column, p, times in zip(tests, columns, p_values, times_counted(columns), strict=True):
         for cell in alike:
             words = ABOVE if cell["difference"]["mean"] > 0 else BELOW
             cell["p_holm"] = float(p)
             if p <= LEVEL:
                 cell["verdict"] = words[better[cell["metric"]]]
             else:
-                cell["verdict"] = TOO_FEW_EDITS if len(column) < least_edits(level) else NOT_SEPARABLE
-                cell["edits_needed"] = _edits_needed(column, level)
+                cell["verdict"] = TOO_FEW_EDITS if len(column) < least_edits(level / times) else NOT_SEPARABLE
+                cell["edits_needed"] = _edits_needed(column, level / times)
     for cell, column in (one for alike in same.values() for one in alike if len(one[1]) == 1):
-        cell["difference"] = {"mean": float(column[0]), "low": None, "high": None}
+        cell["difference"] = asdict(Interval(float(column[0]), None, None, TOO_FEW_EDITS))
         cell |= {"verdict": ONE_EDIT, "edits_needed": least_edits(level)}
     return len(tests)
 

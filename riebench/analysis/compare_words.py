@@ -10,8 +10,8 @@ import pandas as pd
 from riebench.analysis.compare import ALL
 from riebench.analysis.failures import failure_sentences
 from riebench.analysis.frames import write_csv
-from riebench.analysis.statistics import least_edits
-from riebench.analysis.verdicts import NOT_SEPARABLE, ONE_EDIT, TOO_FEW_EDITS, edits_words
+from riebench.analysis.statistics import MANY_EDITS, least_edits
+from riebench.analysis.verdicts import NOT_SEPARABLE, ONE_EDIT, TOO_FEW_EDITS, edits_words, withheld_lines
 from riebench.core.claims import claim_folder
 from riebench.core.files import write_json, write_text
 from riebench.core.text_tables import markdown
@@ -40,7 +40,8 @@ def compare_table(found: dict) -> str:
         f"separable where its sign-flip p, after Holm over {tests}, is at most {found['level']:g}.",
         "Where a cell is not, it says how many edits would be needed if mean and spread stay as they are: for a power "
         f"of 80 % at p = {level:.2g}, which is {found['level']:g} over {tests}, and at least {least_edits(level)}, for "
-        "with n edits the exact test gives no p below 2^(1 - n).",
+        "with n edits the exact test gives no p below 2^(1 - n). Where the differences of cells of fewer than "
+        f"{MANY_EDITS} edits are skewed, their p counts twice.",
     ]
     for row in found["left_out"]:
         parts.append(f"Left out: `{row['label']}` failed on every case ({row['reason']}).")
@@ -50,6 +51,8 @@ def compare_table(found: dict) -> str:
     head = ("metric", "method", "mean", "difference", "95 % interval", "p (Holm)", "verdict")
     lines = [[titles[name], method, *_long_cells(cells[ALL, method, name])] for name in shown for method in others]
     parts += ["### All categories", markdown([head, *lines], right=(2, 3, 5))]
+    shown_in_full = [cell["difference"] for cell in found["cells"] if cell["category"] == ALL and cell["difference"]]
+    parts += withheld_lines(difference["withheld"] for difference in shown_in_full)
     parts += _nothing_told(found, ALL)
     for category, row in found["categories"].items():
         failed = ", ".join(f"{count} {reason}" for reason, count in row["failed"].items())
@@ -79,13 +82,14 @@ def write_compare(found: dict, folder: Path) -> list[Path]:
     folder = claim_folder(folder, "folder of tables")
     rows = []
     for cell in found["cells"]:
-        difference = cell["difference"] or {"mean": None, "low": None, "high": None}
+        difference = cell["difference"] or {"mean": None, "low": None, "high": None, "withheld": ""}
         flat = {
             key: value for key, value in cell.items() if key not in ("difference", "p_holm", "verdict", "edits_needed")
         }
         rows.append(
             flat
             | {"difference": difference["mean"], "low": difference["low"], "high": difference["high"]}
+            | {"withheld": difference["withheld"]}
             | {"p_holm": cell["p_holm"], "verdict": cell["verdict"], "edits_needed": cell["edits_needed"]}
         )
     write_json(folder / "compare.json", found)
@@ -130,7 +134,7 @@ def _long_cells(cell: dict) -> list[str]:
     return [
         f"{cell['mean']:.4f}",
         f"{mean:+.4f}",
-        ONE_EDIT if low is None else f"[{low:+.4f}, {high:+.4f}]",
+        difference["withheld"] or f"[{low:+.4f}, {high:+.4f}]",
         "-" if cell["p_holm"] is None else f"{cell['p_holm']:.4f}",
         cell["verdict"] + needed + dropped,
     ]

@@ -14,8 +14,8 @@ import pandas as pd
 
 from riebench.analysis.coalitions import Coalitions, coalitions_of, subset_mask
 from riebench.analysis.frames import feature_counts
-from riebench.analysis.statistics import Interval, deviation_of, edit_means, edits_needed, intervals
-from riebench.analysis.verdicts import MIN_EDITS, MOST_EDITS, SHARED, TOO_FEW, verdict_of, withheld_verdict
+from riebench.analysis.statistics import MIN_EDITS, Interval, deviation_of, edit_means, edits_needed, intervals, sides
+from riebench.analysis.verdicts import MOST_EDITS, SHARED, TOO_FEW, verdict_of, withheld_verdict
 from riebench.core.scores import CASE, LEAST_COST, NOOP, SETTING, Setting
 
 LEVEL = 0.95  # of every interval
@@ -115,23 +115,26 @@ def dominance(values_wm: np.ndarray, coalitions: Coalitions, blocks: Sequence[st
     """Returns the effects of each block and the verdict, from v of each subset under all rows of `edit_weights`,
     `[weighings, masks]`.
 
-    Blocks are ranked by Shapley value. The first is the verdict where its own 95 % interval lies above zero, that of
-    its lead over the second does too, and there are at least `MIN_EDITS` edits; otherwise it says why not. Of a cost
-    the verdict thus names the block that costs most.
+    Blocks are ranked by Shapley value. The first is the verdict where its own value and its lead over the second lie
+    above zero at 95 %, as `sides` says; otherwise it says why not. Of a cost the verdict thus names the block that
+    costs most.
     """
     of_each = [values_wm @ weights for weights in (coalitions.solo, coalitions.leave_one_out, coalitions.shapley)]
     found = intervals(np.hstack(of_each).T, num_edits)
     solo, left_out, shapley = (found[start : start + len(blocks)] for start in range(0, len(found), len(blocks)))
     effects = {block: BlockEffects(*row) for block, *row in zip(blocks, solo, left_out, shapley, strict=True)}
     shapley_wb = of_each[-1]
-    wide = intervals(shapley_wb.T, num_edits, level=1 - (1 - LEVEL) / len(blocks))
+    own = sides(shapley, shapley_wb.T, num_edits)
+    all_at_once = 1 - (1 - LEVEL) / len(blocks)
+    wide = sides(intervals(shapley_wb.T, num_edits, all_at_once), shapley_wb.T, num_edits, all_at_once)
     if len(blocks) == 1:
-        return Dominance(effects, verdict_of(shapley, None, wide, 0, num_edits), None, None)
+        return Dominance(effects, verdict_of(own, None, wide, 0, num_edits), None, None)
 
     first, second = np.argsort(-shapley_wb[0], kind="stable")[:2]
     lead_w = shapley_wb[:, first] - shapley_wb[:, second]
     (lead,) = intervals(lead_w[None], num_edits)
-    verdict = verdict_of(shapley, lead, wide, first, num_edits) or blocks[first]
+    (ahead,) = sides([lead], lead_w[None], num_edits)
+    verdict = verdict_of(own, ahead, wide, first, num_edits) or blocks[first]
     decisive = {TOO_FEW: (lead_w, shapley_wb[:, second]), SHARED: (lead_w,)}.get(verdict, ())
     return Dominance(effects, verdict, lead, _edits_needed(decisive, num_edits))
 

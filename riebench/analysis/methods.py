@@ -8,7 +8,7 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 
-from riebench.analysis.statistics import edit_means, holm, mean_intervals, seed_spread, sign_flip_p
+from riebench.analysis.statistics import adjusted_p, edit_means, mean_intervals, seed_spread
 from riebench.core.scores import NOOP, Setting
 
 #: Sign flips for each cell of a table. Holm multiplies the least p, 1 / flips, by the number of cells: no adjusted p is
@@ -29,7 +29,8 @@ def method_rows(
     tables: of `score_tables`. edit_weights: number of edits -> `statistics.edit_weights`. All settings on most blocks
     are compared on the cases that have a score under every one of them that has it at all, and those on fewer blocks
     on the cases that also all of these have it on; where no-op has it not, as a direction where nothing changes, there
-    are no gains. A number that does not exist is None: of one edit, the ends of its interval and p.
+    are no gains. A number that does not exist is None: the ends of an interval that is withheld, and
+    p of one edit.
     """
     edits = cases.droplevel("seed").nunique()
     none = dict.fromkeys(tables)
@@ -112,15 +113,8 @@ def _compared(there_cs: np.ndarray, settings: Sequence[Setting]) -> list[tuple[l
 
 def _add_p(cells: Sequence[tuple[dict, np.ndarray]], generator: np.random.Generator) -> None:
     """Puts `p_holm` into cells, given with the differences of each edit, but those of a single edit."""
-    by_number: dict[int, list[tuple[dict, np.ndarray]]] = {}
-    for cell, column in cells:
-        if len(column) > 1:
-            by_number.setdefault(len(column), []).append((cell, column))
-    flips = FLIPS_PER_CELL * sum(map(len, by_number.values()))
-    p_values = [
-        sign_flip_p(np.stack([column for _, column in of_number], axis=1), flips, generator)
-        for of_number in by_number.values()
-    ]
-    tested = [cell for of_number in by_number.values() for cell, _ in of_number]
-    for cell, adjusted in zip(tested, holm(np.concatenate(p_values)) if tested else (), strict=True):
-        cell["p_holm"] = float(adjusted)
+    tested = [(cell, column) for cell, column in cells if len(column) > 1]
+    columns = [column for _, column in tested]
+    p_values = adjusted_p(columns, FLIPS_PER_CELL * len(columns), lambda num_edits: generator)
+    for (cell, _), p in zip(tested, p_values, strict=True):
+        cell["p_holm"] = float(p)

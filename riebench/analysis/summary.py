@@ -18,7 +18,7 @@ from riebench.analysis.methods import method_rows
 from riebench.analysis.planted import planted_of, truth_lines
 from riebench.analysis.statistics import ValidCases, edit_weights, valid_cases
 from riebench.analysis.strengths import chosen_strengths
-from riebench.analysis.verdicts import ONE_EDIT, explanation, short, verdicts_of
+from riebench.analysis.verdicts import explanation, short, verdicts_of, withheld_lines
 from riebench.core.errors import NothingValid, UserError
 from riebench.core.scores import CASE, NOOP, SETTING, Score, Setting, score_words, scores_of
 from riebench.core.text_tables import aligned
@@ -203,12 +203,14 @@ def block_table(summary: dict) -> str:
             cells.append([name, *(_cell(s, with_intervals) for s in shapley), short(verdicts[name][0]), *truth])
         return aligned(cells, right=range(1, 1 + len(blocks)), gap=" ")
 
-    table = lines(with_intervals=True)
+    table, what = lines(with_intervals=True), "Shapley value of each block, 95 % interval over edits"
     if max(map(len, table)) > TABLE_WIDTH:
-        table = lines(with_intervals=False)
+        table, what = lines(with_intervals=False), "Shapley value of each block"
     unit = "100 x gain in CLIP cosine with the edited prompt" if value == GAIN else f"100 x {value}"
-    title = f"Shapley value of each block, 95 % interval over edits ({unit})"
-    return "\n".join([title, *table, *explanation({"": verdicts}), *truth_lines(summary)])
+    effects = [row["effects"].get(value, {}) for row in rows.values()]
+    withheld = withheld_lines(one["shapley"]["withheld"] for of_blocks in effects for one in of_blocks.values())
+    lines_below = [*withheld, *explanation({"": verdicts}), *truth_lines(summary)]
+    return "\n".join([f"{what} ({unit})", *table, *lines_below])
 
 
 def _counts(cases: pd.MultiIndex, effects: dict | None) -> dict:
@@ -227,8 +229,6 @@ def _cell(shapley: dict | None, with_interval: bool) -> str:
     mean = f"{100 * shapley['mean']:+.1f}"
     if not with_interval:
         return mean
-    return (
-        f"{mean} [{100 * shapley['low']:.1f},{100 * shapley['high']:.1f}]"
-        if shapley["low"] is not None
-        else f"{mean} {ONE_EDIT}"
-    )
+    if shapley["withheld"]:
+        return f"{mean} {shapley['withheld']}"
+    return f"{mean} [{100 * shapley['low']:.1f},{100 * shapley['high']:.1f}]"

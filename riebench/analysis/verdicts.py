@@ -6,17 +6,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from riebench.analysis.statistics import Interval
+from riebench.analysis.statistics import MIN_DIFFERENT, MIN_EDITS, TOO_FEW_DIFFER, TOO_FEW_EDITS
 from riebench.core.scores import LEAST_COST
 
-#: With n edits, the least two-sided p of a paired sign test is 2^(1 - n): below six edits it cannot reach 5 %.
-MIN_EDITS = 6
-
 NOT_SEPARABLE = "not separable"
-TOO_FEW_EDITS = "too few edits"
 TOO_FEW = f"{NOT_SEPARABLE}: {TOO_FEW_EDITS}"
 SHARED = f"{NOT_SEPARABLE}: blocks share it"
 NO_EFFECT = f"{NOT_SEPARABLE}: no block has an effect"
@@ -25,28 +21,27 @@ ONE_BLOCK = f"{NOT_SEPARABLE}: there is one block"
 #: No verdict, for what is measured divides by next to nothing.
 WITHHELD = "withheld"
 NO_CASE = "no valid case"
-#: In place of an interval: of one edit nothing is known of the spread.
+#: In place of a verdict on a difference: of one edit nothing is known of the spread.
 ONE_EDIT = "one edit"
 
 MOST_EDITS = 10_000  # a greater number of edits that are needed is as good as none
 WIDTH = 110  # of what stands below a table
 
 
-def verdict_of(
-    own: Sequence[Interval], lead: Interval | None, wide: Sequence[Interval], first: int, num_edits: int
-) -> str:
+def verdict_of(own: Sequence[int], lead: int | None, wide: Sequence[int], first: int, num_edits: int) -> str:
     """Returns "" where the first block dominates, or why no block does.
 
-    own: the interval of each block's Shapley value. first: which of them is the greatest. lead: the interval of its
-    lead over the second; None where there is one block. wide: as `own`, so wide that all of them hold at once at 95 %.
+    own: the side of zero that each block's Shapley value lies on, of `sides`. first: which of them is the greatest.
+    lead: that of its lead over the second; None where there is one block. wide: as `own`, so that all of them hold at
+    once at 95 %.
     """
-    above = sum(interval.above_zero for interval in wide)
-    if num_edits < MIN_EDITS:
-        return TOO_FEW
-    if lead and lead.above_zero and own[first].above_zero:
+    above = sum(side > 0 for side in wide)
+    if lead is not None and lead > 0 and own[first] > 0:
         return ""
+    if not above and num_edits < MIN_EDITS:
+        return TOO_FEW
     if not above:
-        return NO_GAIN if any(interval.below_zero for interval in own) else NO_EFFECT
+        return NO_GAIN if any(side < 0 for side in own) else NO_EFFECT
     if lead is None:
         return ONE_BLOCK
     return SHARED if above > 1 else TOO_FEW
@@ -74,6 +69,20 @@ def verdicts_of(rows: Mapping[str, Mapping[str, Any]], value: str) -> dict[str, 
     rows: category -> its part of a table of the summary's `dominance`.
     """
     return {name: (row["dominant"].get(value, NO_CASE), row["edits_needed"].get(value)) for name, row in rows.items()}
+
+
+#: Why an interval is withheld -> when that is, and what would do.
+WHY_WITHHELD = {
+    TOO_FEW_EDITS: f"intervals need at least {MIN_EDITS} edits",
+    TOO_FEW_DIFFER: f"fewer than {MIN_DIFFERENT} edits differ from what most show; more edits would tell more",
+}
+
+
+def withheld_lines(reasons: Iterable[str]) -> list[str]:
+    """Returns a line on each reason for which some interval of a table is withheld; "", of those that are not, has
+    none."""
+    found = set(reasons)
+    return [f"No interval, {reason}: {words}." for reason, words in WHY_WITHHELD.items() if reason in found]
 
 
 def explained(verdicts: Mapping[str, tuple[str, int | None]]) -> list[tuple[str, str, str]]:
@@ -104,7 +113,7 @@ def what_to_do(verdict: str, needed: int | None) -> str:
 
 
 def edits_words(needed: int | None) -> str:
-    """Returns a number of edits in words. The least at which a verdict is given is exact, the others are estimates."""
+    """Returns a number of edits in words. The least with intervals is exact, the others are estimates."""
     if needed is None:
         return f"more than {MOST_EDITS:,} edits"
     return f"at least {needed} edits" if needed <= MIN_EDITS else f"about {needed:,} edits"

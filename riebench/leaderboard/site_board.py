@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from riebench.analysis.planted import count_planted, planted_of
 from riebench.analysis.ranks import Rank, rank_entries
-from riebench.analysis.statistics import Interval
+from riebench.analysis.statistics import MIN_EDITS, Interval
 from riebench.core.scores import NOOP
 from riebench.leaderboard.entries import Entry
 from riebench.leaderboard.site_plot import LinkedPoint, linked_trade_off
@@ -54,8 +54,9 @@ def board_of(entries: Sequence[Entry], pages: Mapping[str, str]) -> dict:
 
     pages: name of an entry -> address of its page. Keys: `name`; `metrics`, those that have a direction to rank by,
     each with name, label, direction and meaning, the headline first; `categories`, "all" first, each with its words;
-    `entries`; `ranked`: category -> metric -> for each entry [mean, low, high, rank, best rank, worst rank] or None;
-    `columns`: column -> category -> for each entry [mean, low, high] or None.
+    `entries`; `ranked`: category -> metric -> for each entry [mean, low, high, why these are withheld,
+    rank, best rank, worst rank] or None;
+    `columns`: column -> category -> for each entry [mean, low, high, why these are withheld] or None.
 
     Raises `UserError` where the entries cannot be ranked together.
     """
@@ -104,15 +105,15 @@ def standing(entry: Entry, board: Mapping) -> str:
     metric, ranked = board["metrics"][0], board["ranked"][ALL][board["metrics"][0]["name"]][place]
     if ranked is None:
         return f"Not ranked by {metric['label']} over all categories."
-    _, _, _, rank, lowest, highest = ranked
-    interval = "one edit" if lowest is None else f"95 % interval {lowest} to {highest}"
+    *_, withheld, rank, lowest, highest = ranked
+    interval = withheld if lowest is None else f"95 % interval {lowest} to {highest}"
     return (
         f"Rank {rank} ({interval}) of {count_of(len(board['entries']), 'entry', 'entries')} "
         f"on {board['name']} by {metric['label']} over all categories."
     )
 
 
-def _ranked(entries: Sequence[Entry], metric: str, category: str) -> list[list[float | None] | None]:
+def _ranked(entries: Sequence[Entry], metric: str, category: str) -> list[list[float | str | None] | None]:
     found = {one.entry.name: one for one in rank_entries(entries, metric, category, resamples=RESAMPLES)}
     return [
         [*_rounded(one.value), one.rank, *_ends_of(one)] if (one := found.get(entry.name)) else None
@@ -121,8 +122,8 @@ def _ranked(entries: Sequence[Entry], metric: str, category: str) -> list[list[f
 
 
 def _ends_of(rank: Rank[Entry]) -> tuple[int | None, int | None]:
-    """Returns the ends of a rank's interval; none of a single edit."""
-    return (None, None) if rank.edits == 1 else (rank.rank_low, rank.rank_high)
+    """Returns the ends of a rank's interval; none of too few edits."""
+    return (None, None) if rank.edits < MIN_EDITS else (rank.rank_low, rank.rank_high)
 
 
 def _listed(entry: Entry, page: str) -> dict:
@@ -166,10 +167,11 @@ def _known(cell: dict | None) -> Interval | None:
     return interval_of(cell) if cell and cell["mean"] is not None else None
 
 
-def _numbers(column: Column, row: dict | None) -> list[float | None] | None:
+def _numbers(column: Column, row: dict | None) -> list[float | str | None] | None:
     value = column.of(row) if row else None
     return _rounded(value) if value else None
 
 
-def _rounded(value: Interval) -> list[float | None]:
-    return [None if part is None else round(part, DIGITS) for part in (value.mean, value.low, value.high)]
+def _rounded(value: Interval) -> list[float | str | None]:
+    ends = (None if part is None else round(part, DIGITS) for part in (value.mean, value.low, value.high))
+    return [*ends, value.withheld]

@@ -15,15 +15,16 @@ function quoted(text) {
   return /[",\n\r]/.test(inert) ? `"${inert.replaceAll('"', '""')}"` : inert;
 }
 
-/** A table as CSV. A cell with a data-value gives that number; a column with intervals gives two more, low and high. */
+/** A table as CSV. A cell with a data-value gives that number; a column with intervals gives two more, low and high, which say why where an
+ * interval is withheld. */
 function tableAsCsv(table) {
   const rows = Array.from(table.tBodies[0].rows);
   const columns = [];
   Array.from(table.tHead.rows[0].cells, (head, i) => {
     const name = head.textContent.trim();
     columns.push({ name, read: (cell) => cell.dataset.value ?? cell.textContent.trim(), i });
-    if (rows.some((row) => row.cells[i].dataset.low !== undefined)) {
-      for (const end of ["low", "high"]) columns.push({ name: `${name} ${end}`, read: (cell) => cell.dataset[end] ?? "", i });
+    if (rows.some(({ cells }) => cells[i].dataset.low !== undefined || cells[i].dataset.withheld)) {
+      for (const end of ["low", "high"]) columns.push({ name: `${name} ${end}`, read: (cell) => cell.dataset[end] ?? cell.dataset.withheld ?? "", i });
     }
   });
   const lines = [columns.map(({ name }) => name)];

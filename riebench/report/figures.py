@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from riebench.analysis.statistics import Interval
-from riebench.analysis.verdicts import ONE_EDIT
 from riebench.core.axes import ticks
 from riebench.report.markup import interval, number
 
@@ -280,7 +279,7 @@ def _ends(point: Point) -> tuple[tuple[float, float], ...]:
 
 
 def _range(interval: Interval) -> str:
-    return ONE_EDIT if interval.low is None else f"{number(interval.low)} to {number(interval.high)}"
+    return interval.withheld or f"{number(interval.low)} to {number(interval.high)}"
 
 
 def _tick(value: float, marks: Sequence[float]) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 from markupsafe import Markup
 
 from riebench.analysis.statistics import Interval
-from riebench.analysis.verdicts import ONE_EDIT
 from riebench.report.rendering import ENVIRONMENT
 
 _MACROS: Any = ENVIRONMENT.get_template("markup.html").module
@@ -25,6 +24,8 @@ class Cell:
     low: float | None = None
     high: float | None = None
     """The ends of the value's interval, downloaded as columns of their own."""
+    withheld: str = ""
+    """Why there are no ends, downloaded in their place."""
 
 
 def table(
@@ -85,11 +86,11 @@ def number(value: float | None, signed: bool = False) -> str:
 
 
 def interval(value: Interval | None, signed: bool = False) -> str:
-    """Returns mean and interval: `0.12 [0.10, 0.14]`, or `0.12 one edit`."""
+    """Returns mean and interval: `0.12 [0.10, 0.14]`, or `0.12 too few edits`."""
     if value is None:
         return "–"
-    if value.low is None:
-        return f"{number(value.mean, signed)} {ONE_EDIT}"
+    if value.withheld:
+        return f"{number(value.mean, signed)} {value.withheld}"
     return f"{number(value.mean, signed)} [{number(value.low)}, {number(value.high)}]"
 
 

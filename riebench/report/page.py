@@ -11,8 +11,8 @@ import pandas as pd
 
 from riebench.analysis.failures import without_valid_case
 from riebench.analysis.planted import planted_of
+from riebench.analysis.statistics import MIN_EDITS
 from riebench.analysis.summary import load_summary
-from riebench.analysis.verdicts import MIN_EDITS
 from riebench.core.files import write_text
 from riebench.core.scores import LEAST_COST
 from riebench.report.blocks import answer, blocks_section

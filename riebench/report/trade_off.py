@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 
 from markupsafe import Markup
 
@@ -99,4 +100,4 @@ def _gain_at(curve: dict, cost: float) -> Cell:
 
 
 def _cell(value: Interval, signed: bool = False) -> Cell:
-    return interval_cell({"mean": value.mean, "low": value.low, "high": value.high}, signed)
+    return interval_cell(asdict(value), signed)

@@ -45,14 +45,15 @@ def label_of(setting: Mapping, summary: dict) -> str:
 
 def interval_of(cell: Mapping | None) -> Interval | None:
     """Returns the interval in a summary's cell; None where there is none."""
-    return None if cell is None else Interval(cell["mean"], cell["low"], cell["high"])
+    return None if cell is None else Interval(cell["mean"], cell["low"], cell["high"], cell.get("withheld", ""))
 
 
 def interval_cell(cell: Mapping | None, signed: bool = False) -> Cell:
-    """Returns mean and interval, which sort by the mean; "one edit" stands in place of an interval of one."""
+    """Returns mean and interval, which sort by the mean; why an interval is withheld stands in its place."""
     if cell is None:
         return Cell("–", None)
-    return Cell(interval(interval_of(cell), signed), cell["mean"], cell["low"], cell["high"])
+    found = interval_of(cell)
+    return Cell(interval(found, signed), found.mean, found.low, found.high, found.withheld)
 
 
 def number_cell(value: float | None) -> Cell:

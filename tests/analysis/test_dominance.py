@@ -25,9 +25,8 @@ from riebench.analysis.coalitions import (
     subset_names,
 )
 from riebench.analysis.dominance import dominance, efficiency
-from riebench.analysis.statistics import edit_weights, edits_needed
+from riebench.analysis.statistics import MIN_EDITS, TOO_FEW_DIFFER, edit_weights, edits_needed
 from riebench.analysis.verdicts import (
-    MIN_EDITS,
     NO_EFFECT,
     NO_GAIN,
     ONE_BLOCK,
@@ -238,7 +237,10 @@ def judged(values_em, blocks, resamples=500):
     ("solo", "num_edits", "verdict"),
     [
         ((0.3, 0.1), MIN_EDITS, "a"),
-        ((0.3, 0.1), MIN_EDITS - 1, "not separable: too few edits"),
+        ((0.3, 0.1), 6, "a"),  # there is no interval, but all edits say so, as they do once in 32 times without effect
+        ((0.3, 0.1), 5, "not separable: too few edits"),
+        ((0.2, 0.2), 8, "not separable: blocks share it"),
+        ((0.0, -0.3), 9, "not separable: too few edits"),
         ((0.3, 0.1), 1, "not separable: too few edits"),
         ((-0.1, -0.3), MIN_EDITS, "not separable: no block raises it"),  # the first of two that both do harm
         ((0.0, -0.3), MIN_EDITS, "not separable: no block raises it"),
@@ -255,7 +257,7 @@ def test_verdict_needs_a_lead_a_gain_and_enough_edits(solo, num_edits, verdict):
 def test_where_one_block_alone_has_an_effect_more_edits_tell_who_leads():
     """The first block raises the value for sure; the second may do as much, or nothing: it is not shown to share it."""
     rng = np.random.default_rng(2)
-    alone, rival = rng.normal(0.2, 0.05, 8), rng.normal(0.0, 0.4, 8)
+    alone, rival = rng.normal(0.2, 0.05, 10), rng.normal(0.0, 0.4, 10)
     rival += 0.1 - rival.mean()
     found = judged(np.stack([0 * alone, alone, rival, alone + rival], axis=1), ("a", "b"))
     assert found.effects["a"].shapley.low > 0 > found.effects["b"].shapley.low and found.lead.low < 0
@@ -284,7 +286,7 @@ def test_the_edits_that_are_needed_are_about_enough():
 @pytest.mark.parametrize(
     ("verdict", "needed", "words"),
     [
-        (TOO_FEW, 6, "run at least 6 edits a category"),
+        (TOO_FEW, 10, "run at least 10 edits a category"),
         (TOO_FEW, None, "run more than 10,000 edits a category"),
         (SHARED, 40, "to rank the first two, run about 40 edits"),
         (NO_EFFECT, None, "try a greater strength"),
@@ -304,7 +306,7 @@ def test_the_lead_is_paired():
     found = judged(np.stack([0 * level, level + 0.02, level, 2 * level + 0.02], axis=1), ("a", "b"))
     assert found.verdict == "a"
     assert found.effects["a"].shapley.low < found.effects["b"].shapley.high
-    assert [found.lead.low, found.lead.mean, found.lead.high] == pytest.approx([0.02] * 3)
+    assert found.lead.mean == pytest.approx(0.02) and found.lead.withheld == TOO_FEW_DIFFER  # all edits say the same
 
 
 def test_one_block_has_no_rival():
@@ -460,11 +462,14 @@ def test_effects_of_several_runs_in_one_table(summary):
         *("run", "backbone", "steps", "method", "strength", "window"),
         *("category", "edits", "value", "block", "share", "solo"),
     ]
-    ends = ["interval", "verdict", "edits_needed", "lead", "lead_low", "lead_high"]
-    assert list(effects.columns[-6:]) == ends
+    ends = ["shapley_interval", "verdict", "edits_needed", "lead", "lead_low", "lead_high", "lead_interval"]
+    assert list(effects.columns[-7:]) == ends
     assert len(effects) == (4 + 2) * 4 * 4  # categories and all of them, values, blocks
     row = effects.query("run == 'base' and category == 'alone' and value == 'clip_text_edited' and block == 'up.0.0'")
-    assert set(effects["interval"]) == {"95 %"} and set(effects["edits"]) == {12, 36}
+    withheld = effects["shapley_low"].isna()  # planted costs and successes are the same on every edit
+    assert set(effects.loc[withheld, "value"]) == {"lpips_original", "oracle_success"}
+    assert set(effects["edits"]) == {12, 36}
+    assert (effects["shapley_interval"] == np.where(withheld, "too few differ", "95 %")).all()
     known = effects_of(runs[1][1], "alone")["up.0.0"]["shapley"]
     assert row[["shapley_low", "shapley", "shapley_high"]].iloc[0].tolist() == [
         known["low"],

@@ -64,8 +64,8 @@ def test_summary_says_what_was_run_and_what_its_scores_are(summary):
 def test_methods_are_paired_with_the_noop(summary):
     oracle, noop = row_of(summary, "oracle-prompt"), row_of(summary, "noop")
     gain = oracle["gains"]["clip_text_edited"]
-    # every case gains 0.1 exactly: paired, the interval has no width, though the scores themselves vary
-    assert [gain["low"], gain["mean"], gain["high"]] == pytest.approx([0.1] * 3)
+    # every case gains 0.1 exactly: paired, nothing varies, though the scores themselves do
+    assert gain["mean"] == pytest.approx(0.1) and (gain["low"], gain["withheld"]) == (None, "too few differ")
     assert oracle["scores"]["clip_text_edited"]["high"] - oracle["scores"]["clip_text_edited"]["low"] > 0.005
     assert gain["p_holm"] < 0.05
     assert row_of(summary, "sae", "mid.0")["gains"]["clip_text_edited"]["p_holm"] == 1.0
@@ -147,17 +147,34 @@ def test_one_edit_has_no_interval_and_no_verdict():
     row = summary["dominance"][0]["categories"]["alone"]
     shapley = row["effects"]["clip_text_edited"]["up.0.0"]["shapley"]
     assert row["edits"] == 1
-    assert shapley == {"mean": shapley["mean"], "low": None, "high": None} and shapley["mean"] > 0
-    assert row["dominant"]["clip_text_edited"] == TOO_FEW and row["edits_needed"]["clip_text_edited"] == 6
+    assert shapley == {"mean": shapley["mean"], "low": None, "high": None, "withheld": "too few edits"}
+    assert shapley["mean"] > 0
+    assert row["dominant"]["clip_text_edited"] == TOO_FEW and row["edits_needed"]["clip_text_edited"] == 10
     sae = row_of(summary, "sae", WHOLE)
     assert sae["scores"]["lpips_original"]["low"] is None
     assert sae["gains"]["clip_text_edited"]["low"] is None and sae["gains"]["clip_text_edited"]["p_holm"] is None
     lines = block_table(summary).splitlines()
-    assert lines[2].count(" one edit") == 4 and "[" not in lines[2] and lines[2].endswith("too few edits")
-    assert "  too few edits (alone, all): run at least 6 edits a category" in lines
+    assert lines[2].count(" too few edits") == 5 and "[" not in lines[2]  # one of them is the verdict
+    assert "No interval, too few edits: intervals need at least 10 edits." in lines
+    assert "  too few edits (alone, all): run at least 10 edits a category" in lines
     effects = dominance_over([("run", summary)])
-    assert set(effects["interval"]) == {"one edit"} and effects[["solo_low", "shapley_high"]].isna().all(axis=None)
-    assert set(effects.loc[effects["value"] == "clip_text_edited", "edits_needed"]) == {6}
+    assert set(effects["solo_interval"]) == {"too few edits"} and effects[["solo_low", "shapley_high"]].isna().all(
+        axis=None
+    )
+    assert set(effects.loc[effects["value"] == "clip_text_edited", "edits_needed"]) == {10}
+
+
+def test_a_block_that_does_nothing_has_no_interval_and_keeps_no_other_from_being_named():
+    frame = make_scores({"alone": PLANTED["alone"]}, noise=0.0)
+    summary = summarise(frame, BLOCKS, resamples=50)
+    row = summary["dominance"][0]["categories"]["alone"]
+    for block in BLOCKS:  # without noise every edit shows the same, the leading block's 0.1 as well
+        assert row["effects"]["clip_text_edited"][block]["shapley"]["withheld"] == "too few differ"
+    assert row["dominant"]["clip_text_edited"] == "up.0.0"
+    lines = block_table(summary).splitlines()
+    assert lines[2].count("too few differ") == 4 and lines[2].endswith("up.0.0")
+    assert sum(line.startswith("No interval, too few differ: fewer than 2 edits differ") for line in lines) == 1
+    json.dumps(summary, allow_nan=False)
 
 
 def test_a_category_without_a_valid_case_is_reported_as_such():

@@ -142,7 +142,7 @@ def test_the_data_are_the_means_of_the_scores(entries, index):
                     means[name] = rows.groupby("edit")[metric].mean().mean()
                 ranked = dict(zip(names, board["ranked"][category][metric], strict=True))
                 order = sorted(names, key=lambda name: sign * means[name])
-                for name, (mean, low, high, rank, best, worst) in ranked.items():
+                for name, (mean, low, high, _, rank, best, worst) in ranked.items():
                     assert mean == pytest.approx(means[name], abs=6e-5)
                     assert low <= mean <= high and best <= rank <= worst
                     assert rank == order.index(name) + 1

@@ -27,6 +27,7 @@ from riebench.report import markup, write_report
 from riebench.report.figures import Box, Curve, HeatRow, Point, element, heat_picture, place_labels, trade_off
 from riebench.report.markup import Cell, number, p_value, table
 from riebench.report.strips import strips_index
+from riebench.report.words import interval_cell
 
 BLOCKS = ("down.2.1", "mid.0", "up.0.0", "up.0.1")
 EVERY = "+".join(BLOCKS)
@@ -492,3 +493,7 @@ def test_numbers_and_tables():
     assert "c&lt;" in markup and "1&lt;" in markup and "2&amp;" in markup
     cells = Page(table("c", ("a", "b", "c"), [("x", Cell("0.12", 0.123456789, 0.1, 0.2), Cell("–", None))])).all("td")
     assert cells == [{"data-value": "0.123457", "data-low": "0.1", "data-high": "0.2"}, {"data-value": ""}]
+    cell = interval_cell({"mean": 0.25, "low": None, "high": None, "withheld": "too few edits"}, signed=True)
+    assert cell.text == "+0.250 too few edits"
+    (shown,) = Page(table("c", ("a", "b"), [("x", cell)])).all("td")
+    assert shown == {"data-value": "0.25", "data-withheld": "too few edits"}

@@ -12,11 +12,11 @@
     const board = boardOf(view);
     const ranked = board.ranked[view.category][view.metric] || [];
     return board.entries.map((entry, i) => {
-      const [mean, low, high, rank, first, last] = ranked[i] || [];
-      const row = { entry, rank, first, last, value: ranked[i] ? { mean, low, high } : null, columns: {} };
+      const [mean, low, high, withheld, rank, first, last] = ranked[i] || [];
+      const row = { entry, rank, first, last, value: ranked[i] ? { mean, low, high, withheld } : null, columns: {} };
       for (const { key } of DATA.columns) {
         const cell = (board.columns[key][view.category] || [])[i];
-        row.columns[key] = cell ? { mean: cell[0], low: cell[1], high: cell[2] } : null;
+        row.columns[key] = cell ? { mean: cell[0], low: cell[1], high: cell[2], withheld: cell[3] } : null;
       }
       return row;
     });
@@ -84,7 +84,7 @@
   function measured(cell, signed) {
     if (!cell) return element("div", {}, "–");
     const between = element("span", { className: "between" },
-      cell.low === null ? "one edit" : `[${number(cell.low)}, ${number(cell.high)}]`);
+      cell.withheld || `[${number(cell.low)}, ${number(cell.high)}]`);
     return element("div", {}, number(cell.mean, signed), " ", between);
   }
 
@@ -94,7 +94,7 @@
     if (entry.control) marks.push(element("span", { className: "mark" }, "control"));
     const cells = {
       rank: element("td", { className: "rank" }, ...(row.rank
-        ? [`${row.rank} `, element("span", { className: "between" }, row.first === null ? "one edit" : `[${row.first}–${row.last}]`)] : ["–"])),
+        ? [`${row.rank} `, element("span", { className: "between" }, row.first === null ? "too few edits" : `[${row.first}–${row.last}]`)] : ["–"])),
       method: element("th", { scope: "row" }, element("a", { href: entry.page }, entry.name), ...marks),
       sees: element("td", {}, entry.sees ? element("span", { className: "mark oracle" }, "yes") : "no"),
       value: element("td", { className: "value" }, measured(row.value), ...(row.value ? [whisker(row.value, range)] : [])),
