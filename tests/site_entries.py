@@ -129,7 +129,7 @@ def dominance_table(method: str, seed: int) -> dict:
             "cases": EDITS * len(SEEDS),
             "effects": dict.fromkeys(names, blocks),
             "dominant": dict.fromkeys(names, verdict),
-            "lead": dict.fromkeys(names, {"mean": worth, "low": worth - 0.01, "high": worth + 0.01}),
+            "lead": dict.fromkeys(names, {"mean": worth, "low": worth - 0.01, "high": worth + 0.01, "withheld": ""}),
             "edits_needed": dict.fromkeys(names),
         }
 
