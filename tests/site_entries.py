@@ -94,7 +94,7 @@ def interval(by_edit: pd.Series) -> dict | None:
     if by_edit.empty:
         return None
     half = 2 * by_edit.std(ddof=0) / len(by_edit) ** 0.5
-    return {"mean": by_edit.mean(), "low": by_edit.mean() - half, "high": by_edit.mean() + half}
+    return {"mean": by_edit.mean(), "low": by_edit.mean() - half, "high": by_edit.mean() + half, "withheld": ""}
 
 
 def aggregate(frame: pd.DataFrame, names: list[str], method: str, category: str | None) -> dict:
@@ -119,7 +119,7 @@ def dominance_table(method: str, seed: int) -> dict:
 
     def effects(worth: float, verdict: str) -> dict:
         values = dict(zip(BLOCKS, generator.normal(0, 0.004, 4) + np.array([0, 0, 0, worth]), strict=True))
-        around = {b: {"mean": v, "low": v - 0.01, "high": v + 0.01} for b, v in values.items()}
+        around = {b: {"mean": v, "low": v - 0.01, "high": v + 0.01, "withheld": ""} for b, v in values.items()}
         blocks = {
             b: {"share": 0.25, "solo": cell, "leave_one_out": cell, "shapley": cell} for b, cell in around.items()
         }
@@ -129,7 +129,7 @@ def dominance_table(method: str, seed: int) -> dict:
             "cases": EDITS * len(SEEDS),
             "effects": dict.fromkeys(names, blocks),
             "dominant": dict.fromkeys(names, verdict),
-            "lead": dict.fromkeys(names, {"mean": worth, "low": worth - 0.01, "high": worth + 0.01}),
+            "lead": dict.fromkeys(names, {"mean": worth, "low": worth - 0.01, "high": worth + 0.01, "withheld": ""}),
             "edits_needed": dict.fromkeys(names),
         }
 

@@ -138,7 +138,7 @@ MANIFEST = {
 
 def with_curves(summary):
     """The summary with a curve of dense and a choice of its strength, of figures that are easy to find on the page."""
-    at = lambda mean: {"mean": mean, "low": mean - 0.011, "high": mean + 0.011}  # noqa: E731
+    at = lambda mean: {"mean": mean, "low": mean - 0.011, "high": mean + 0.011, "withheld": ""}  # noqa: E731
     curve = {
         "points": [{"strength": s, "gain": at(0.0911 * s), "cost": at(0.3511 * s)} for s in (0.5, 1.0)],
         "at_cost": [{"cost": 0.123, "gain": at(0.0321)}, {"cost": 0.456, "gain": None}],
