@@ -101,9 +101,10 @@ def text_of(judged: pd.DataFrame, sizes: Mapping[str, tuple[int, Sequence[int]]]
 
 
 def _lead(row: pd.Series) -> str:
-    """A lead with its interval, in hundredths."""
-    interval = f" [{100 * row['lead_low']:.1f}, {100 * row['lead_high']:.1f}]" if pd.notna(row["lead_low"]) else ""
-    return f"{100 * row['lead']:+.1f}{interval}"
+    """A lead with its interval, in hundredths, or why it has none."""
+    low, high = 100 * row["lead_low"], 100 * row["lead_high"]
+    interval = f"[{low:.1f}, {high:.1f}]" if pd.notna(low) else row["lead_interval"]
+    return f"{100 * row['lead']:+.1f} {interval}".rstrip()
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from riebench.analysis.verdicts import NOT_SEPARABLE, names_block
 from riebench.core.text_tables import aligned
 
 OUTCOMES = (RECOVERED, FALSE, NOT_SEPARABLE)
-_JUDGED = ("planted", "verdict", "outcome", "lead", "lead_low", "lead_high")
+_JUDGED = ("planted", "verdict", "outcome", "lead", "lead_low", "lead_high", "lead_interval")
 
 
 def against_truth(effects: pd.DataFrame, planted: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
@@ -20,8 +20,8 @@ def against_truth(effects: pd.DataFrame, planted: Mapping[str, Mapping[str, str]
 
     planted: backbone -> category -> block. A row for each source, value and category of which a block is known:
     the columns of `SOURCE`, value, category, planted, verdict, outcome (out of `OUTCOMES`), and `lead`, the planted
-    block's Shapley value less the greatest of the others, with `lead_low` and `lead_high` where the planted block is
-    the first.
+    block's Shapley value less the greatest of the others, with `lead_low`, `lead_high` and `lead_interval` ("95 %",
+    or why there is none) where the planted block is the first.
     """
     rows = []
     for (*source, value, category), part in effects.groupby([*SOURCE, "value", "category"], sort=False):
@@ -32,7 +32,8 @@ def against_truth(effects: pd.DataFrame, planted: Mapping[str, Mapping[str, str]
             continue
         verdict = str(part["verdict"].iloc[0])
         lead = shapley[block] - shapley.drop(block).max()
-        ends = {end: part[end].iloc[0] if lead > 0 else float("nan") for end in ("lead_low", "lead_high")}
+        known = {"lead_low": float("nan"), "lead_high": float("nan"), "lead_interval": ""}
+        ends = {end: part[end].iloc[0] for end in known} if lead > 0 else known
         rows.append(
             about
             | {"value": value, "category": category, "planted": block, "verdict": verdict}

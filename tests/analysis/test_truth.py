@@ -32,7 +32,7 @@ def effects_of(found=FOUND, backbone="world@1", run="one", value="gain"):
     return pd.DataFrame(
         about
         | {"method": method, "category": category, "block": block, "shapley": shapley, "verdict": verdict}
-        | {"lead_low": 0.05, "lead_high": 0.6}
+        | {"lead_low": 0.05, "lead_high": 0.6, "lead_interval": "95 %"}
         for method, categories in found.items()
         for category, (values, verdict) in categories.items()
         for block, shapley in zip(BLOCKS, values, strict=True)
