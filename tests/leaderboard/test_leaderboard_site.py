@@ -147,8 +147,6 @@ def test_the_data_are_the_means_of_the_scores(entries, index):
                     assert mean == pytest.approx(means[name], abs=6e-5)
                     assert high in range(len(WITHHELD)) if low is None else low <= mean <= high
                     assert best is None or best <= rank <= worst
-                        best is None or best <= rank
-                    )
                     assert rank == order.index(name) + 1
 
 
