@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from riebench.analysis.planted import count_planted, planted_of
 from riebench.analysis.ranks import Rank, rank_entries
-from riebench.analysis.statistics import MIN_EDITS, Interval
+from riebench.analysis.statistics import MIN_EDITS, TOO_FEW_DIFFER, TOO_FEW_EDITS, Interval
 from riebench.core.scores import NOOP
 from riebench.leaderboard.entries import Entry
 from riebench.leaderboard.site_plot import LinkedPoint, linked_trade_off
@@ -19,6 +19,7 @@ from riebench.report.words import COST, GAIN, count_of, interval_of
 
 RESAMPLES = 2_000  # for each of a few hundred tables of ranks; the entries' own intervals have more
 DIGITS = 4  # of the numbers in the page; it shows three
+WITHHELD = (TOO_FEW_EDITS, TOO_FEW_DIFFER)  # why an interval is, in the order of `board.js`
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,11 @@ def board_of(entries: Sequence[Entry], pages: Mapping[str, str]) -> dict:
 
     pages: name of an entry -> address of its page. Keys: `name`; `metrics`, those that have a direction to rank by,
     each with name, label, direction and meaning, the headline first; `categories`, "all" first, each with its words;
-    `entries`; `ranked`: category -> metric -> for each entry [mean, low, high, why these are withheld,
-    rank, best rank, worst rank] or None;
-    `columns`: column -> category -> for each entry [mean, low, high, why these are withheld] or None.
+    `entries`; `ranked`: category -> metric -> for each entry [mean, low, high, rank, best rank, worst rank] or None;
+    `columns`: column -> category -> for each entry [mean, low, high] or None.
 
-    Raises `UserError` where the entries cannot be ranked together.
+    Where an interval is withheld, low is None, and high its place in `WITHHELD`. Raises `UserError` where the entries
+    cannot be ranked together.
     """
     metrics = {metric["name"]: metric for entry in entries for metric in entry.content["metrics"]}
     directed = [name for name, metric in metrics.items() if metric["better"] != "neither"]
@@ -105,15 +106,15 @@ def standing(entry: Entry, board: Mapping) -> str:
     metric, ranked = board["metrics"][0], board["ranked"][ALL][board["metrics"][0]["name"]][place]
     if ranked is None:
         return f"Not ranked by {metric['label']} over all categories."
-    *_, withheld, rank, lowest, highest = ranked
-    interval = withheld if lowest is None else f"95 % interval {lowest} to {highest}"
+    _, _, _, rank, lowest, highest = ranked
+    interval = TOO_FEW_EDITS if lowest is None else f"95 % interval {lowest} to {highest}"
     return (
         f"Rank {rank} ({interval}) of {count_of(len(board['entries']), 'entry', 'entries')} "
         f"on {board['name']} by {metric['label']} over all categories."
     )
 
 
-def _ranked(entries: Sequence[Entry], metric: str, category: str) -> list[list[float | str | None] | None]:
+def _ranked(entries: Sequence[Entry], metric: str, category: str) -> list[list[float | None] | None]:
     found = {one.entry.name: one for one in rank_entries(entries, metric, category, resamples=RESAMPLES)}
     return [
         [*_rounded(one.value), one.rank, *_ends_of(one)] if (one := found.get(entry.name)) else None
@@ -167,11 +168,12 @@ def _known(cell: dict | None) -> Interval | None:
     return interval_of(cell) if cell and cell["mean"] is not None else None
 
 
-def _numbers(column: Column, row: dict | None) -> list[float | str | None] | None:
+def _numbers(column: Column, row: dict | None) -> list[float | None] | None:
     value = column.of(row) if row else None
     return _rounded(value) if value else None
 
 
-def _rounded(value: Interval) -> list[float | str | None]:
-    ends = (None if part is None else round(part, DIGITS) for part in (value.mean, value.low, value.high))
-    return [*ends, value.withheld]
+def _rounded(value: Interval) -> list[float | None]:
+    if value.withheld:
+        return [round(value.mean, DIGITS), None, WITHHELD.index(value.withheld)]
+    return [round(part, DIGITS) for part in (value.mean, value.low, value.high)]

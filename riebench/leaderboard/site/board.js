@@ -7,16 +7,20 @@
   const boardOf = (view) => DATA.backbones.find((board) => board.name === view.backbone);
   const metricOf = (view) => boardOf(view).metrics.find((metric) => metric.name === view.metric);
 
+  // Where an interval is withheld, `low` is null and `high` says why.
+  const between = (mean, low, high) =>
+    low === null ? { mean, low, high: null, withheld: ["too few edits", "too few differ"][high] } : { mean, low, high };
+
   // A row holds, for each column, what is sorted by (`sort`) and what is drawn. `better` says which end comes first.
   function rowsOf(view) {
     const board = boardOf(view);
     const ranked = board.ranked[view.category][view.metric] || [];
     return board.entries.map((entry, i) => {
-      const [mean, low, high, withheld, rank, first, last] = ranked[i] || [];
-      const row = { entry, rank, first, last, value: ranked[i] ? { mean, low, high, withheld } : null, columns: {} };
+      const [mean, low, high, rank, first, last] = ranked[i] || [];
+      const row = { entry, rank, first, last, value: ranked[i] ? between(mean, low, high) : null, columns: {} };
       for (const { key } of DATA.columns) {
         const cell = (board.columns[key][view.category] || [])[i];
-        row.columns[key] = cell ? { mean: cell[0], low: cell[1], high: cell[2], withheld: cell[3] } : null;
+        row.columns[key] = cell ? between(...cell) : null;
       }
       return row;
     });
