@@ -14,6 +14,7 @@ class NoOp:
     name: str = "noop"
     strength: float = 0.0
     sites: ClassVar[str] = ""
+    sees_edited_image: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_settings(self)

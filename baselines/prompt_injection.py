@@ -22,6 +22,7 @@ class PromptInjection:
     """The steps at which they read it (`Intervention.window`)."""
     name: str = "prompt-injection"
     sites: ClassVar[str] = "text"
+    sees_edited_image: ClassVar[bool] = False
     uses_sae: ClassVar[bool] = False
 
     def plan(self, case: Case) -> Intervention:

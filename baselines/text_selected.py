@@ -39,6 +39,7 @@ class TextSelected(Transport):
     name: str = "text-selected"
     sites: ClassVar[str] = "block"
     select_on: ClassVar[str] = "text"
+    sees_edited_image: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ("text index",)
 
     def __post_init__(self) -> None:

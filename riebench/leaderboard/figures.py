@@ -59,7 +59,7 @@ def case_scores(frame: pd.DataFrame, setting: Setting, case: tuple[str, str, int
 
 def sees_edited_image(method: Mapping) -> bool:
     """Returns whether a method is told what the edited image is, by its settings in a run's manifest."""
-    return method["name"] != NOOP and method.get("select_on") != "text"
+    return bool(method.get("sees_edited_image", True))
 
 
 def _rows(frame: pd.DataFrame, setting: Setting) -> pd.DataFrame:

@@ -98,6 +98,11 @@ def uses_sae(method: Method) -> bool:
     return bool(method.sites) and getattr(method, "uses_sae", True)
 
 
+def sees_edited_image(method: Method) -> bool:
+    """Returns whether a method is told what the edited image is, and so is an oracle too."""
+    return getattr(method, "sees_edited_image", True)
+
+
 @runtime_checkable
 class Method(Protocol):
     """One way of editing. `name` is its name in tables; `strength` its strength there; `sites` is what it reads and
@@ -106,6 +111,7 @@ class Method(Protocol):
     has them.
 
     A method may also have `uses_sae`, False where it does not ask for `Case.sae`, so that none need be there;
+    `sees_edited_image`, False where nothing that it takes of a case comes from the edited image;
     `select_on`, see `Case.select_on` and `Case.text_index`; and `needs`, names out of `riebench.runs.needs.NEEDS` of
     what a machine may lack: where it does, a run leaves the method out and says so; and `means_of`, the blocks of which
     it asks for `Case.means`. None of them is a setting. One

@@ -11,7 +11,7 @@ from riebench.core.json_text import json_text
 from riebench.report.markup import definitions, details, paragraph, table, wrapped
 from riebench.report.words import count_cell, count_of, share_cell, words
 
-NOT_SETTINGS = ("name", "class", "strength", "sites")
+NOT_SETTINGS = ("name", "class", "strength", "sites", "sees_edited_image")
 
 
 def asked_section(summary: dict, manifest: Mapping) -> Markup:

@@ -26,7 +26,7 @@ from riebench.runs.suited import edits_for, settings_for
 
 PRESETS = Path(__file__).parent / "presets"  # a folder for each kind of backbone (`Backbone.judges`)
 #: Fields of a method's dataclass that say what it is, and are no settings; its name in tables is `label`.
-NO_SETTINGS = ("name", "sites", "select_on", "needs")
+NO_SETTINGS = ("name", "sites", "select_on", "sees_edited_image", "needs")
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from riebench.edits.checks import check_edits, checked_edits
 from riebench.edits.edit import Edit, edit_sha256, set_sha256, shipped_sets
 from riebench.edits.files import error_of
 from riebench.edits.sets import describe_set
-from riebench.methods.method import Method
+from riebench.methods.method import Method, sees_edited_image
 from riebench.metrics import describe as describe_metrics
 from riebench.metrics.versions import judge_version
 from riebench.regions.grounders import grounder_settings
@@ -303,4 +303,5 @@ def _version(package: str) -> str:
 
 def _settings(method: Method) -> dict:
     """Returns what the manifest says of a method, in what JSON can hold."""
-    return describe(method) | {"name": method.name, "strength": method.strength}
+    said = {"name": method.name, "strength": method.strength, "sees_edited_image": sees_edited_image(method)}
+    return describe(method) | said

@@ -96,7 +96,8 @@ def write_run(folder, frame=None, *, side=8, **manifest):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((side, side, 3), 20 * i, dtype=np.uint8)).save(folder / name)
     methods = [{"name": name, "strength": s, "class": "baselines.X"} for name, s in {row[:2]: 0 for row in RUN}]
-    methods[-1] |= {"select_on": "text", "k": 16}
+    methods[-1] |= {"sees_edited_image": False, "k": 16}
+    methods[0] |= {"sees_edited_image": False}
     words = {"status": "finished", "mode": "strict", "blocks": list(BLOCKS), "config": {"edits": "small"}}
     words |= {
         "methods": methods,
@@ -190,7 +191,7 @@ def test_an_entry_says_what_its_method_sees_and_how_it_was_made(board):
         "name": "text-selected",
         "strength": 2.0,
         "class": "baselines.X",
-        "select_on": "text",
+        "sees_edited_image": False,
         "k": 16,
     }
     assert entry.content["authors"] == "A. Author" and not entry.is_control

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from sdxl_blocks import BLOCK_NAMES
 
+from baselines import METHODS
 from riebench.analysis.frames import read_scores
 from riebench.core.errors import UserError
 from riebench.edits import edit as edit_files
@@ -266,3 +267,10 @@ def test_a_run_that_dies_keeps_what_it_had_done(tmp_path, small_config, monkeypa
     assert json.loads((tmp_path / "manifest.json").read_text())["status"] == "running"
     with pytest.raises(UserError, match="18 of 54 results are not in"):
         run(config, tmp_path, device="cpu", edits=edits, methods=[Dying()], cache="only-cache")
+
+
+def test_the_manifest_says_which_methods_are_told_the_edited_image(small_run):
+    told = {method["name"]: method["sees_edited_image"] for method in small_run.manifest["methods"]}
+    assert told["sae"] and told["dense"] and told["oracle-prompt"] and not told["noop"]
+    blind = {name for name in METHODS.names() if not getattr(METHODS.get(name), "sees_edited_image", True)}
+    assert blind == {"noop", "text-selected", "prompt-injection"}

@@ -103,7 +103,7 @@
       sees: element("td", {}, entry.sees ? element("span", { className: "mark oracle" }, "yes") : "no"),
       value: element("td", { className: "value" }, measured(row.value), ...(row.value ? [whisker(row.value, range)] : [])),
       planted: element("td", {}, entry.planted ? entry.planted.join(" of ") : "–"),
-      features: element("td", { className: "number" }, entry.features === null ? "–" : String(entry.features)),
+      features: element("td", { className: "number" }, entry.features === null ? "–" : String(Math.round(entry.features))),
       submitted: element("td", {}, entry.submitted),
     };
     for (const { key, signed } of DATA.columns) cells[key] = element("td", {}, measured(row.columns[key], signed));
