@@ -145,7 +145,7 @@ def _examine_backbone(backbone: Backbone, dtype: str, free: float) -> dict[str, 
     words = [word for kind, word in (("float16", "half precision"), ("float32", "float32")) if not missing[kind]]
     wanted = weights_for(backbone, dtype)
     presence = {
-        "weights": " and ".join(words) or f"missing ({missing[dtype]} of {len(wanted.files)} files)",
+        "weights": " and ".join(words) or f"missing {missing[dtype]} of {len(wanted.files)} files",
         "missing": missing[dtype],
         "fetch": (fetch_name(backbone, dtype), wanted.gigabytes) if missing[dtype] else None,
     }
@@ -175,7 +175,7 @@ def _presence(weights: Sequence[Weights], name: str) -> dict[str, Any]:
     missing = sum(count for _, count in lacking)
     if not missing:
         return {"weights": "present", "missing": 0, "fetch": None} | revisions
-    words = f"missing ({missing} of {sum(len(item.files) for item in weights)} files)"
+    words = f"missing {missing} of {sum(len(item.files) for item in weights)} files"
     fetch = name, sum(item.gigabytes for item, n in lacking if n)
     return {"weights": words, "missing": missing, "fetch": fetch} | revisions
 
@@ -183,7 +183,7 @@ def _presence(weights: Sequence[Weights], name: str) -> dict[str, Any]:
 def _memory_words(item: dict[str, Any]) -> str:
     if item["fits"] is None:
         return "unknown"
-    return f"{item['needs']:.2g} GB in {item['dtype']}: {'fits' if item['fits'] else 'does not fit'}"
+    return f"{item['needs']:.2g} GB in {item['dtype']}: {'fits' if item['fits'] else 'too big'}"
 
 
 def _fetch_words(item: dict[str, Any]) -> str:

@@ -92,7 +92,7 @@ def test_what_is_there_is_seen(cache):
     lacking = len(grounder[1].files)
     assert found["grounders"]["grounding-dino+sam2"]["missing"] == lacking
     assert found["grounders"]["grounding-dino+sam2"]["fetch"] == ("grounding-dino+sam2", grounder[1].gigabytes)
-    assert f"missing ({lacking} of {lacking + len(first.files)} files)" in line_of(
+    assert f"missing {lacking} of {lacking + len(first.files)} files" in line_of(
         format_doctor(found), "grounding-dino+sam2"
     )
     assert found["judges"][CLIP]["weights"] == "present"
@@ -119,7 +119,7 @@ def test_memory_is_set_beside_what_is_free(cache, monkeypatch, tmp_path):
     text = format_doctor(found)
     assert "19.0 of 32.0 GB memory free" in text and "GPU: none" in text
     assert "18 GB in float32: fits" in line_of(text, "sdxl-turbo@1")
-    assert "21 GB in float32: does not fit" in line_of(text, "sdxl-base@25")
+    assert "21 GB in float32: too big" in line_of(text, "sdxl-base@25")
     turbo, tiny = BACKBONES.get("sdxl-turbo@1"), BACKBONES.get("tinyworld-turbo@1")
     assert found["backbones"]["sdxl-turbo@1"]["needs"] == pytest.approx(turbo.gigabytes("float32") + 3.51)
     assert found["backbones"]["tinyworld-turbo@1"]["needs"] == pytest.approx(tiny.gigabytes("float32"))
@@ -137,7 +137,7 @@ def test_a_gpu_is_described_and_half_precision_is_what_counts(cache, monkeypatch
     text = format_doctor(examine())
     assert "GPU: Turing, 12.0 of 16.0 GB free, no bfloat16" in text
     assert "11 GB in float16: fits" in line_of(text, "sdxl-turbo@1")
-    assert "14 GB in float16: does not fit" in line_of(text, "sdxl-base@25")
+    assert "14 GB in float16: too big" in line_of(text, "sdxl-base@25")
     assert line_of(text, "sdxl-base@25").endswith("riebench fetch sdxl-base (6.94 GB)")
 
 

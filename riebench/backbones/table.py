@@ -126,7 +126,7 @@ for _model, _world, _steps, _guidance, _summary in (
             grounder="tinyworld",
             judges="tinyworld",
             summary=_summary,
-            dictionaries="tinyworld-turbo@1" if _world == "planted" else "",
+            dictionaries="tinyworld-turbo@1" if _world == "planted" else _name,
             height=64,
             width=64,
             dtype="float32",

@@ -111,11 +111,11 @@ def test_methods_by_name_stand_in_place_of_the_configured_ones(asked):
     mine = Mine()
     riebench.run("quickstart", methods=[mine])
     whole, own = asked.pop()
-    assert own == [mine] and {"dense", "pca"} <= {method.name for method in whole.methods}
+    assert own == [mine] and {"dense", "random"} <= {method.name for method in whole.methods}
     riebench.run("quickstart", methods=["noop", "sae", mine])
     config, own = asked.pop()
     assert own == [mine] and [method.name for method in config.methods] == ["noop", "sae"]
-    assert config.subsets_of == ("sae",) and whole.subsets_of == ("sae", "sae-equal-norm")
+    assert config.subsets_of == ("sae",) and whole.subsets_of == ("sae", "prompt-injection")
     riebench.run("quickstart", methods=["noop", {"name": "dense", "strength": [1, 2]}, MethodConfig("pca", {"k": 3})])
     config, own = asked.pop()
     assert [(m.name, dict(m.settings)) for m in config.methods[1:]] == [

@@ -101,8 +101,8 @@ FREE = {
 
 
 def test_no_change_of_an_entry_goes_unseen(tmp_path, monkeypatch):
-    tally, folder = Tally("entries"), tmp_path / BACKBONE / "sae@1"
-    shutil.copytree(data_folder() / "leaderboard" / BACKBONE / "sae@1", folder)
+    tally, folder = Tally("entries"), tmp_path / BACKBONE / "sae"
+    shutil.copytree(data_folder() / "leaderboard" / BACKBONE / "sae", folder)
     content, rows = json.loads((folder / "entry.json").read_text()), read_scores(folder / "scores.parquet")
     figures = {key: content[key] for key in ("aggregates", "dominance", "failures")}
     module = sys.modules[validate.__module__]

@@ -148,6 +148,7 @@ def test_a_site_that_is_none_is_refused_before_anything_is_made(tmp_path):
 def test_methods_that_need_no_dictionary_run_on_the_stream(tmp_path):
     methods = ["noop", "dense", "region-means"]
     words = SMALL | {"methods": methods, "subsets_of": "dense", "blocks": [ONE, "mid.0"]}
+    words |= {"categories": ["change_object", "change_background"]}  # which every block sees
     update, stream = (
         run(build_config(words | {"site": site}, "here"), tmp_path / site, device="cpu")
         for site in ("update", "stream")

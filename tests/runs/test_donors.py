@@ -88,8 +88,10 @@ def test_a_run_has_them_beside_the_others(tmp_path):
     done = run(build_config(values, "here"), tmp_path, device="cpu")
     assert (done.scores["status"] == "ok").all(), done.scores[done.scores.status != "ok"].reason.tolist()
     whole = done.scores[done.scores.blocks != ""].drop_duplicates(["edit", "method"], keep="last")
-    counted = whole[whole.method.isin(["sae", "other-seed", "mismatched", "pca"])]
+    counted = whole[whole.method.isin(["sae", "other-seed", "mismatched"])]
     assert set(counted.num_features) == {4 * 64}
+    components = whole[whole.method == "pca"].num_features  # of the updates in the region, which may have no 32
+    assert components.between(1, 4 * 64).all()
     images = whole.groupby("edit")["image"].nunique()
     assert (images == 6).all() and (whole.injected_norm > 0).all()
 

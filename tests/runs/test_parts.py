@@ -115,7 +115,7 @@ def test_parts_are_those_of_the_run(cache, tmp_path):
 def test_all_of_tinyworlds_quickstart_is_shipped(cache, capsys):
     assert main(["doctor", "--run", "quickstart", "--device", "cpu"]) == 0
     rows = capsys.readouterr().out.splitlines()
-    assert len(rows) == 12 and all(" yes" in row for row in rows[1:])
+    assert len(rows) == 11 and all(" yes" in row for row in rows[1:])
 
 
 def test_settings_want_a_run_and_the_plain_doctor_mentions_it(cache, capsys):

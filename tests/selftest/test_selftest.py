@@ -160,7 +160,7 @@ def test_the_whole_of_it_on_tinyworld(tmp_path, capsys):
     assert "compiled" in of["denoiser"]["compiled"] and of["denoiser"]["ms by rows"].keys() == {"2", "4"}
     assert of["exactness"]["in batches of 8"]["subsets"] == of["exactness"]["after a halving"]["subsets"] == 15
     cases = of["whole cases"]
-    assert cases["status"] == {"ok": cases["results"]} and cases["results"] == 2 * 43 and cases["left out"] == {}
+    assert cases["status"] == {"ok": cases["results"]} and cases["results"] == 2 * 35 and cases["left out"] == {}
     parts = {"references", "grounding", "planning", "additions and denoiser", "VAE", "scores", "writing", "other"}
     assert parts <= cases["seconds"].keys() and min(cases["seconds"].values()) > 0
     assert sum(cases["seconds"].values()) == pytest.approx(2 * cases["seconds a case"], rel=1e-3)
