@@ -51,7 +51,7 @@ def settings(edits: int, seeds: Sequence[int]) -> dict:
 
 def judge(backbones: Sequence[Backbone], summaries: Sequence[tuple[str, dict]]) -> pd.DataFrame:
     """The verdicts of runs beside the truth of their backbones (`against_truth`), of `VALUES` alone."""
-    planted = {one.name: {name: one.planted_block(name) for name in CHANGED} for one in backbones}
+    planted = {one.name: one.planted_blocks(CHANGED) for one in backbones}
     judged = against_truth(dominance_over(summaries), planted)
     return judged[judged["value"].isin(VALUES)]
 

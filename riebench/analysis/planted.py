@@ -59,10 +59,10 @@ def count_planted(found: Mapping[str, Any], value: str, planted: Mapping[str, st
     return Count(*(outcomes.count(one) for one in (RECOVERED, FALSE, NOT_SEPARABLE)))
 
 
-def comparators_of(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns the tables of a summary's `dominance` that come from a method without a dictionary, but for the
-    headline's own."""
-    return [found for found in summary["dominance"][1:] if found["method"] in COMPARATORS]
+def told_tables(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the tables of a summary's `dominance` whose verdicts are told side by side: the headline's, then those of
+    methods without a dictionary."""
+    return [*summary["dominance"][:1], *(one for one in summary["dominance"][1:] if one["method"] in COMPARATORS)]
 
 
 def truth_lines(summary: Mapping[str, Any]) -> list[str]:
@@ -72,7 +72,7 @@ def truth_lines(summary: Mapping[str, Any]) -> list[str]:
     if not planted or not summary["dominance"]:
         return []
     lines = ["Planted: the one block by which this model's weights let the words of a category's edits in."]
-    for found in (summary["dominance"][0], *comparators_of(summary)):
+    for found in told_tables(summary):
         for value, by in BY.items():
             counted = count_planted(found, value, planted)
             if counted:

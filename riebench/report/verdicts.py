@@ -17,10 +17,10 @@ from riebench.analysis.planted import (
     FALSE,
     RECOVERED,
     Count,
-    comparators_of,
     count_planted,
     outcome_of,
     planted_of,
+    told_tables,
 )
 from riebench.analysis.verdicts import NO_CASE, short
 from riebench.report.examples import Example, Shown, examples_of, has_ceiling
@@ -78,7 +78,7 @@ def truth_answer(summary: dict) -> str:
     """Returns in sentences how many verdicts name the planted block; "" where no block is known."""
     planted = planted_of(summary)
     said = []
-    for found in (summary["dominance"][0], *comparators_of(summary)) if planted else ():
+    for found in told_tables(summary) if planted else ():
         counted = {by: count_planted(found, value, planted) for value, by in BY.items()}
         parts = [
             f"{one.recovered} of {one.categories} as planted {by}{_others(one)}" for by, one in counted.items() if one
@@ -113,9 +113,8 @@ def _others(counted: Count) -> str:
 
 def _columns(summary: dict) -> dict[str, tuple[dict, str]]:
     """Returns head of a column -> (a table of the summary's `dominance`, the value that its verdicts are on)."""
-    headline, *_ = summary["dominance"]
     columns = {}
-    for found in (headline, *comparators_of(summary)):
+    for found in told_tables(summary):
         for value, by in BY.items():
             if value in summary["values"]:
                 columns[f"{label_of({**found, 'blocks': ''}, summary)}, {by}"] = (found, value)
