@@ -36,7 +36,7 @@ ON_SUBSETS = ["sae", "sae-equal-norm", "dense", "prompt-injection"]
 VALUES = {"oracle_success": "the oracle's success", "clip_text_edited": "gain in CLIP"}
 SHOWN = "sae"
 EDITS, SEEDS = 12, (42, 43, 44)
-GUIDED_EDITS, GUIDED_SEEDS = 6, (42,)  # of a guided model, fifty passes of whose denoiser make a picture
+GUIDED_EDITS, GUIDED_SEEDS = 10, (42,)  # of a guided model, fifty passes of whose denoiser make a picture
 
 
 def size_of(backbone: Backbone) -> tuple[int, tuple[int, ...]]:

@@ -11,6 +11,8 @@ from torch import Tensor
 from riebench.backbones.family import Site
 from riebench.core.errors import UserError
 
+ROUNDING = 1e-5  # of the largest share of a feature in its group: smaller scores are what float32 leaves of zero
+
 
 @dataclass(frozen=True)
 class Selected:
@@ -45,7 +47,10 @@ def select(
 
     pool "block": sums and k are each block's own (all sites of a block together), the setting on which blocks may be
     compared; pool "all": over all blocks, where the blocks' scales decide. The sums are of absolute values, which for
-    SAE features, never negative, is the published sum, and for neurons cannot pass through zero.
+    SAE features, never negative, is the published sum, and for neurons cannot pass through zero. Scores below
+    `ROUNDING` of the group's largest mu / sum|mu| are zero, and equal scores go by number (`on` from the lowest, `off`
+    from the highest): where both traces are the same, as before the block at which an edit's words enter, it is not
+    the order of a sum that decides.
     """
     if pool not in ("block", "all"):
         raise UserError(f"unknown pool {pool!r}", remedy="use 'block' or 'all'")
@@ -61,9 +66,9 @@ def select(
 
 
 def _select_group(sites: list[Site], mu_edited, mu_original, k: int) -> dict[Site, Selected]:
-    edited = torch.cat([mu_edited[site] for site in sites])
-    original = torch.cat([mu_original[site] for site in sites])
-    score = edited / edited.abs().sum().clamp_min(1e-12) - original / original.abs().sum().clamp_min(1e-12)
+    shares = torch.stack([_shares(sites, mu) for mu in (mu_edited, mu_original)])
+    score = shares[0] - shares[1]
+    score = score.where(score.abs() > ROUNDING * shares.abs().max(), 0)
     order = torch.argsort(score, descending=True, stable=True)
     k = min(k, len(order) // 2)
     on, off = order[:k], order.flip(0)[:k]
@@ -74,3 +79,8 @@ def _select_group(sites: list[Site], mu_edited, mu_original, k: int) -> dict[Sit
         chosen[site] = Selected(*(part.sort().values for part in inside))
         start = stop
     return chosen
+
+
+def _shares(sites: list[Site], mu: Mapping[Site, Tensor]) -> Tensor:
+    joined = torch.cat([mu[site] for site in sites])
+    return joined / joined.abs().sum().clamp_min(1e-12)

@@ -423,6 +423,29 @@ def test_on_and_off_never_overlap_when_k_is_large():
     assert not set(chosen.on.tolist()) & set(chosen.off.tolist())
 
 
+@pytest.mark.parametrize("pool", ["block", "all"])
+def test_rounding_does_not_choose_features_where_both_traces_are_the_same(pool):
+    sites, rng = [Site("mid.0"), Site("up.0.1")], torch.Generator().manual_seed(0)
+    mu = {site: torch.rand(20, generator=rng) * (torch.rand(20, generator=rng) < 0.5) for site in sites}
+    changed = mu | {sites[1]: mu[sites[1]] + torch.eye(20)[7] - mu[sites[1]] * torch.eye(20)[3]}
+    found = []
+    for _ in range(10):
+        noisy = [{s: v * (1 + 1e-6 * torch.randn(20, generator=rng)) for s, v in m.items()} for m in (changed, mu)]
+        found.append(select(*noisy, k=3, pool=pool))
+    for site in sites:
+        assert len({(str(chosen[site].on), str(chosen[site].off)) for chosen in found}) == 1
+    if pool == "block":
+        assert found[0][sites[0]].on.tolist() == [0, 1, 2] and found[0][sites[0]].off.tolist() == [17, 18, 19]
+    assert 7 in found[0][sites[1]].on.tolist()
+
+
+def test_small_differences_above_rounding_are_still_ranked():
+    site, mu = Site("mid.0"), torch.full((1000,), 0.5)
+    mu_e = mu.clone()
+    mu_e[500:510] += 1e-4 * torch.arange(1, 11)
+    assert select({site: mu_e}, {site: mu}, k=4)[site].on.tolist() == [506, 507, 508, 509]
+
+
 def test_wrong_settings_are_user_errors():
     with pytest.raises(UserError, match="pool"):
         select({}, {}, 1, "blocks")
