@@ -1,8 +1,9 @@
-"""Does the benchmark find the planted block? Runs every backbone whose truth is known and writes docs/truth.md.
+"""Does the benchmark find the planted block? Runs every backbone of tinyworld and writes docs/truth.md.
 
 Each is run with methods on every subset of the blocks, at the quickstart's size (the guided model of 25 steps at a
 smaller one), and each verdict is held against the block that the weights' own structure lets the words enter in
-(`riebench/backbones/worlds.py`). Stopped, it goes on.
+(`riebench/backbones/worlds.py`). Where every block reads every word no verdict is owed: what is said there is written
+down, and not judged. Stopped, it goes on.
 
     python benchmarks/truth.py --runs runs/truth --out docs/truth.md
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from riebench.analysis import dominance_over, load_summary
-from riebench.analysis.across import SOURCE
+from riebench.analysis.across import ALL, SOURCE
 from riebench.analysis.truth import OUTCOMES, against_truth, count_outcomes
 from riebench.backbones.table import BACKBONES, Backbone
 from riebench.backbones.worlds import CHANGED
@@ -35,6 +36,7 @@ METHODS = [
 ON_SUBSETS = ["sae", "sae-equal-norm", "dense", "prompt-injection"]
 VALUES = {"oracle_success": "the oracle's success", "clip_text_edited": "gain in CLIP"}
 SHOWN = "sae"
+DESCRIBED = ("sae", "prompt-injection")
 EDITS, SEEDS = 12, (42, 43, 44)
 GUIDED_EDITS, GUIDED_SEEDS = 10, (42,)  # of a guided model, fifty passes of whose denoiser make a picture
 
@@ -56,8 +58,29 @@ def judge(backbones: Sequence[Backbone], summaries: Sequence[tuple[str, dict]]) 
     return judged[judged["value"].isin(VALUES)]
 
 
-def text_of(judged: pd.DataFrame, sizes: Mapping[str, tuple[int, Sequence[int]]]) -> str:
-    """The document, as Markdown. sizes: backbone -> edits a category and seeds."""
+def description(effects: pd.DataFrame, backbones: Sequence[str]) -> list[str]:
+    """What is said, by `DESCRIBED`, of backbones that owe no verdict: lines of Markdown; none where there are no such."""
+    effects = effects[effects["backbone"].isin(backbones) & effects["method"].isin(DESCRIBED)]
+    effects = effects[effects["value"].isin(VALUES) & (effects["category"] != ALL)]
+    if effects.empty:
+        return []
+    columns = ["backbone", "category", *(f"{name}, {VALUES[value]}" for value in VALUES for name in DESCRIBED)]
+    cells = [columns]
+    for (backbone, category), rows in effects.groupby(["backbone", "category"], sort=False):
+        said = rows.groupby(["value", "method"])["verdict"].first()
+        cells.append([str(backbone), str(category), *(said[value, name] for value in VALUES for name in DESCRIBED)])
+    return [
+        "## Where every block reads every word",
+        "",
+        "No block is owed a verdict here, and none of these is right or wrong.",
+        "",
+        markdown(cells),
+        "",
+    ]
+
+
+def text_of(judged: pd.DataFrame, described: Sequence[str], sizes: Mapping[str, tuple[int, Sequence[int]]]) -> str:
+    """The document, as Markdown. described: its last lines. sizes: backbone -> edits a category and seeds."""
     of_counts = [["backbone", "method", "by", *OUTCOMES]]
     of_counts += [
         [
@@ -76,7 +99,7 @@ def text_of(judged: pd.DataFrame, sizes: Mapping[str, tuple[int, Sequence[int]]]
     lines = [
         "# Does the benchmark find what was planted?",
         "",
-        "In these generators it is known in which block the words of each category enter, as the weights' own",
+        "In planted generators it is known in which block the words of each category enter, as the weights' own",
         "structure leaves no other way (`docs/tinyworld.md`). Here every verdict is held against that: **recovered**",
         "where it names the planted block, **false** where it names another, **not separable** where it names none.",
         "Made by `python benchmarks/truth.py --runs runs/truth --out docs/truth.md`. Nothing is chosen by hand: the",
@@ -96,6 +119,7 @@ def text_of(judged: pd.DataFrame, sizes: Mapping[str, tuple[int, Sequence[int]]]
         "",
         markdown(of_shown),
         "",
+        *described,
     ]
     return "\n".join(lines)
 
@@ -111,9 +135,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs, one a backbone")
     parser.add_argument("--out", type=Path, required=True, help="the document to write")
-    parser.add_argument("--backbones", nargs="+", help="those that are run (default: all whose truth is known)")
+    parser.add_argument("--backbones", nargs="+", help="those that are run (default: all of tinyworld)")
     words = parser.parse_args()
-    known = [one for one in map(BACKBONES.get, BACKBONES.names()) if one.roles]
+    known = [one for one in map(BACKBONES.get, BACKBONES.names()) if one.world]
     backbones = [one for one in known if not words.backbones or one.name in words.backbones]
     sizes = {one.name: size_of(one) for one in backbones}
     summaries = []
@@ -121,7 +145,9 @@ def main() -> None:
         config = build_config({"backbone": backbone.name, **settings(*sizes[backbone.name])}, "benchmarks/truth.py")
         done = run(config, words.runs / backbone.name)
         summaries.append((backbone.name, load_summary(done.summary)))
-    text = text_of(judge(backbones, summaries), sizes)
+    owing_none = [one.name for one in backbones if not one.roles]
+    described = description(dominance_over(summaries), owing_none)
+    text = text_of(judge(backbones, summaries), described, sizes)
     write_text(words.out, text)
     print(text)
 

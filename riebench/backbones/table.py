@@ -114,6 +114,7 @@ for _model, _world, _steps, _guidance, _summary in (
     ("turbo", "planted", 4, 0.0, "the same model, four Euler ancestral steps"),
     ("base", "planted", 25, 1.5, "the embedded small SDXL that turbo was distilled from, 25 Euler steps with guidance"),
     ("permuted", "permuted", 1, 0.0, "a control for verdicts: the same words enter in other blocks, one step"),
+    ("everywhere", "everywhere", 1, 0.0, "a control for verdicts: every block reads every word, one step"),
 ):
     _name = f"tinyworld-{_model}@{_steps}"
     BACKBONES.add(

@@ -25,7 +25,7 @@ from riebench.tinyworld_build.train_oracle import evaluate_oracle
 from sae_models import index
 
 GENERATORS = ("tinyworld-turbo@1", "tinyworld-turbo@4", "tinyworld-base@25")
-CONTROL = "tinyworld-permuted@1"
+CONTROLS = ("tinyworld-permuted@1", "tinyworld-everywhere@1")
 #: Title -> split: prompts held out of training, and pairs of shape and colour that no training scene showed.
 SPLITS = {"held-out prompts": "held_out", "unseen pairs": "unseen_pairs"}
 CARRIED_PROMPTS = 32
@@ -46,7 +46,7 @@ def evaluate_world(count: int = 512, device: str = "auto") -> dict[str, dict]:
         "grounder": evaluate_grounder(finder, 1, count),
         "clip": evaluate_clip(load_clip(where), 1, count),
     }
-    for name in (*GENERATORS, CONTROL):
+    for name in (*GENERATORS, *CONTROLS):
         backbone = BACKBONES.get(name)
         pictures = max(64, count // SHARE_WITH_GUIDANCE) if backbone.guided else count
         sampler = load_sampler(backbone, where, BATCH)
