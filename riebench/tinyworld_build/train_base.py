@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from riebench.tinyworld.captions import captions
-from riebench.tinyworld.noise import LATENT_SHAPE, layout_from_noise, layout_signal
+from riebench.tinyworld.noise import UNET_NOISE, layout_from_noise, layout_signal
 from riebench.tinyworld.render import SIZE, Rendering, render
 from riebench.tinyworld.scenes import sample_attributes
 from riebench.tinyworld_build.batches import images_to_tensor
@@ -101,7 +101,7 @@ def train_base(
         clear = max(0.0, 1 - step / (CLEAR_SHARE * start_steps)) * CLEAR_GAIN
 
         generator = torch.Generator("cpu").manual_seed(seed * 1_000_003 + step)
-        noise = torch.randn(BATCH, *LATENT_SHAPE, generator=generator)
+        noise = torch.randn(BATCH, *UNET_NOISE.shape, generator=generator)
         keep = (torch.rand(BATCH, 1, 1, generator=generator) >= dropped).float().to(device)
         layouts = layout_from_noise(noise)
         noise = (noise + clear * layout_signal(layouts)).to(device)
