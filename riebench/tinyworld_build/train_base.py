@@ -69,9 +69,10 @@ def denoise(unet, sample: Tensor, timesteps: Tensor, sigmas: Tensor, states: Ten
     return sample / (sigmas**2 + 1) - v * sigmas / (sigmas**2 + 1) ** 0.5
 
 
-def latent_weights(scene: Rendering) -> Tensor:
-    """Returns weights `[b, 1, 32, 32]` of the loss: more under the object and what it wears."""
-    return 1 + OBJECT_WEIGHT * torch.from_numpy(~scene.background_bhw[:, None, ::2, ::2]).float()
+def latent_weights(scene: Rendering, factor: int = 2) -> Tensor:
+    """Returns weights `[b, 1, 64 / factor, 64 / factor]` of the loss of latents, `factor` pixels wide: more under the
+    object and what it wears."""
+    return 1 + OBJECT_WEIGHT * torch.from_numpy(~scene.background_bhw[:, None, ::factor, ::factor]).float()
 
 
 def noise_share(step: int, start_steps: int, turn_steps: int) -> float:
