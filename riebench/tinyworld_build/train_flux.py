@@ -140,9 +140,7 @@ def train_flux(
         weights = latent_weights(scene, FACTOR).to(device)
         return (weights * (residual**2 + ABSOLUTE * residual.abs())).mean()
 
-    return fit(
-        "flux", model, loss, steps=steps, folder=folder, lr=1e-3, decay=0.3, ema=0.998, checkpoint_every=100
-    )  # fmt: skip
+    return fit("flux", model, loss, steps=steps, folder=folder, lr=1.5e-3, decay=0.3, ema=0.998, checkpoint_every=100)
 
 
 def build_pipeline(
