@@ -21,9 +21,11 @@ class Train:
     """Folder for weights and checkpoints."""
     world: str = "planted"
     """Which words enter in which block: planted; permuted, in other blocks; or everywhere, all in all. The latter two
-    have one step, and the parts vae, turbo and dictionaries."""
+    have one step, and the parts vae, turbo and dictionaries. Or flux: a FLUX pipeline without roles, of the parts vae
+    and flux."""
     only: tuple[str, ...] = ()
-    """The parts, comma-separated: vae, base, turbo, oracle, grounder, clip, dictionaries (default: all)."""
+    """The parts, comma-separated: vae, base, turbo, oracle, grounder, clip, dictionaries, flux (default: all that the
+    world has)."""
     seed: Seed = 0
     """Seed of all that is random."""
     device: str = "auto"

@@ -15,7 +15,7 @@ from riebench.generation.sampler import Request, Sampler, load_sampler
 from riebench.tinyworld.captions import captions
 from riebench.tinyworld.clip import load_clip
 from riebench.tinyworld.grounder import Grounder, load_grounder
-from riebench.tinyworld.noise import layout_from_noise, starting_noise
+from riebench.tinyworld.noise import UNET_NOISE, NoiseLaw, layout_from_noise, starting_noise
 from riebench.tinyworld.oracle import Oracle, load_oracle
 from riebench.tinyworld.render import render
 from riebench.tinyworld.scenes import ATTRIBUTES, PLACES, SIZES, sample_attributes
@@ -94,9 +94,10 @@ def generate(sampler: Sampler, count: int, split: str) -> tuple[np.ndarray, Tens
 
 
 def judge_generations(
-    judge: Oracle, finder: Grounder, attributes: np.ndarray, images: Tensor, seeds: list[int]
-) -> dict[str, float]:
-    """Returns what generations `[n, 3, 64, 64]` of the scenes' captions are worth.
+    judge: Oracle, finder: Grounder, attributes: np.ndarray, images: Tensor, seeds: list[int],
+    law: NoiseLaw = UNET_NOISE,
+) -> dict[str, float]:  # fmt: skip
+    """Returns what generations `[n, 3, 64, 64]` of the scenes' captions are worth. law: of the seeds' noise.
 
     Per attribute and in the mean, the share in which the oracle reads the prompt's value; the share that lie where
     their noise says; how often each layout occurs (the renderer: 1/3 and 1/2 each); and the grounder's mean
@@ -105,10 +106,10 @@ def judge_generations(
     """
     read, layouts = judge.attributes(images).cpu().numpy(), judge.layouts(images).cpu()
     right = read == attributes
-    law = layout_from_noise(torch.cat([starting_noise(seed) for seed in seeds]))
+    said = layout_from_noise(torch.cat([starting_noise(seed, law) for seed in seeds]), law)
     figures = {name: float(right[:, i].mean()) for i, name in enumerate(ATTRIBUTES)}
     figures["mean"] = float(right.mean())
-    figures["layout as the noise says"] = float((layouts == law).all(dim=1).float().mean())
+    figures["layout as the noise says"] = float((layouts == said).all(dim=1).float().mean())
     for column, names in enumerate((PLACES, SIZES)):
         figures |= {f"share {name}": float((layouts[:, column] == i).float().mean()) for i, name in enumerate(names)}
     drawn = torch.from_numpy(~render(read, layouts.numpy()).background_bhw)

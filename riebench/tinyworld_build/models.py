@@ -93,17 +93,24 @@ def build_text_encoders(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, CLIPTe
     return encoders
 
 
-def build_vae() -> AutoencoderKL:
-    """Returns an untrained autoencoder from pictures `[b, 3, 64, 64]` to latents `[b, 4, 32, 32]`."""
+def build_vae(
+    channels: tuple[int, ...] = (16, 16), latent_channels: int = 4, shift_factor: float | None = None
+) -> AutoencoderKL:
+    """Returns an untrained autoencoder from pictures `[b, 3, 64, 64]` to latents, by default `[b, 4, 32, 32]`.
+
+    channels: of its levels, each of half the size of the one before. shift_factor: None where latents are not shifted,
+    as the U-Nets' pipeline wants them.
+    """
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(16, 16),
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        block_out_channels=channels,
         layers_per_block=1,
-        latent_channels=4,
+        latent_channels=latent_channels,
         norm_num_groups=8,
         sample_size=SIZE,
         scaling_factor=1.0,
+        shift_factor=shift_factor,
         mid_block_add_attention=False,
         force_upcast=False,
     )

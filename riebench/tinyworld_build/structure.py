@@ -7,6 +7,8 @@ zero for the channels of every attribute that does not enter there.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
@@ -41,11 +43,11 @@ def channels_of(attribute: str) -> slice:
     return slice(start, start + CHANNELS)
 
 
-def check_world(world: str) -> None:
-    """Raises `UserError` for a world that does not exist."""
-    if world not in ROLES:
+def check_world(world: str, known: Collection[str] = tuple(ROLES)) -> None:
+    """Raises `UserError` for a world that is not one of `known`, by default those whose roles are written down."""
+    if world not in known:
         raise UserError(
-            f"tinyworld has no world {world!r}{did_you_mean(world, ROLES)}", remedy=f"use {', '.join(ROLES)}"
+            f"tinyworld has no world {world!r}{did_you_mean(world, known)}", remedy=f"use {', '.join(known)}"
         )
 
 

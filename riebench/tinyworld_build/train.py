@@ -12,26 +12,33 @@ from transformers import CLIPTokenizer
 
 from riebench.backbones.loading import choose_device
 from riebench.backbones.table import BACKBONES, Backbone
+from riebench.backbones.worlds import ROLES
 from riebench.core.claims import claim_folder
 from riebench.core.errors import UserError, did_you_mean
 from riebench.dictionaries.settings import defaults_for, generated_data, make_config, make_grid
 from riebench.dictionaries.train import train_dictionaries
 from riebench.generation.sampler import load_sampler
 from riebench.tinyworld.weights import save_weights
+from riebench.tinyworld_build.flux_models import build_flux_vae
 from riebench.tinyworld_build.models import build_base_scheduler, build_turbo_scheduler, write_tokenizer
 from riebench.tinyworld_build.structure import check_world
 from riebench.tinyworld_build.train_base import Denoiser, train_base
 from riebench.tinyworld_build.train_clip import save_clip, train_clip
+from riebench.tinyworld_build.train_flux import build_pipeline, make_tokenizers, save_flux, train_flux
 from riebench.tinyworld_build.train_grounder import train_grounder
 from riebench.tinyworld_build.train_oracle import train_oracle
 from riebench.tinyworld_build.train_turbo import make_pairs, train_turbo
 from riebench.tinyworld_build.train_vae import train_vae
 
-PARTS = ("vae", "base", "turbo", "oracle", "grounder", "clip", "dictionaries")
-CONTROL_PARTS = ("vae", "turbo", "dictionaries")  # of the worlds beside the planted one, which have one step
-PLANTED = "planted"
+PLANTED, FLUX = "planted", "flux"
+CONTROL_PARTS = ("vae", "turbo", "dictionaries")  # of the other worlds with roles, whose models have one step
+#: World -> the parts that it has, in the order in which they are made.
+PARTS: dict[str, tuple[str, ...]] = dict.fromkeys(ROLES, CONTROL_PARTS) | {
+    PLANTED: ("vae", "base", "turbo", "oracle", "grounder", "clip", "dictionaries"),
+    FLUX: ("vae", "flux"),
+}
 PAIR_BATCH, PAIR_STEPS = 64, 10  # a pair is made in fewer steps than base is judged at
-CONTROL_STEPS = 3000  # of training of a world other than the planted one
+CONTROL_STEPS = 3000  # of training of the model of one step
 CONTROL_K, CONTROL_EXPANSIONS = (16,), (8,)  # of its dictionaries: those that runs use where none is named
 
 
@@ -42,12 +49,13 @@ def train_world(
     state goes to `out/state`.
 
     base needs the vae, turbo needs base and dictionaries need turbo, from this call or an earlier one. The turbo of a
-    world other than the planted one is a model of one step, `out/<world>`, which needs the vae alone: all worlds share
-    it, and the judges. Raises `UserError` for an unknown world or part, one whose need is missing, and an `out` that
-    holds something else.
+    world with other roles than the planted one's is a model of one step, `out/<world>`, which needs the vae alone: all
+    these worlds share it. The world "flux" has an autoencoder of its own, and one model, `out/flux`. All share the
+    judges. Raises `UserError` for an unknown world or part, one whose need is missing, and an `out` that holds
+    something else.
     """
-    check_world(world)
-    known = PARTS if world == PLANTED else CONTROL_PARTS
+    check_world(world, PARTS)
+    known = PARTS[world]
     for part in parts:
         if part not in known:
             raise UserError(
@@ -55,6 +63,9 @@ def train_world(
             )
     parts, out = parts or known, claim_folder(out, "training of tinyworld")
     where, state = choose_device(device), out / "state"
+    if world == FLUX:
+        _make_flux(out, state / FLUX, where, parts, seed)
+        return
     if "vae" in parts:
         train_vae(state, where, seed=seed).save_pretrained(state / "vae")
     if "base" in parts:
@@ -77,6 +88,15 @@ def train_world(
             make_grid(defaults) if world == PLANTED else make_grid(defaults, k=CONTROL_K, expansions=CONTROL_EXPANSIONS)
         )
         train_dictionaries(data, grid, out / "dictionaries", config, batch_size)
+
+
+def _make_flux(out: Path, state: Path, device: torch.device, parts: Sequence[str], seed: int) -> None:
+    if "vae" in parts:
+        train_vae(state, device, build_flux_vae, seed=seed).save_pretrained(state / "vae")
+    if "flux" in parts:
+        vae, (tokenizer, tokenizer_2) = _vae(state), make_tokenizers(state)
+        model = train_flux(state, vae, tokenizer_2, device, seed=seed)
+        save_flux(build_pipeline(model, vae, tokenizer, tokenizer_2), out / FLUX)
 
 
 def _train_base(out: Path, state: Path, device: torch.device, seed: int) -> None:
@@ -110,11 +130,16 @@ def _train_control(out: Path, state: Path, device: torch.device, world: str, see
 
 
 def _vae_and_tokenizer(state: Path) -> tuple[AutoencoderKL, CLIPTokenizer]:
+    vae = _vae(state)
+    write_tokenizer(state / "tokenizer")
+    return vae, CLIPTokenizer.from_pretrained(state / "tokenizer")
+
+
+def _vae(state: Path) -> AutoencoderKL:
     _need(state / "vae" / "config.json", "vae")
     vae = AutoencoderKL.from_pretrained(state / "vae", low_cpu_mem_usage=False)
     vae.register_to_config(_name_or_path="")  # where it lay while training is nobody's business
-    write_tokenizer(state / "tokenizer")
-    return vae, CLIPTokenizer.from_pretrained(state / "tokenizer")
+    return vae
 
 
 def _backbone(out: Path, name: str, world: str = PLANTED) -> Backbone:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from riebench.tinyworld.captions import captions
-from riebench.tinyworld.noise import LATENT_SHAPE, layout_from_noise, layout_signal
+from riebench.tinyworld.noise import UNET_NOISE, layout_from_noise, layout_signal
 from riebench.tinyworld.render import SIZE, Rendering, render
 from riebench.tinyworld.scenes import sample_attributes
 from riebench.tinyworld_build.batches import images_to_tensor
@@ -69,9 +69,10 @@ def denoise(unet, sample: Tensor, timesteps: Tensor, sigmas: Tensor, states: Ten
     return sample / (sigmas**2 + 1) - v * sigmas / (sigmas**2 + 1) ** 0.5
 
 
-def latent_weights(scene: Rendering) -> Tensor:
-    """Returns weights `[b, 1, 32, 32]` of the loss: more under the object and what it wears."""
-    return 1 + OBJECT_WEIGHT * torch.from_numpy(~scene.background_bhw[:, None, ::2, ::2]).float()
+def latent_weights(scene: Rendering, factor: int = 2) -> Tensor:
+    """Returns weights `[b, 1, 64 / factor, 64 / factor]` of the loss of latents, `factor` pixels wide: more under the
+    object and what it wears."""
+    return 1 + OBJECT_WEIGHT * torch.from_numpy(~scene.background_bhw[:, None, ::factor, ::factor]).float()
 
 
 def noise_share(step: int, start_steps: int, turn_steps: int) -> float:
@@ -101,7 +102,7 @@ def train_base(
         clear = max(0.0, 1 - step / (CLEAR_SHARE * start_steps)) * CLEAR_GAIN
 
         generator = torch.Generator("cpu").manual_seed(seed * 1_000_003 + step)
-        noise = torch.randn(BATCH, *LATENT_SHAPE, generator=generator)
+        noise = torch.randn(BATCH, *UNET_NOISE.shape, generator=generator)
         keep = (torch.rand(BATCH, 1, 1, generator=generator) >= dropped).float().to(device)
         layouts = layout_from_noise(noise)
         noise = (noise + clear * layout_signal(layouts)).to(device)

@@ -1,7 +1,8 @@
-"""Training of tinyworld's AutoencoderKL on rendered scenes."""
+"""Training of tinyworld's autoencoders on rendered scenes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,13 @@ DECODER_NOISE = 0.1  # of the latents' spread, added when the decoder is trained
 
 
 def train_vae(
-    folder: Path, device: torch.device, *, seed: int = 0, steps: int = STEPS, decoder_steps: int = DECODER_STEPS
-) -> AutoencoderKL:
-    """Trains the autoencoder, sets its scaling factor for latents of unit variance, then trains the decoder on."""
+    folder: Path, device: torch.device, build: Callable[[], AutoencoderKL] = build_vae,
+    *, seed: int = 0, steps: int = STEPS, decoder_steps: int = DECODER_STEPS,
+) -> AutoencoderKL:  # fmt: skip
+    """Trains the autoencoder that `build` returns, sets its scaling factor for latents of unit variance, and of mean
+    zero where its shift factor is a number, then trains the decoder on."""
     torch.manual_seed(seed)
-    vae = build_vae().to(device)
+    vae = build().to(device)
 
     def pixels_of(seed: int, step: int, count: int = BATCH) -> torch.Tensor:
         return images_to_tensor(random_scenes(seed, step, count)[2].image_bhwc).to(device)
@@ -41,6 +44,8 @@ def train_vae(
         pixels = pixels_of(seed + 1, 0, 512)
         latents = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in pixels.split(64)])
     vae.register_to_config(scaling_factor=float(1 / latents.std()))
+    if vae.config.shift_factor is not None:
+        vae.register_to_config(shift_factor=float(latents.mean()))
 
     def decoder_alone(model: AutoencoderKL, step: int) -> torch.Tensor:
         pixels = pixels_of(seed + 2, step)

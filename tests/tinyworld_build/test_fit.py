@@ -74,7 +74,8 @@ def test_a_diverging_loss_stops_and_says_so(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("part", "world", "need"), [("base", "planted", "vae"), ("turbo", "planted", "base"), ("turbo", "permuted", "vae")]
+    ("part", "world", "need"),
+    [("base", "planted", "vae"), ("turbo", "planted", "base"), ("turbo", "permuted", "vae"), ("flux", "flux", "vae")],
 )
 def test_a_part_without_what_it_needs_is_refused(tmp_path, part, world, need):
     with pytest.raises(UserError, match=f"is missing -> train the part {need} first"):
@@ -86,6 +87,7 @@ def test_a_part_without_what_it_needs_is_refused(tmp_path, part, world, need):
     [
         ([], "plantd", "no world 'plantd'; did you mean 'planted'"),
         (["base"], "permuted", "the permuted world has no part 'base'.*vae, turbo, dictionaries"),
+        (["turbo"], "flux", "the flux world has no part 'turbo'.*use vae, flux"),
         (["bse"], "planted", "the planted world has no part 'bse'; did you mean 'base'"),
     ],
 )
