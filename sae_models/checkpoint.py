@@ -3,14 +3,13 @@
 
 cfg.json: `architecture` ("topk", with `k`, or "jumprelu"), `d_in`, `d_sae`, `dtype`, `metadata` (free).
 The weights: W_enc [d_in, d_sae], b_enc [d_sae], W_dec [d_sae, d_in], b_dec [d_in], and of jumprelu threshold [d_sae].
-No pickle is read in this layout (`sae_models.saelens`); `load` also takes those of `sparsify`, `sdxl_unbox` and
-`dictionary_learning`.
+No pickle is read in this layout (`sae_models.saelens`); `load` also takes those of `sparsify`, `sdxl_unbox`,
+`dictionary_learning`, `finebooru`, `fae` and `flux_itda`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +18,38 @@ import torch
 
 from riebench.core.errors import UserError
 from riebench.core.files import read_json, write_bytes, write_json
-from sae_models import dictionary_learning, layouts, saelens, sdxl_unbox, sparsify
+from sae_models import (
+    dictionary_learning,
+    fae,
+    finebooru,
+    flux_itda,
+    layouts,
+    nonnegative_itda,
+    saelens,
+    sdxl_unbox,
+    sparsify,
+    whitened,
+)
+from sae_models.entry import Shape
 from sae_models.itda import ITDA
 from sae_models.layouts import SAELENS, layout_of
+from sae_models.nonnegative_itda import NonNegativeITDA
 from sae_models.pca import PCA
 from sae_models.saelens import PLAIN
 from sae_models.tensors import AGAIN, SAE, Config, dtype_name, refuse_not_finite
+from sae_models.whitened import WhitenedTopK
 
-LINEAR: dict[str, type[PCA] | type[ITDA]] = {
+Ours = PCA | ITDA | NonNegativeITDA | WhitenedTopK
+OURS: dict[str, type[Ours]] = {
     "pca": PCA,
     "itda": ITDA,
-}  # architectures that SAELens does not know, by what cfg.json calls them
+    nonnegative_itda.KIND: NonNegativeITDA,
+    whitened.KIND: WhitenedTopK,
+}
+"""Architectures that SAELens does not know, by what cfg.json calls them -> their class."""
 FORMAT = "6.0.0"
 """The SAELens version whose configuration this is; without it SAELens takes the file for an older one and drops the
 metadata."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """This is what an index says of a dictionary."""
-
-    kind: str
-    """topk, jumprelu, pca or itda."""
-    k: int
-    """The most latents active on a row; 0 where there is no such number."""
-    num_features: int
-    width: int
 
 
 def save(folder: Path, sae: SAE, metadata: dict[str, Any]) -> str:
@@ -75,12 +80,12 @@ def save(folder: Path, sae: SAE, metadata: dict[str, Any]) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def load(folder: Path, *, device: str | torch.device = "cpu") -> SAE | PCA | ITDA:
+def load(folder: Path, *, device: str | torch.device = "cpu") -> SAE | Ours:
     """Reads a checkpoint of any layout for inference, in float32; where two lie in a folder, the first of `LAYOUTS`.
-    PCA and ITDA dictionaries lie in ours.
+    Dictionaries of the kinds `OURS` lie in ours.
 
     Raises `UserError` for a folder that is no checkpoint, for files that are missing, truncated or hold code, for a
-    configuration that neither SAE computes, and for weights whose names, shapes or values do not fit it.
+    configuration that nothing here computes, and for weights whose names, shapes or values do not fit it.
     """
     match layout_of(folder):
         case layouts.SPARSIFY:
@@ -89,14 +94,25 @@ def load(folder: Path, *, device: str | torch.device = "cpu") -> SAE | PCA | ITD
             return sdxl_unbox.load_released(folder, device=device)
         case layouts.DICTIONARY_LEARNING:
             return dictionary_learning.load(folder, device=device)
-    linear = LINEAR.get(_architecture(Path(folder)))
-    return linear.load(folder, device=device) if linear else saelens.load(folder, device=device)
+        case layouts.FINEBOORU:
+            return finebooru.load(folder, device=device)
+        case layouts.FAE:
+            return fae.load(folder, device=device)
+        case layouts.FLUX_ITDA:
+            return flux_itda.load(folder, device=device)
+    own = OURS.get(_architecture(Path(folder)))
+    return own.load(folder, device=device) if own else saelens.load(folder, device=device)
 
 
 def shape_of(folder: Path) -> Shape:
     """Returns what an index says of a checkpoint of any layout, without its weights. Raises `UserError` as `load`
     does."""
-    if layout_of(folder) is SAELENS and (kind := _architecture(Path(folder))) in LINEAR:
+    layout = layout_of(folder)
+    if layout is layouts.FAE:
+        return fae.read_shape(folder)
+    if layout is layouts.FLUX_ITDA:
+        return flux_itda.read_shape(folder)
+    if layout is SAELENS and (kind := _architecture(Path(folder))) in OURS:
         path = Path(folder) / SAELENS.config
         settings = read_json(path, f"{kind} configuration") | {"k": read_json(path, kind).get("k", 0)}
         names = [name for name in ("d_in", "d_sae", "k") if not isinstance(settings.get(name), int)]
@@ -112,7 +128,8 @@ def _architecture(folder: Path) -> str:
 
 
 def read_config(folder: Path) -> Config:
-    """Returns the shape of a checkpoint of any layout, without its weights. Raises `UserError` as `load` does."""
+    """Returns the shape of an autoencoder of any layout, without its weights. Raises `UserError` as `load` does, and
+    for what is no `Autoencoder`."""
     match layout_of(folder):
         case layouts.SPARSIFY:
             return sparsify.read_config(folder)
@@ -120,6 +137,10 @@ def read_config(folder: Path) -> Config:
             return sdxl_unbox.read_config(folder)
         case layouts.DICTIONARY_LEARNING:
             return dictionary_learning.read_config(folder)
+        case layouts.FINEBOORU:
+            return finebooru.read_config(folder)
+        case layouts.FAE | layouts.FLUX_ITDA:
+            raise UserError(f"{folder} holds no sparse autoencoder of one hidden layer", remedy="read its shape_of")
     return saelens.read_config(folder)
 
 

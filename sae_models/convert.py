@@ -9,7 +9,7 @@ from riebench.core.errors import UserError, did_you_mean
 from riebench.core.files import named_path
 from sae_models import checkpoint, sparsify
 from sae_models.autoencoder import Autoencoder
-from sae_models.layouts import holds_part, layout_of, weights_sha256
+from sae_models.layouts import SAELENS, holds_part, layout_of, weights_sha256
 
 TARGETS = ("saelens", "sparsify")
 
@@ -31,11 +31,16 @@ def convert(source: Path, out: Path, to: str = "saelens", metadata: dict[str, An
         raise UserError("sparsify's checkpoints have no place for metadata", remedy="leave it out")
     source, out = named_path(source), named_path(out)
     sae = checkpoint.load(source)
-    if not isinstance(sae, Autoencoder):
-        raise UserError(f"{source} holds no sparse autoencoder", remedy="copy its folder: no other layout can hold it")
+    layout = layout_of(source)
     if holds_part(out):
         raise UserError(f"{out} already holds a checkpoint or a part of one", remedy="choose another folder")
-    if to == "sparsify":
-        return sparsify.save(out, sae)
-    origin = {"layout": layout_of(source).name, "weights_sha256": weights_sha256(source)}
-    return checkpoint.save(out, sae, checkpoint.read_metadata(source) | (metadata or {}) | {"converted_from": origin})
+    origin = {"layout": layout.name, "weights_sha256": weights_sha256(source)}
+    kept = checkpoint.read_metadata(source) | (metadata or {}) | {"converted_from": origin}
+    if isinstance(sae, Autoencoder):
+        return sparsify.save(out, sae) if to == "sparsify" else checkpoint.save(out, sae, kept)
+    if layout is SAELENS or to == "sparsify":
+        remedy = (
+            "copy its folder: no other layout can hold it" if layout is SAELENS else "write SAELens's, which is ours"
+        )
+        raise UserError(f"{source} holds no sparse autoencoder", remedy=remedy)
+    return sae.save(out, kept)

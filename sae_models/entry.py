@@ -1,4 +1,4 @@
-"""An entry is what is known of a dictionary without opening it. No torch is imported here."""
+"""Entries and shapes are what is known of dictionaries without opening them. No torch is imported here."""
 
 from __future__ import annotations
 
@@ -7,6 +7,18 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from riebench.core.values import Range
+
+
+@dataclass(frozen=True)
+class Shape:
+    """This is what an index says of a checkpoint."""
+
+    kind: str
+    """As `Entry.kind`."""
+    k: int
+    """The most latents active on a row; 0 where there is no such number."""
+    num_features: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -20,7 +32,7 @@ class Entry:
     block: str
     """The block's short name, e.g. "up.0.1"."""
     kind: str
-    """The architecture: "topk" or "jumprelu"."""
+    """The architecture: "topk", "jumprelu", or what `checkpoint.OURS` has."""
     k: Annotated[int, Range(0)]
     """The most latents active on a row; 0 where the architecture sets none."""
     num_features: Annotated[int, Range(1)]

@@ -17,7 +17,7 @@ from riebench.core.files import data_folder, read_json_value, write_text
 from riebench.core.json_text import json_text
 from riebench.core.memory import room_for
 from riebench.core.values import check_value, field_kinds
-from sae_models import released
+from sae_models import released, released_flux
 from sae_models.entry import Entry
 from sae_models.layouts import holds_part, weights_sha256
 
@@ -30,7 +30,7 @@ INDEX_FILE = "index.json"
 #: What `find` gives where no name is asked for: the dictionaries that runs of the benchmark use.
 DEFAULT_NAME = "topk-k16-x8"
 #: Backbone -> the same, for a backbone whose dictionaries are published ones.
-DEFAULT_NAMES = {released.BACKBONE: released.DEFAULT_NAME}
+DEFAULT_NAMES = {released.BACKBONE: released.DEFAULT_NAME, released_flux.BACKBONE: released_flux.DEFAULT_NAME}
 
 
 def default_root() -> Path:
@@ -51,7 +51,7 @@ def own_entries(folder: Path, backbone: str) -> list[Entry]:
     ("down.2.1", ...) on `backbone`; it is called as the folder is, and has neither sha256 nor evaluation. Sub-folders
     that are named as the published SAEs' are (`unet.up_blocks.0.attentions.1_k160_.../final`) are of these blocks, and
     called by what follows in their names. Others are passed over. Raises `UserError` where there is no such folder or
-    it is itself one of these, and for an index or a configuration that is broken.
+    it is itself one of these, for an index or a configuration that is broken, and for a published one of text tokens.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}", remedy="check the path")
@@ -182,7 +182,8 @@ def means(entry: Entry, *, root: Path | None = None) -> Tensor | None:
 def describe(entry: Entry) -> str:
     """Returns a line on an entry without its name, for a listing."""
     k = f"k={entry.k}  " if entry.k else ""
-    shape = f"{entry.backbone}  {entry.block}  {entry.kind}  {k}{entry.num_features} features"
+    block = entry.block if entry.site in ("", "update") else f"{entry.block} {entry.site}"
+    shape = f"{entry.backbone}  {block}  {entry.kind}  {k}{entry.num_features} features"
     if entry.evaluation:
         explained, dead = (entry.evaluation[name] for name in ("explained_variance_pooled", "dead_share"))
         return f"{shape}  EV {'-' if explained is None else f'{explained:.3f}'}  dead {dead:.1%}"

@@ -6,7 +6,7 @@ Rows are coded by gradient pursuit (Blumensath and Davies 2008, IEEE Transaction
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from riebench.core.errors import UserError
-from sae_models.pca import AGAIN, load_decoder, refuse_rows, save_decoder
+from sae_models.pca import load_decoder, refuse_rows, save_decoder
 
 EXACT = 1e-6  # a residual of this share of the row's norm is rounding of float32: the row is coded
 
@@ -33,8 +33,7 @@ class ITDA:
     """Steps of the pursuit, and so the most latents that may be active on a row."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
-            raise UserError(f"a pursuit cannot have {self.k!r} steps", remedy="give a whole number of at least 1")
+        refuse_steps(self.k)
 
     @property
     def width(self) -> int:
@@ -63,10 +62,14 @@ class ITDA:
     @classmethod
     def load(cls, folder: Path, *, device: str | torch.device = "cpu") -> ITDA:
         """Loads as `pca.load_decoder` does; also raises `UserError` where the configuration has no valid k."""
-        tensors, config = load_decoder(folder, "itda", bias=False, device=device)
-        if "k" not in config:
-            raise UserError(f"the configuration in {folder} lacks k", remedy=AGAIN)
+        tensors, config = load_decoder(folder, "itda", {}, ("k",), device=device)
         return cls(tensors["W_dec"], config["k"])
+
+
+def refuse_steps(k: int) -> None:
+    """Raises `UserError` for a number of steps that no pursuit can have."""
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise UserError(f"a pursuit cannot have {k!r} steps", remedy="give a whole number of at least 1")
 
 
 @torch.no_grad()
@@ -97,49 +100,68 @@ def gradient_pursuit(x_nd: Tensor, atoms_fd: Tensor, k: int) -> Tensor:
 
 @torch.no_grad()
 def fit_itda(batches: Iterable[Tensor], *, fvu_threshold: float, max_atoms: int, k: int) -> ITDA:
-    """Grows a dictionary from batches of rows `[n, d]`, which lie on the device it is to be on.
+    """Grows a dictionary from batches of rows `[n, d]`, which lie on the device it is to be on, as `grow` does.
 
-    A row becomes an atom, scaled to unit norm, where the atoms there are leave more than `fvu_threshold` of it
-    unexplained: ||x - x_hat||^2 / ||x||^2, about zero, since nothing is taken off before the pursuit. Rows are taken in
-    their order. The batches are gone through again until a pass adds no atom, since a later atom may lead the pursuit
-    of an earlier row astray: then every row is coded within the threshold. An iterator is gone through once. With
-    `max_atoms` atoms it stops, whatever is left. Rows of zeros have no direction and are skipped.
+    A row is unexplained by ||x - x_hat||^2 / ||x||^2, about zero, since nothing is taken off before the pursuit. Raises
+    `UserError` as `grow` does, for a k below 1, and where no row is other than zero.
+    """
+    grown = ITDA(torch.zeros(0, 0), k)  # refuses a k that cannot be meant
 
-    Raises `UserError` for settings that cannot be meant, rows that are not finite or differ in width, and where no row
-    is other than zero.
+    def code(x_nd: Tensor, atoms_fd: Tensor) -> Tensor:
+        return gradient_pursuit(x_nd, atoms_fd, grown.k)
+
+    def variance(x_nd: Tensor) -> Tensor:
+        return x_nd.square().sum(-1)
+
+    atoms_fd = grow(batches, code, variance, fvu_threshold=fvu_threshold, max_atoms=max_atoms)
+    if not len(atoms_fd):
+        raise UserError("there is no row other than zero to take an atom from", remedy="check how they were captured")
+    return ITDA(atoms_fd, k)
+
+
+def grow(
+    batches: Iterable[Tensor],
+    code: Callable[[Tensor, Tensor], Tensor],
+    variance: Callable[[Tensor], Tensor],
+    *,
+    fvu_threshold: float,
+    max_atoms: int,
+    prepare: Callable[[Tensor], Tensor] = Tensor.float,
+) -> Tensor:
+    """Returns atoms `[f, d]` that batches of rows `[n, d]` lead to: a row becomes an atom, scaled to unit norm, where
+    the atoms A there are leave more than `fvu_threshold` of it unexplained.
+
+    The fraction is ||x - z A||^2 / v, with z = `code(rows, atoms)` `[n, f]`, v = `variance(rows)` `[n]` or one number,
+    and x a row as `prepare` gives it. Rows are taken in their order. The batches are gone through again until a pass
+    adds no atom, since a later atom may lead the pursuit of an earlier row astray: then every row is coded within the
+    threshold. An iterator is gone through once. With `max_atoms` atoms it stops, whatever is left. Rows of zeros have
+    no direction and are skipped.
+
+    Raises `UserError` for settings that cannot be meant, and rows that are not finite or differ in width.
     """
     if not 0 < fvu_threshold < 1:
         raise UserError(f"an FVU threshold of {fvu_threshold} cannot be meant", remedy="use one between 0 and 1")
     if max_atoms < 1:
         raise UserError(f"a dictionary of {max_atoms} atoms cannot be grown", remedy="allow at least 1")
-    grown, width = ITDA(torch.zeros(0, 0), k), None
+
+    def unexplained(x_nd: Tensor, atoms_fd: Tensor) -> Tensor:
+        left_nd = x_nd - code(x_nd, atoms_fd) @ atoms_fd if len(atoms_fd) else x_nd
+        return left_nd.square().sum(-1) / variance(x_nd)
+
+    atoms_fd, width = torch.zeros(0, 0), None
     while True:
-        before = grown.num_features
+        before = len(atoms_fd)
         for rows_nd in batches:
             refuse_rows(rows_nd, width, "ITDA")
             if width is None:
                 width = rows_nd.shape[1]
-                grown = ITDA(torch.zeros(0, width, device=rows_nd.device), k)
-            grown = _grown(grown, rows_nd.float(), fvu_threshold, max_atoms)
-        if grown.num_features in (before, max_atoms):
-            break
-    if not grown.num_features:
-        raise UserError("there is no row other than zero to take an atom from", remedy="check how they were captured")
-    return grown
-
-
-def _grown(itda: ITDA, rows_nd: Tensor, fvu_threshold: float, max_atoms: int) -> ITDA:
-    """Returns a dictionary with more atoms, from rows, until none is left above the threshold."""
-    waiting_nd = rows_nd[rows_nd.square().sum(-1) > 0]
-    while itda.num_features < max_atoms:
-        if itda.num_features:
-            waiting_nd = waiting_nd[_fvu(itda, waiting_nd) > fvu_threshold]
-        if not len(waiting_nd):
-            break
-        itda = ITDA(torch.cat([itda.atoms_fd, waiting_nd[:1] / waiting_nd[:1].norm()]), itda.k)
-    return itda
-
-
-def _fvu(itda: ITDA, x_nd: Tensor) -> Tensor:
-    """Returns the fraction of each row that is unexplained, `[n]`."""
-    return (x_nd - itda.decode(itda.encode(x_nd))).square().sum(-1) / x_nd.square().sum(-1)
+                atoms_fd = torch.zeros(0, width, device=rows_nd.device)
+            waiting_nd = prepare(rows_nd)
+            waiting_nd = waiting_nd[waiting_nd.square().sum(-1) > 0]
+            while len(atoms_fd) < max_atoms:
+                waiting_nd = waiting_nd[unexplained(waiting_nd, atoms_fd) > fvu_threshold]
+                if not len(waiting_nd):
+                    break
+                atoms_fd = torch.cat([atoms_fd, waiting_nd[:1] / waiting_nd[:1].norm()])
+        if len(atoms_fd) in (before, max_atoms):
+            return atoms_fd

@@ -1,4 +1,4 @@
-"""Checkpoints lie on disk in four layouts, told apart by the names of their files. No torch is imported here."""
+"""Checkpoints lie on disk in seven layouts, told apart by the names of files or by a key. No torch is imported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from riebench.core.errors import UserError
-from riebench.core.files import file_sha256
+from riebench.core.files import file_sha256, read_json
 
 
 @dataclass(frozen=True)
@@ -18,15 +18,28 @@ class Layout:
     """What the package is called that writes it."""
     config: str
     weights: str
+    key: str = ""
+    """What the JSON object in `config` has, where another layout has these files too."""
 
     @property
     def files(self) -> tuple[str, str]:
         """The names of both files."""
         return self.config, self.weights
 
+    def lies_in(self, folder: Path) -> bool:
+        """Returns whether a folder holds both files, and the key."""
+        if not all((folder / file).is_file() for file in self.files):
+            return False
+        try:
+            return not self.key or self.key in read_json(folder / self.config, "configuration")
+        except UserError:
+            return False
+
 
 SAELENS = Layout("SAELens", "cfg.json", "sae_weights.safetensors")
 """Ours: what `riebench train` writes (`sae_models.checkpoint`)."""
+FLUX_ITDA = Layout("ITDA", "cfg.json", "sae.safetensors", key="target_l0")
+"""The ITDA dictionaries of arXiv 2505.24360 (`sae_models.flux_itda`)."""
 SPARSIFY = Layout("sparsify", "cfg.json", "sae.safetensors")
 """EleutherAI's (`sae_models.sparsify`)."""
 SDXL_UNBOX = Layout("sdxl-unbox", "config.json", "state_dict.pth")
@@ -36,17 +49,21 @@ STATISTICS_FILES = (MEANS_FILE, "std.pt")
 """Statistics of the latents that may lie beside those."""
 DICTIONARY_LEARNING = Layout("dictionary_learning", "config.json", "ae.pt")
 """`sae_models.dictionary_learning`."""
-LAYOUTS = (SAELENS, SPARSIFY, SDXL_UNBOX, DICTIONARY_LEARNING)
+FINEBOORU = Layout("finebooru", "config.json", "model.safetensors")
+"""What RE-N-Y published for FLUX (`sae_models.finebooru`)."""
+FAE = Layout("fae", "_METADATA", "manifest.ocdbt")
+"""The SAEs of arXiv 2505.24360, an Orbax tree whose other files are named by chance (`sae_models.fae`)."""
+LAYOUTS = (SAELENS, FLUX_ITDA, SPARSIFY, SDXL_UNBOX, DICTIONARY_LEARNING, FINEBOORU, FAE)
 
 
 def layout_of(folder: Path) -> Layout:
-    """Returns the first of `LAYOUTS` whose two files lie in the folder.
+    """Returns the first of `LAYOUTS` that lies in the folder.
 
     Raises `UserError` naming all of them where there is none.
     """
     folder = Path(folder)
     for layout in LAYOUTS:
-        if all((folder / file).is_file() for file in layout.files):
+        if layout.lies_in(folder):
             return layout
     there = sorted({file for layout in LAYOUTS for file in layout.files if (folder / file).is_file()})
     alone = f": it has {' and '.join(there)} alone" if there else ""

@@ -1,14 +1,14 @@
 """Principal components are a dictionary: the best linear code of a given size, with every feature active.
 
-The files of the dictionaries that have only a decoder, in the layout of `sae_models.checkpoint`: cfg.json with
-`architecture`, `d_in`, `d_sae`, `metadata` and settings of their own; the weights W_dec [d_sae, d_in], and b_dec [d_in]
-where there is a bias.
+The files of dictionaries that SAELens does not know, in the layout of `sae_models.checkpoint`: cfg.json with
+`architecture`, `d_in`, `d_sae`, `metadata` and settings of their own; the weights W_dec [d_sae, d_in], b_dec [d_in]
+where there is a bias, and more of their own.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ class PCA:
     @classmethod
     def load(cls, folder: Path, *, device: str | torch.device = "cpu") -> PCA:
         """Loads as `load_decoder` does."""
-        tensors, _ = load_decoder(folder, "pca", bias=True, device=device)
+        tensors, _ = load_decoder(folder, "pca", {"b_dec": ("d_in",)}, device=device)
         return cls(tensors["W_dec"], tensors["b_dec"])
 
 
@@ -130,7 +130,7 @@ def save_decoder(
 ) -> str:
     """Writes a checkpoint and returns the sha256 of its weight file. Same weights, same bytes.
 
-    tensors: W_dec, and b_dec where there is one. `settings` and `metadata` hold what JSON can. Raises `UserError` when
+    tensors: W_dec, and what there is beside it. `settings` and `metadata` hold what JSON can. Raises `UserError` when
     the folder cannot be written or the weights are not finite.
     """
     held = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
@@ -144,10 +144,19 @@ def save_decoder(
 
 
 def load_decoder(
-    folder: Path, architecture: str, *, bias: bool, device: str | torch.device
+    folder: Path,
+    architecture: str,
+    more: Mapping[str, tuple[str, ...]],
+    settings: Sequence[str] = (),
+    *,
+    device: str | torch.device,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Returns (float32 tensors, what cfg.json says) of a checkpoint. Raises `UserError` for files that are missing or
-    broken, another architecture, and weights whose names, shapes or values do not fit."""
+    """Returns (float32 tensors, what cfg.json says) of a checkpoint.
+
+    more: tensor beside W_dec -> its shape, in cfg.json's words. settings: what cfg.json must have besides. Raises
+    `UserError` for files that are missing or broken, another architecture, a setting that is missing, and weights whose
+    names, shapes or values do not fit.
+    """
     config_path, path = Path(folder) / SAELENS.config, Path(folder) / SAELENS.weights
     config = read_json(config_path, f"{architecture} configuration")
     if config.get("architecture") != architecture:
@@ -155,11 +164,13 @@ def load_decoder(
             f"{config_path}: architecture is {config.get('architecture')!r}, not {architecture!r}",
             remedy=f"use a folder that holds a dictionary of kind {architecture}",
         )
+    missing = [name for name in settings if name not in config]
+    if missing:
+        raise UserError(f"the configuration in {folder} lacks {', '.join(missing)}", remedy=AGAIN)
     refuse_missing(path, SAELENS)
     tensors = read_safetensors(path)
-    shapes: dict[str, tuple[Any, ...]] = {"W_dec": (config.get("d_sae"), config.get("d_in"))}
-    if bias:
-        shapes["b_dec"] = (config.get("d_in"),)
+    words: dict[str, tuple[str, ...]] = {"W_dec": ("d_sae", "d_in"), **more}
+    shapes: dict[str, tuple[Any, ...]] = {name: tuple(map(config.get, shape)) for name, shape in words.items()}
     refuse_misfit(tensors, shapes, str(path), SAELENS.config, AGAIN)
     refuse_not_finite(tensors, str(path), AGAIN)
     return {name: value.to(device, torch.float32) for name, value in tensors.items()}, config

@@ -12,7 +12,7 @@ from riebench.core.hub import page
 from riebench.core.json_text import json_text
 from sae_models import checkpoint, index
 from sae_models.entry import Entry
-from sae_models.layouts import LAYOUTS, SDXL_UNBOX, STATISTICS_FILES, layout_of
+from sae_models.layouts import FAE, LAYOUTS, SDXL_UNBOX, STATISTICS_FILES, layout_of
 
 CARD = "README.md"
 FRONT = "---\ntags:\n- sparse-autoencoder\n- riebench\n---\n"
@@ -71,8 +71,13 @@ def from_hub(repo: str, revision: str, subfolder: str = "") -> Path:
 
 
 def _files_of_checkpoint(folder: Path) -> list[str]:
-    """Returns a checkpoint's files, relative to its folder."""
+    """Returns a checkpoint's files, relative to its folder. Raises `UserError` for an Orbax tree."""
     layout = layout_of(folder)
+    if layout is FAE:
+        raise UserError(
+            f"{folder} is an Orbax checkpoint, with the state of its training",
+            remedy="riebench convert it, then publish",
+        )
     statistics = STATISTICS_FILES if layout is SDXL_UNBOX else ()
     return [*layout.files, *(file for file in statistics if (folder / file).is_file())]
 
@@ -90,7 +95,7 @@ def _card(folder: Path, repo: str, entries: list[Entry]) -> str:
     """Returns the model card, in markdown, without its front matter."""
     title = f"# {PurePosixPath(repo).name}\n\n"
     if not entries:
-        config = checkpoint.read_config(folder)
+        config = checkpoint.shape_of(folder)
         told = {"architecture": config.kind, "k": config.k, "features": config.num_features, "width": config.width}
         rows = [f"| {name} | {value} |" for name, value in told.items() if value]
         metadata = json_text(checkpoint.read_metadata(folder), indent=2, sort_keys=True)

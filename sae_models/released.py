@@ -1,4 +1,5 @@
-"""This is a table of the SAEs that others published for SDXL Turbo. No torch is imported here.
+"""This is a table of the SAEs that others published: for SDXL Turbo here, for FLUX in `released_flux`. No torch is
+imported here.
 
 Surkov et al. 2024, arXiv 2410.22366: one SAE for each of the four blocks, on updates of the one-step model at 512 px.
 Those with k = 160 are RIEBench's own. Neither weights nor statistics are shipped: `riebench fetch NAME` downloads them.
@@ -19,6 +20,8 @@ from pathlib import Path
 from riebench.core.hub import Weights, weights_folder
 from sae_models.entry import Entry
 from sae_models.layouts import SDXL_UNBOX, STATISTICS_FILES
+from sae_models.released_flux import FLUX_WEIGHTS, flux_entries, flux_place
+from sae_models.released_flux import SETS as FLUX_SETS
 
 BACKBONE = "sdxl-turbo@1"
 DEFAULT_NAME = "released-k160-x4"
@@ -46,10 +49,10 @@ def _folder(block: str, k: int) -> str:
 
 def published_place(folder: str) -> tuple[str, str]:
     """Returns (short name of the block, the rest) of a folder named as the published code names its checkpoints,
-    of whatever block and setting; ("", "") for any other name."""
+    of whatever block and setting; ("", "") for any other name. Raises `UserError` as `flux_place` does."""
     found = PUBLISHED_FOLDER.fullmatch(folder)
     if not found:
-        return "", ""
+        return flux_place(folder)
     place = (found["side"], found["level"], found["number"]) if found["side"] else ("mid", found["number"])
     return ".".join(place), found["rest"]
 
@@ -59,20 +62,22 @@ def _paths(k: int, files: Iterable[str]) -> tuple[str, ...]:
     return tuple(f"{_folder(block, k)}/{file}" for block in BLOCK_PATHS for file in files)
 
 
-#: Name -> what `riebench fetch NAME` downloads: the weights of all four blocks, 52 MB each, and their statistics.
+#: Name -> what `riebench fetch NAME` downloads: of SDXL Turbo the weights of all four blocks, 52 MB each, and their
+#: statistics.
 RELEASED_WEIGHTS: dict[str, tuple[Weights, ...]] = {
     name: (Weights(repo, "main", _paths(k, SDXL_UNBOX.files), 0.21, optional=_paths(k, STATISTICS_FILES)),)
     for name, (repo, k) in SETS.items()
-}
+} | FLUX_WEIGHTS
 
 
 def released_entries() -> list[Entry]:
-    """Returns the published SAEs, block by block."""
-    return [
+    """Returns the published SAEs, block by block, those of SDXL Turbo first."""
+    of_sdxl = [
         Entry(name, BACKBONE, block, "topk", k, NUM_FEATURES, WIDTH, _folder(block, k), sha256="")
         for block in BLOCK_PATHS
         for name, (_, k) in SETS.items()
     ]
+    return of_sdxl + flux_entries()
 
 
 def released_folder(entry: Entry) -> Path:
@@ -80,6 +85,9 @@ def released_folder(entry: Entry) -> Path:
 
     Raises `UserError` with the command that fetches it where its configuration or weights are missing.
     """
-    (weights,) = RELEASED_WEIGHTS[entry.name]
-    needed = replace(weights, files=tuple(f"{entry.folder}/{file}" for file in SDXL_UNBOX.files))
+    if entry.name in FLUX_WEIGHTS:
+        needed = FLUX_SETS[entry.name].weights(entry.block)
+    else:
+        (weights,) = RELEASED_WEIGHTS[entry.name]
+        needed = replace(weights, files=tuple(f"{entry.folder}/{file}" for file in SDXL_UNBOX.files))
     return weights_folder(entry.name, needed) / entry.folder

@@ -8,10 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from riebench.core.errors import UserError
+from sae_models.checkpoint import OURS, Ours
 from sae_models.dictionary import Dictionary, Identity
-from sae_models.itda import ITDA
 from sae_models.jumprelu import JumpReLUConfig, JumpReLUSAE
-from sae_models.pca import PCA
 from sae_models.topk import TopKConfig, TopKSAE
 
 #: Name in a file -> (class, its configuration), of autoencoders: modules that are made of a configuration.
@@ -20,7 +19,7 @@ AUTOENCODERS: dict[str, tuple[type[TopKSAE | JumpReLUSAE], type[TopKConfig | Jum
     "jumprelu": (JumpReLUSAE, JumpReLUConfig),
 }
 #: Name in a file -> class, of dictionaries that are dataclasses of tensors and plain values.
-DATACLASSES: dict[str, type[PCA | ITDA | Identity]] = {"pca": PCA, "itda": ITDA, "identity": Identity}
+DATACLASSES: dict[str, type[Ours | Identity]] = {**OURS, "identity": Identity}
 
 
 def describe_dictionary(dictionary: Dictionary) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -79,7 +79,7 @@ class Convert:
     """Holds the words of `riebench convert`."""
 
     source: Path = word(positional=True)
-    """A SAELens, sparsify, dictionary_learning or sdxl-unbox checkpoint."""
+    """A checkpoint of SAELens, sparsify, dictionary_learning, sdxl-unbox, or one that was published for FLUX."""
     out: Path = word(positional=True)
     """Folder to write."""
     to: str = "saelens"

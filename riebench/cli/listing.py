@@ -40,6 +40,8 @@ class Ls:
     runs."""
     backbone: str = RunConfig.backbone
     """The backbone whose features are listed."""
+    released: bool = False
+    """Of dictionaries, only those that others published (riebench fetch NAME)."""
 
 
 def _ls(words: Ls) -> None:
@@ -48,7 +50,9 @@ def _ls(words: Ls) -> None:
             f"there is nothing to list as {words.kind!r}{did_you_mean(words.kind, KINDS)}",
             remedy=f"use {', '.join(KINDS)}",
         )
-    rows = _features(words.backbone) if words.kind == "features" else _listed(words.kind)
+    if words.released and words.kind != "dictionaries":
+        raise UserError(f"no {words.kind} are listed by --released", remedy="say riebench ls dictionaries --released")
+    rows = _features(words.backbone) if words.kind == "features" else _listed(words.kind, words.released)
     width = max((len(name) for name, _ in rows), default=0)
     for name, summary in rows:
         print(f"{name:<{width}}  {summary}".rstrip())
@@ -77,7 +81,7 @@ def _features(name: str) -> list[tuple[str, str]]:
     return rows
 
 
-def _listed(kind: str) -> list[tuple[str, str]]:
+def _listed(kind: str, released: bool) -> list[tuple[str, str]]:
     if kind == "blocks":
         from riebench.backbones.sdxl import SDXL
 
@@ -94,8 +98,9 @@ def _listed(kind: str) -> list[tuple[str, str]]:
         return [(name, f"{len(load_edits(name))} edits") for name in shipped_sets()]
     if kind == "dictionaries":
         from sae_models.index import describe, entries
+        from sae_models.released import released_entries
 
-        return [(entry.name, describe(entry)) for entry in entries()]
+        return [(entry.name, describe(entry)) for entry in (released_entries() if released else entries())]
     registry = _registries()[kind]
     return [(name, registry.summary(name)) for name in registry.names()]
 

@@ -24,7 +24,7 @@ class Weights:
     gigabytes: float
     """Size of the download, in 10^9 bytes."""
     optional: tuple[str, ...] = ()
-    """What is fetched too where the repository has it."""
+    """What is fetched too where the repository has it; a * stands for any text, where names are not known before."""
 
     @property
     def url(self) -> str:

@@ -29,8 +29,10 @@ GENERATING = (
     "sae_models/dictionary.py",
     "sae_models/itda.py",
     "sae_models/jumprelu.py",
+    "sae_models/nonnegative_itda.py",
     "sae_models/pca.py",
     "sae_models/topk.py",
+    "sae_models/whitened.py",
 )
 LIBRARIES = ("torch", "diffusers", "transformers")
 

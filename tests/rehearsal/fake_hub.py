@@ -2,7 +2,8 @@
 
 Layout, file names and configuration keys are the true repositories' own. Two things are narrower than they say where no
 file does: the channels of the published SAEs (`sae_models.released`) and the models of open_clip. `use` tells both, and
-the sizes of the pictures, which the table of backbones has; nothing else of riebench is touched.
+the sizes of the pictures, which the table of backbones has; nothing else of riebench is touched. The SAEs of FLUX are
+tiny, and say so.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatch
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -43,6 +45,8 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "facebook/dino-vitb8": small_judges.dino,
     "wendlerc/sdxl-turbo-saes": small_saes.k160,
     "surokpro2/sdxl-saes": small_saes.k10,
+    **dict.fromkeys(small_saes.RENY, small_saes.reny),
+    "nev/flux1-saes": small_saes.fae,
 }
 BULKY = (".safetensors", ".pth", ".pt")  # files whose blobs are called by their sha256, as the Hub calls large ones
 PIXELS = 64  # of pictures, in the place of 512 and 1024
@@ -103,9 +107,11 @@ def download_from(home: Path) -> Callable[..., str]:
         folder = f"models--{repo.replace('/', '--')}"
         there, here = (Path(cache) / folder for cache in (home / "hub", huggingface_hub.constants.HF_HUB_CACHE))
         commit = (there / "refs" / "main").read_text()
-        for file in allow_patterns:
-            source, link = (side / "snapshots" / commit / file for side in (there, here))
-            if source.exists() and not link.exists():
+        snapshot = there / "snapshots" / commit
+        for source in (path for path in snapshot.rglob("*") if path.is_file()):
+            file = source.relative_to(snapshot)
+            link = here / "snapshots" / commit / file
+            if any(fnmatch(str(file), pattern) for pattern in allow_patterns) and not link.exists():
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(source.resolve())
         (here / "refs").mkdir(exist_ok=True)
