@@ -59,7 +59,7 @@ def judge(backbones: Sequence[Backbone], summaries: Sequence[tuple[str, dict]]) 
 
 
 def description(effects: pd.DataFrame, backbones: Sequence[str]) -> list[str]:
-    """What is said, by `DESCRIBED`, of backbones that owe no verdict: lines of Markdown; none where there are no such."""
+    """What is said, by `DESCRIBED`, of backbones that owe no verdict: lines of Markdown; none without such."""
     effects = effects[effects["backbone"].isin(backbones) & effects["method"].isin(DESCRIBED)]
     effects = effects[effects["value"].isin(VALUES) & (effects["category"] != ALL)]
     if effects.empty:

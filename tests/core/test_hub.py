@@ -129,7 +129,7 @@ def test_the_command_fetches_by_name_whatever_the_steps(cache, monkeypatch, caps
 def test_every_pinned_revision_is_a_commit_or_said_to_be_none():
     """Names that move are those whose commit could not be looked up."""
     moving = {w.repo for parts in doctor.fetch_names().values() for w in parts if len(w.revision) != 40}
-    of_flux = {f"RE-N-Y/cc3m-{block}" for block in (
-        "transformer_blocks.0-1", "transformer_blocks.18-1", "single_transformer_blocks.9", "single_transformer_blocks.37",
-    )}  # fmt: skip
+    blocks = ("transformer_blocks.0-1", "transformer_blocks.18-1")
+    blocks += ("single_transformer_blocks.9", "single_transformer_blocks.37")
+    of_flux = {f"RE-N-Y/cc3m-{block}" for block in blocks}
     assert moving == {"wendlerc/sdxl-turbo-saes", "surokpro2/sdxl-saes", "nev/flux1-saes"} | of_flux
