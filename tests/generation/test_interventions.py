@@ -18,9 +18,11 @@ from riebench.generation.sampler import Request, Sample, Sampler, load_sampler
 from sae_models.dictionary import Identity
 from sae_models.itda import ITDA
 from sae_models.jumprelu import JumpReLUConfig, JumpReLUSAE
+from sae_models.nonnegative_itda import NonNegativeITDA
 from sae_models.pca import PCA
 from sae_models.saved import AUTOENCODERS, DATACLASSES
 from sae_models.topk import TopKConfig, TopKSAE
+from sae_models.whitened import WhitenedTopK
 
 PROMPT = "flat poster of a standing red plain heart in the sky"
 SEED, GRID, CELLS = 3, (8, 8), 64
@@ -492,12 +494,18 @@ def every_dictionary(width: int) -> dict[str, object]:
         "jumprelu": jump,
         "pca": PCA.fit(torch.randn(100, width, generator=generator) + 2, 11),
         "itda": ITDA(atoms, 6),
+        "nonnegative-itda": NonNegativeITDA(atoms, torch.randn(width, generator=generator), torch.ones(width) * 2, 6),
+        "whitened-topk": WhitenedTopK(
+            torch.randn(width, width, generator=generator) / width**0.5, torch.zeros(width),
+            torch.randn(width, 30, generator=generator), torch.zeros(30), torch.randn(30, width, generator=generator),
+            torch.randn(width, generator=generator), 4, 10.0,
+        ),
         "identity": Identity(width),
-    }
+    }  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["topk", "jumprelu", "pca", "itda", "identity"])
+@pytest.mark.parametrize("kind", ["topk", "jumprelu", "pca", "itda", "nonnegative-itda", "whitened-topk", "identity"])
 @pytest.mark.parametrize("mean", [False, True])
 def test_rewrites_with_every_kind_of_dictionary_survive_the_disk(tmp_path, four, kind, mean):
     width, cells = channels(four, "up.0.1"), region()
