@@ -51,10 +51,10 @@ def settings(edits: int, seeds: Sequence[int]) -> dict:
     return {"edits_per_category": edits, "seeds": list(seeds), "methods": METHODS, "subsets_of": ON_SUBSETS}
 
 
-def judge(backbones: Sequence[Backbone], summaries: Sequence[tuple[str, dict]]) -> pd.DataFrame:
-    """The verdicts of runs beside the truth of their backbones (`against_truth`), of `VALUES` alone."""
+def judge(backbones: Sequence[Backbone], effects: pd.DataFrame) -> pd.DataFrame:
+    """The verdicts of `dominance_over` beside the truth of their backbones (`against_truth`), of `VALUES` alone."""
     planted = {one.name: one.planted_blocks(CHANGED) for one in backbones}
-    judged = against_truth(dominance_over(summaries), planted)
+    judged = against_truth(effects, planted)
     return judged[judged["value"].isin(VALUES)]
 
 
@@ -145,9 +145,9 @@ def main() -> None:
         config = build_config({"backbone": backbone.name, **settings(*sizes[backbone.name])}, "benchmarks/truth.py")
         done = run(config, words.runs / backbone.name)
         summaries.append((backbone.name, load_summary(done.summary)))
-    owing_none = [one.name for one in backbones if not one.roles]
-    described = description(dominance_over(summaries), owing_none)
-    text = text_of(judge(backbones, summaries), described, sizes)
+    effects = dominance_over(summaries)
+    described = description(effects, [one.name for one in backbones if not one.roles])
+    text = text_of(judge(backbones, effects), described, sizes)
     write_text(words.out, text)
     print(text)
 

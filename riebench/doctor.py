@@ -19,7 +19,7 @@ from riebench.core.memory import host_memory
 from riebench.core.text_tables import aligned
 from riebench.metrics.networks.table import METRIC_WEIGHTS, NETWORKS
 from riebench.regions.grounders import GROUNDER_WEIGHTS, GROUNDERS, SHIPPED_WEIGHTS
-from sae_models.index import DEFAULT_NAMES, name_of_site
+from sae_models.index import default_name
 from sae_models.released import RELEASED_WEIGHTS
 
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "lpips")
@@ -157,8 +157,7 @@ def _beside(backbone: Backbone) -> float:
     the judges of every run, and of its published dictionaries take beside the model; in float32, as their files are."""
     judges = [network for network in NETWORKS[backbone.judges] if network.key == "clip"]
     parts = [*GROUNDER_WEIGHTS.get(backbone.grounder, ()), *(item for network in judges for item in network.weights)]
-    default = DEFAULT_NAMES.get(backbone.trained_on[-1], "")
-    parts += RELEASED_WEIGHTS.get(name_of_site(default, backbone.family.default_site), ())
+    parts += RELEASED_WEIGHTS.get(default_name(backbone.trained_on[-1], backbone.family.default_site), ())
     return sum(item.gigabytes for item in parts)
 
 

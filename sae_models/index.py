@@ -104,8 +104,7 @@ def find(
         )
     if name is None and len(here) == 1:
         return here[0]
-    default = DEFAULT_NAMES.get(backbone, DEFAULT_NAME) if root is None else DEFAULT_NAME
-    default = name_of_site(default, site)
+    default = default_name(backbone, site) if root is None else name_of_site(DEFAULT_NAME, site)
     wanted = default if name is None else name
     for entry in here:
         if entry.name == wanted:
@@ -115,6 +114,11 @@ def find(
         f"{backbone} {block} has no dictionary {wanted!r}{did_you_mean(wanted, names)}",
         remedy=f"take one of {', '.join(names)}",
     )
+
+
+def default_name(backbone: str, site: str) -> str:
+    """Returns what `find` gives of the shipped and the released ones where no name is asked for."""
+    return name_of_site(DEFAULT_NAMES.get(backbone, DEFAULT_NAME), site)
 
 
 def name_of_site(name: str, site: str) -> str:

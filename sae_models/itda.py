@@ -89,13 +89,19 @@ def gradient_pursuit(x_nd: Tensor, atoms_fd: Tensor, k: int) -> Tensor:
         taken_nf.scatter_(-1, gradient_nf.abs().argmax(-1, keepdim=True), True)
         gradient_nf = gradient_nf * taken_nf
         change_nd = gradient_nf @ atoms_fd
-        square_n1 = change_nd.square().sum(-1, keepdim=True)
-        left_n1 = residual_nd.square().sum(-1, keepdim=True) > enough_n1
-        best_n1 = (residual_nd * change_nd).sum(-1, keepdim=True) / square_n1
-        step_n1 = torch.where(left_n1 & (square_n1 > 0), best_n1, 0)
+        step_n1 = best_step(residual_nd, change_nd, enough_n1)
         z_nf += step_n1 * gradient_nf
         residual_nd = residual_nd - step_n1 * change_nd
     return z_nf
+
+
+def best_step(residual_nd: Tensor, change_nd: Tensor, enough_n1: Tensor) -> Tensor:
+    """Returns how far, `[n, 1]`, to go along a change of the rows so that as little as can be is left of them: not at
+    all where no more than `enough_n1` is left of a row's squared norm, or there is no change."""
+    square_n1 = change_nd.square().sum(-1, keepdim=True)
+    left_n1 = residual_nd.square().sum(-1, keepdim=True) > enough_n1
+    best_n1 = (residual_nd * change_nd).sum(-1, keepdim=True) / square_n1
+    return torch.where(left_n1 & (square_n1 > 0), best_n1, 0)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from riebench.core.errors import UserError
-from sae_models.itda import EXACT, grow, refuse_steps
+from sae_models.itda import EXACT, best_step, grow, refuse_steps
 from sae_models.pca import load_decoder, refuse_rows, save_decoder
 
 KIND = "nonnegative-itda"
@@ -94,11 +94,7 @@ def nonnegative_pursuit(x_nd: Tensor, atoms_fd: Tensor, k: int) -> Tensor:
         gradient_nf = residual_nd @ atoms_fd.T
         taken_nf = (z_nf > 0).scatter(-1, gradient_nf.argmax(-1, keepdim=True), True)
         gradient_nf = gradient_nf * taken_nf
-        change_nd = gradient_nf @ atoms_fd
-        square_n1 = change_nd.square().sum(-1, keepdim=True)
-        left_n1 = residual_nd.square().sum(-1, keepdim=True) > enough_n1
-        best_n1 = (residual_nd * change_nd).sum(-1, keepdim=True) / square_n1
-        z_nf = (z_nf + torch.where(left_n1 & (square_n1 > 0), best_n1, 0) * gradient_nf).relu()
+        z_nf = (z_nf + best_step(residual_nd, gradient_nf @ atoms_fd, enough_n1) * gradient_nf).relu()
         residual_nd = x_nd - z_nf @ atoms_fd
     return z_nf
 

@@ -19,21 +19,13 @@ from pathlib import Path
 
 import torch
 
-from riebench.core.errors import UserError, did_you_mean
-from riebench.core.files import read_json
+from riebench.core.errors import UserError
 from sae_models.layouts import MEANS_FILE, SDXL_UNBOX, refuse_missing
-from sae_models.tensors import (
-    for_inference,
-    is_plain,
-    read_pickle,
-    refuse_misfit,
-    refuse_not_finite,
-    refuse_strange,
-    shape_from,
-)
+from sae_models.tensors import is_plain, read_pickle, refuse_strange, renamed_topk, shape_of_known
 from sae_models.topk import TopKConfig, TopKSAE
 
 SHAPE = {"width": "d_model", "num_features": "n_dirs_local", "k": "k"}
+NAMES = {"W_enc": "encoder.weight", "b_enc": "latent_bias", "W_dec": "decoder.weight", "b_dec": "pre_bias"}
 OF_TRAINING = ("auxk", "dead_steps_threshold")
 UNREAD = "stats_last_nonzero"
 AGAIN = "remove it, with the file that it may link to, and fetch it again"
@@ -54,22 +46,7 @@ def load_released(folder: Path, *, device: str | torch.device = "cpu") -> TopKSA
         raise UserError(f'{path} is not {{"state_dict": tensors}}', remedy=AGAIN)
     tensors = {name: value for name, value in tensors.items() if name != UNREAD}
     refuse_strange(tensors, str(path), AGAIN)
-    tensors = {name: value.float() for name, value in tensors.items()}
-    shapes = {
-        "encoder.weight": (config.num_features, config.width),
-        "latent_bias": (config.num_features,),
-        "decoder.weight": (config.width, config.num_features),
-        "pre_bias": (config.width,),
-    }
-    refuse_misfit(tensors, shapes, str(path), SDXL_UNBOX.config, AGAIN)
-    refuse_not_finite(tensors, str(path), AGAIN)
-    named = {
-        "W_enc": tensors["encoder.weight"].T,
-        "b_enc": tensors["latent_bias"],
-        "W_dec": tensors["decoder.weight"].T,
-        "b_dec": tensors["pre_bias"],
-    }
-    return for_inference(config, named, device)
+    return renamed_topk(config, tensors, NAMES, ("W_enc", "W_dec"), path, SDXL_UNBOX.config, AGAIN, device)
 
 
 def load_means(folder: Path, num_features: int) -> torch.Tensor | None:
@@ -90,13 +67,4 @@ def load_means(folder: Path, num_features: int) -> torch.Tensor | None:
 def read_config(folder: Path) -> TopKConfig:
     """Returns what `config.json` says of the shape. Raises `UserError` where it is broken or has other keys than
     expected."""
-    path = Path(folder) / SDXL_UNBOX.config
-    config = read_json(path, "SAE configuration")
-    known = (*SHAPE.values(), *OF_TRAINING)
-    unknown = sorted(config.keys() - set(known))
-    if unknown:
-        raise UserError(
-            f"{path} has an unknown key {unknown[0]!r}{did_you_mean(unknown[0], known)}",
-            remedy=f"only SAEs with {', '.join(known)} can be read",
-        )
-    return shape_from(config, SHAPE, TopKConfig, path)
+    return shape_of_known(Path(folder) / SDXL_UNBOX.config, SHAPE, OF_TRAINING)

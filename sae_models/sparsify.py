@@ -20,18 +20,11 @@ import torch
 from riebench.core.errors import UserError, did_you_mean
 from riebench.core.files import read_json, write_bytes, write_json
 from sae_models.layouts import SPARSIFY, refuse_missing
-from sae_models.tensors import (
-    AGAIN,
-    SAE,
-    for_inference,
-    read_safetensors,
-    refuse_misfit,
-    refuse_not_finite,
-    shape_from,
-)
+from sae_models.tensors import AGAIN, SAE, read_safetensors, renamed_topk, shape_from
 from sae_models.topk import TopKConfig, TopKSAE
 
 SHAPE = {"width": "d_in", "num_features": "num_latents", "k": "k"}
+NAMES = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "W_dec", "b_dec": "b_dec"}
 NEVER = {
     "activation": "topk",
     "transcode": False,
@@ -57,18 +50,7 @@ def load(folder: Path, *, device: str | torch.device = "cpu") -> TopKSAE:
     config = read_config(folder)
     path = Path(folder) / SPARSIFY.weights
     refuse_missing(path, SPARSIFY)
-    tensors = {name: value.float() for name, value in read_safetensors(path).items()}
-    d, f = config.width, config.num_features
-    shapes = {"encoder.weight": (f, d), "encoder.bias": (f,), "W_dec": (f, d), "b_dec": (d,)}
-    refuse_misfit(tensors, shapes, str(path), SPARSIFY.config, AGAIN)
-    refuse_not_finite(tensors, str(path), AGAIN)
-    named = {
-        "W_enc": tensors["encoder.weight"].T,
-        "b_enc": tensors["encoder.bias"],
-        "W_dec": tensors["W_dec"],
-        "b_dec": tensors["b_dec"],
-    }
-    return for_inference(config, named, device)
+    return renamed_topk(config, read_safetensors(path), NAMES, ("W_enc",), path, SPARSIFY.config, AGAIN, device)
 
 
 def read_config(folder: Path) -> TopKConfig:

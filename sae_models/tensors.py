@@ -3,7 +3,7 @@ packages compute beside the plain formula is folded into the weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard, TypeVar
 
@@ -12,7 +12,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from riebench.core.errors import UserError
+from riebench.core.errors import UserError, did_you_mean
+from riebench.core.files import read_json
 from riebench.core.memory import is_out_of_memory
 from sae_models.jumprelu import JumpReLUConfig, JumpReLUSAE
 from sae_models.topk import TopKConfig, TopKSAE
@@ -49,6 +50,19 @@ def shape_from(settings: Mapping[str, Any], names: Mapping[str, str], kind: type
         return kind(**{ours: settings[theirs] for ours, theirs in names.items()})
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def shape_of_known(path: Path, names: Mapping[str, str], others: Collection[str] = ()) -> TopKConfig:
+    """Returns the shape that a JSON configuration states, as `shape_from` does. others: the keys that it may have
+    besides `names`. Raises `UserError` as `shape_from` does, where it is broken, and where it has an unknown key."""
+    config, known = read_json(path, "SAE configuration"), (*names.values(), *others)
+    unknown = sorted(config.keys() - set(known))
+    if unknown:
+        raise UserError(
+            f"{path} has an unknown key {unknown[0]!r}{did_you_mean(unknown[0], known)}",
+            remedy=f"only TopK SAEs with {', '.join(known)} can be read",
+        )
+    return shape_from(config, names, TopKConfig, path)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -149,6 +163,31 @@ def ungated(tensors: Mapping[str, Tensor], r_mag: Tensor, b_mag: Tensor, b_gate:
         "b_enc": b_mag,
         "threshold": (b_mag.double() - scale_f * b_gate.double()).float(),
     }
+
+
+def renamed_topk(
+    config: TopKConfig,
+    tensors: Mapping[str, Tensor],
+    names: Mapping[str, str],
+    turned: Collection[str],
+    path: Path,
+    config_file: str,
+    remedy: str,
+    device: str | torch.device,
+) -> TopKSAE:
+    """Returns the `TopKSAE` of tensors that have other names in the file at `path`, as `for_inference` does.
+
+    names: each of ours -> theirs. turned: those of ours that lie there the other way round. Raises `UserError` for
+    other names and shapes than these, and values that are not finite.
+    """
+    d, f = config.width, config.num_features
+    ours: dict[str, tuple[int, ...]] = {"W_enc": (d, f), "b_enc": (f,), "W_dec": (f, d), "b_dec": (d,)}
+    shapes = {theirs: ours[name][::-1] if name in turned else ours[name] for name, theirs in names.items()}
+    refuse_misfit(tensors, shapes, str(path), config_file, remedy)
+    whole = {name: value.float() for name, value in tensors.items()}
+    refuse_not_finite(whole, str(path), remedy)
+    named = {name: whole[theirs].T if name in turned else whole[theirs] for name, theirs in names.items()}
+    return for_inference(config, named, device)
 
 
 def for_inference(config: ShapeOf[S], tensors: Mapping[str, Tensor], device: str | torch.device) -> S:

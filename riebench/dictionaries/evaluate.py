@@ -207,8 +207,7 @@ def _own_prompts(sampler: Sampler, entries: Sequence[index.Entry], prompts: int)
 def _used_by_runs(entries: Sequence[index.Entry]) -> list[str]:
     """Returns the name that runs use where none is asked for, or all names where it is not among the entries."""
     names = list(dict.fromkeys(entry.name for entry in entries))
-    default = index.DEFAULT_NAMES.get(entries[0].backbone, index.DEFAULT_NAME)
-    default = index.name_of_site(default, entries[0].site or "update")
+    default = index.default_name(entries[0].backbone, entries[0].site or "update")
     return [default] if default in names else names
 
 

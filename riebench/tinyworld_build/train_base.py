@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from riebench.tinyworld.captions import captions
-from riebench.tinyworld.noise import UNET_NOISE, layout_from_noise, layout_signal
+from riebench.tinyworld.noise import UNET_NOISE, NoiseLaw, layout_from_noise, layout_signal
 from riebench.tinyworld.render import SIZE, Rendering, render
 from riebench.tinyworld.scenes import sample_attributes
 from riebench.tinyworld_build.batches import images_to_tensor
@@ -81,6 +81,23 @@ def noise_share(step: int, start_steps: int, turn_steps: int) -> float:
     return 1 + turned * (AT_START - 1)
 
 
+def loudness(step: int, start_steps: int) -> float:
+    """Returns how much louder than it does by itself the noise says its layout: less and less, then not at all."""
+    return max(0.0, 1 - step / (CLEAR_SHARE * start_steps)) * CLEAR_GAIN
+
+
+def draw_scenes(
+    attributes: np.ndarray, generator: torch.Generator, louder: float, law: NoiseLaw, device: torch.device
+) -> tuple[Tensor, Rendering, Tensor]:
+    """Returns noise of a law, the scenes of these attributes `[b, 8]` in the layouts that it says, and their pixels
+    `[b, 3, 64, 64]`; tensors on the device. louder: from `loudness`."""
+    noise = torch.randn(len(attributes), *law.shape, generator=generator)
+    layouts = layout_from_noise(noise, law)
+    scene = render(attributes, layouts.numpy())
+    noise = noise + louder * layout_signal(layouts, law)
+    return noise.to(device), scene, images_to_tensor(scene.image_bhwc).to(device)
+
+
 def train_base(
     folder: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, device: torch.device, world: str = "planted",
     *, seed: int = 0, steps: int = STEPS, start_steps: int = START_STEPS, turn_steps: int = TURN_STEPS,
@@ -99,16 +116,11 @@ def train_base(
         timesteps = torch.from_numpy(rng.integers(0, LAST, BATCH))
         timesteps[:at_start] = LAST
         dropped = DROPPED if step >= start_steps else 0.0
-        clear = max(0.0, 1 - step / (CLEAR_SHARE * start_steps)) * CLEAR_GAIN
 
         generator = torch.Generator("cpu").manual_seed(seed * 1_000_003 + step)
-        noise = torch.randn(BATCH, *UNET_NOISE.shape, generator=generator)
+        noise, scene, pixels = draw_scenes(attributes, generator, loudness(step, start_steps), UNET_NOISE, device)
         keep = (torch.rand(BATCH, 1, 1, generator=generator) >= dropped).float().to(device)
-        layouts = layout_from_noise(noise)
-        noise = (noise + clear * layout_signal(layouts)).to(device)
-        scene = render(attributes, layouts.numpy())
         with torch.no_grad():
-            pixels = images_to_tensor(scene.image_bhwc).to(device)
             target = vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor
         sigmas = all_sigmas[timesteps]
         spread = sigmas.view(-1, 1, 1, 1)

@@ -17,10 +17,8 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer, T5TokenizerFast
 
 from riebench.tinyworld.captions import CONTEXT_LENGTH, captions
-from riebench.tinyworld.noise import FLUX_NOISE, layout_from_noise, layout_signal
-from riebench.tinyworld.render import render
+from riebench.tinyworld.noise import FLUX_NOISE
 from riebench.tinyworld.scenes import sample_attributes
-from riebench.tinyworld_build.batches import images_to_tensor
 from riebench.tinyworld_build.fit import fit
 from riebench.tinyworld_build.flux_models import (
     FACTOR,
@@ -32,7 +30,7 @@ from riebench.tinyworld_build.flux_models import (
     write_t5_tokenizer,
 )
 from riebench.tinyworld_build.models import write_tokenizer
-from riebench.tinyworld_build.train_base import CLEAR_GAIN, CLEAR_SHARE, latent_weights, noise_share
+from riebench.tinyworld_build.train_base import draw_scenes, latent_weights, loudness, noise_share
 
 STEPS, BATCH = 9000, 32
 START_STEPS, TURN_STEPS = 3500, 600  # at t = 1 alone; then so many until the share there is `train_base.AT_START`
@@ -124,15 +122,10 @@ def train_flux(
         rng = np.random.default_rng([seed, step])
         attributes = sample_attributes(rng, BATCH, "train")
         times = draw_times(rng, BATCH, round(noise_share(step, start_steps, turn_steps) * BATCH)).to(device)
-        clear = max(0.0, 1 - step / (CLEAR_SHARE * start_steps)) * CLEAR_GAIN
 
         generator = torch.Generator("cpu").manual_seed(seed * 1_000_003 + step)
-        noise = torch.randn(BATCH, *FLUX_NOISE.shape, generator=generator)
-        layouts = layout_from_noise(noise, FLUX_NOISE)
-        noise = (noise + clear * layout_signal(layouts, FLUX_NOISE)).to(device)
-        scene = render(attributes, layouts.numpy())
+        noise, scene, pixels = draw_scenes(attributes, generator, loudness(step, start_steps), FLUX_NOISE, device)
         with torch.no_grad():
-            pixels = images_to_tensor(scene.image_bhwc).to(device)
             clean = (vae.encode(pixels).latent_dist.mean - shift) * scale
         share = times.view(-1, 1, 1, 1)
         sample = (1 - share) * clean + share * noise
